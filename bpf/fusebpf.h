@@ -1,0 +1,497 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0 */
+/*
+ * The fusebpf ABI, its one definition. Three readers include or parse this file:
+ *   filters   compiled by bcc for the BPF machine: the slot, the verdicts, PRE/POST/FILTER, helpers
+ *   the core  compiled by the C compiler: the slot, the records, the op table
+ *   Python    sees the same through the core (_core.OPS) and through the BTF of a compiled filter
+ *
+ * Compatibility: fields are only ever appended where reserved space is, so that a filter built for an
+ * older minor version runs on; another major version is refused when a filter is loaded.
+ */
+#ifndef FUSEBPF_H
+#define FUSEBPF_H
+
+#include <linux/types.h>
+
+#define FB_ABI_MAJOR 1
+#define FB_ABI_MINOR 0
+#define FB_ABI_VERSION (FB_ABI_MAJOR << 16 | FB_ABI_MINOR)
+
+#define FB_NAME_SIZE 256	/* a name of at most 255 bytes, padded with zero bytes */
+#define FB_PATH_SIZE 4096	/* a path or a link target of at most 4095 bytes and a zero byte */
+#define FB_MAX_FILTERS 32	/* filters in one chain */
+#define FB_MAX_WORKERS 64	/* threads that serve one mount: one verdict ring each */
+#define FB_N_SLOTS 128		/* ops of one mount that can be before filters at the same time */
+#define FB_N_RECENT 1024	/* finished records that `recent` keeps */
+#define FB_N_STATS 4096		/* rows that `stats` can hold */
+#define FB_N_PATTERNS 64	/* patterns in a struct fb_patterns */
+#define FB_ANY 0xffffffffu	/* in policy maps: any uid, any op */
+
+/* ------------------------------------------------------------------------------------ ops */
+
+/* The one op table. HOOK: an op that filters may hook. ALIAS: another opcode of a hooked op.
+ * PLAIN: an op that no filter sees. The opcode is the kernel's (linux/fuse.h); our own pseudo-ops
+ * start at 192. `args` names struct fb_<args>, the member of the slot's union; `names` is how many
+ * names the request carries; the flags are enum fb_op_flags.
+ *
+ *           name         opcode args     names flags */
+#define FB_OPS(HOOK, ALIAS, PLAIN)                                                             \
+	HOOK(lookup,           1, nothing,  1, FB_OP_ENTRY | FB_OP_DAEMON)                     \
+	PLAIN(forget,          2, nothing,  0, FB_OP_NO_REPLY | FB_OP_UNREFUSABLE)             \
+	HOOK(getattr,          3, getattr,  0, FB_OP_ATTR | FB_OP_DAEMON)                      \
+	HOOK(setattr,          4, setattr,  0, FB_OP_ATTR | FB_OP_MUTATES | FB_OP_DAEMON)      \
+	HOOK(readlink,         5, nothing,  0, FB_OP_TEXT | FB_OP_DAEMON)                      \
+	HOOK(symlink,          6, nothing,  1, FB_OP_ENTRY | FB_OP_CREATES | FB_OP_MUTATES | FB_OP_DAEMON) \
+	HOOK(mknod,            8, mknod,    1, FB_OP_ENTRY | FB_OP_CREATES | FB_OP_MUTATES | FB_OP_DAEMON) \
+	HOOK(mkdir,            9, mkdir,    1, FB_OP_ENTRY | FB_OP_CREATES | FB_OP_MUTATES | FB_OP_DAEMON) \
+	HOOK(unlink,          10, nothing,  1, FB_OP_MUTATES | FB_OP_DAEMON)                   \
+	HOOK(rmdir,           11, nothing,  1, FB_OP_MUTATES | FB_OP_DAEMON)                   \
+	HOOK(rename,          12, rename,   2, FB_OP_MUTATES | FB_OP_DAEMON)                   \
+	HOOK(link,            13, link,     1, FB_OP_ENTRY | FB_OP_MUTATES | FB_OP_DAEMON)     \
+	HOOK(open,            14, open,     0, FB_OP_OPENS | FB_OP_DAEMON)                     \
+	HOOK(read,            15, rw,       0, FB_OP_COUNT | FB_OP_DAEMON)                     \
+	HOOK(write,           16, rw,       0, FB_OP_COUNT | FB_OP_MUTATES | FB_OP_DAEMON)     \
+	HOOK(statfs,          17, nothing,  0, FB_OP_STATFS | FB_OP_DAEMON)                    \
+	HOOK(release,         18, release,  0, FB_OP_UNREFUSABLE | FB_OP_DAEMON)               \
+	HOOK(fsync,           20, fsync,    0, FB_OP_DAEMON)                                   \
+	HOOK(setxattr,        21, xattr,    1, FB_OP_XATTR | FB_OP_MUTATES | FB_OP_DAEMON)                   \
+	HOOK(getxattr,        22, xattr,    1, FB_OP_XATTR | FB_OP_TEXT | FB_OP_DAEMON)                      \
+	HOOK(listxattr,       23, xattr,    0, FB_OP_TEXT | FB_OP_DAEMON)                      \
+	HOOK(removexattr,     24, nothing,  1, FB_OP_XATTR | FB_OP_MUTATES | FB_OP_DAEMON)                   \
+	HOOK(flush,           25, flush,    0, FB_OP_DAEMON)                                   \
+	PLAIN(init,           26, nothing,  0, 0)                                              \
+	HOOK(opendir,         27, open,     0, FB_OP_OPENS | FB_OP_DAEMON)                     \
+	HOOK(readdir,         28, rw,       0, FB_OP_COUNT | FB_OP_DAEMON)                     \
+	HOOK(releasedir,      29, release,  0, FB_OP_UNREFUSABLE | FB_OP_DAEMON)               \
+	HOOK(fsyncdir,        30, fsync,    0, FB_OP_DAEMON)                                   \
+	HOOK(access,          34, access,   0, FB_OP_DAEMON)                                   \
+	HOOK(create,          35, create,   1, FB_OP_ENTRY | FB_OP_OPENS | FB_OP_CREATES | FB_OP_MUTATES | FB_OP_DAEMON) \
+	PLAIN(interrupt,      36, nothing,  0, FB_OP_NO_REPLY | FB_OP_UNREFUSABLE)             \
+	PLAIN(destroy,        38, nothing,  0, FB_OP_NO_REPLY | FB_OP_UNREFUSABLE)             \
+	PLAIN(batch_forget,   42, nothing,  0, FB_OP_NO_REPLY | FB_OP_UNREFUSABLE)             \
+	ALIAS(readdir, readdirplus, 44)                                                        \
+	ALIAS(rename, rename2, 45)                                                             \
+	HOOK(dirent,         192, dirent,   1, FB_OP_POST_ONLY) /* once for each entry of a listing */
+
+enum fb_op_flags {
+	FB_OP_ENTRY = 1 << 0,	   /* succeeds with an inode: nodeid and attr */
+	FB_OP_ATTR = 1 << 1,	   /* succeeds with attr */
+	FB_OP_TEXT = 1 << 2,	   /* succeeds with bytes that the slot shows as text */
+	FB_OP_COUNT = 1 << 3,	   /* succeeds with a number of bytes */
+	FB_OP_STATFS = 1 << 4,	   /* succeeds with statfs */
+	FB_OP_OPENS = 1 << 5,	   /* succeeds with a handle */
+	FB_OP_CREATES = 1 << 6,	   /* makes an inode, as the caller */
+	FB_OP_MUTATES = 1 << 7,	   /* changes the tree */
+	FB_OP_NO_REPLY = 1 << 8,   /* the kernel waits for no answer */
+	FB_OP_UNREFUSABLE = 1 << 9, /* always runs to its end; hooks on it only observe */
+	FB_OP_POST_ONLY = 1 << 10, /* has no pre stage */
+	FB_OP_DAEMON = 1 << 11,	   /* pyfuse3 can express it */
+	FB_OP_XATTR = 1 << 12,	   /* its name is an extended attribute's, not a file's */
+};
+
+#define FB_ENUM_HOOK(name, opcode, args, names, flags) FB_OP_##name = opcode,
+#define FB_ENUM_PLAIN(name, opcode, args, names, flags) FB_OP_##name = opcode,
+#define FB_ENUM_ALIAS(name, alias, opcode) FB_OP_##alias = opcode,
+enum fb_op { FB_OPS(FB_ENUM_HOOK, FB_ENUM_ALIAS, FB_ENUM_PLAIN) FB_OP_any = (int)FB_ANY };
+
+enum fb_phase { FB_PRE = 0, FB_POST = 1 };
+
+/* ------------------------------------------------------------------------------- verdicts */
+
+/* What a hook's body returns: one of these, flags or-ed to it, or -Exxx for FB_REPLY with that errno. */
+enum fb_verdict {
+	FB_CONTINUE = 0, /* the next filter below, in the end the backing root */
+	FB_BACKING = 1,	 /* pre: straight to the backing root, the filters below are not asked */
+	FB_DAEMON = 2,	 /* the daemon answers (pre) or sees the result (post) */
+	FB_REPLY = 3,	 /* pre: this is the result, ctx->error or what the hook filled in */
+	FB_NEGATIVE = 4, /* pre lookup: a negative entry, "no such name" */
+	FB_DROP = 5,	 /* post dirent: the entry is left out */
+	FB_BROKEN = 15,	 /* in stats and recent: the hook broke a rule and its op was failed with EIO */
+};
+
+#define FB_REWRITE 0x100 /* what ctx->edits names was edited and is to be used */
+#define FB_NOPOST 0x200	 /* pre: this filter's post hook need not run for this op */
+#define FB_VERDICT_MASK 0xff
+
+/* What a hook edited: or these into ctx->edits and return FB_REWRITE. docs/abi.md lists what each op takes. */
+enum fb_edit {
+	FB_EDIT_NAME = 1 << 0,	  /* name, name_len */
+	FB_EDIT_NAME2 = 1 << 1,	  /* name2, name2_len */
+	FB_EDIT_TEXT = 1 << 2,	  /* text, text_len */
+	FB_EDIT_MODE = 1 << 3,	  /* the mode among the arguments */
+	FB_EDIT_FLAGS = 1 << 4,	  /* the flags among the arguments */
+	FB_EDIT_UID = 1 << 5,	  /* setattr: args.setattr.uid; ops that create: the new owner, uid */
+	FB_EDIT_GID = 1 << 6,	  /* the same for gid */
+	FB_EDIT_SIZE = 1 << 7,	  /* the size among the arguments: never larger than the caller's */
+	FB_EDIT_OFFSET = 1 << 8,  /* read, write: the offset */
+	FB_EDIT_TIMES = 1 << 9,	  /* setattr: atime and mtime */
+	FB_EDIT_RDEV = 1 << 10,	  /* mknod: rdev */
+	FB_EDIT_MASK = 1 << 11,	  /* access: mask */
+	FB_EDIT_ERROR = 1 << 12,  /* error; post: 0 is accepted only where the op succeeded */
+	FB_EDIT_ATTR = 1 << 13,	  /* result.attr, all of it but ino and the file type */
+	FB_EDIT_STATFS = 1 << 14, /* result.statfs */
+	FB_EDIT_COUNT = 1 << 15,  /* result.count: never larger than it was */
+	FB_EDIT_TTL = 1 << 16,	  /* ttl_ns */
+	FB_EDIT_BACKING = 1 << 17, /* backing */
+	FB_EDIT_TAG = 1 << 18,	  /* tag */
+	FB_EDIT_VIEW = 1 << 19,	  /* view */
+};
+
+#define FB_ERRNOS(X)                                                                      \
+	X(EPERM, 1) X(ENOENT, 2) X(ESRCH, 3) X(EINTR, 4) X(EIO, 5) X(ENXIO, 6) X(E2BIG, 7)       \
+	X(ENOEXEC, 8) X(EBADF, 9) X(ECHILD, 10) X(EAGAIN, 11) X(ENOMEM, 12) X(EACCES, 13)        \
+	X(EFAULT, 14) X(ENOTBLK, 15) X(EBUSY, 16) X(EEXIST, 17) X(EXDEV, 18) X(ENODEV, 19)       \
+	X(ENOTDIR, 20) X(EISDIR, 21) X(EINVAL, 22) X(ENFILE, 23) X(EMFILE, 24) X(ENOTTY, 25)     \
+	X(ETXTBSY, 26) X(EFBIG, 27) X(ENOSPC, 28) X(ESPIPE, 29) X(EROFS, 30) X(EMLINK, 31)       \
+	X(EPIPE, 32) X(EDOM, 33) X(ERANGE, 34) X(EDEADLOCK, 35) X(ENAMETOOLONG, 36)              \
+	X(ENOLCK, 37) X(ENOSYS, 38) X(ENOTEMPTY, 39) X(ELOOP, 40) X(ENOMSG, 42) X(EIDRM, 43)     \
+	X(ECHRNG, 44) X(EL2NSYNC, 45) X(EL3HLT, 46) X(EL3RST, 47) X(ELNRNG, 48) X(EUNATCH, 49)   \
+	X(ENOCSI, 50) X(EL2HLT, 51) X(EBADE, 52) X(EBADR, 53) X(EXFULL, 54) X(ENOANO, 55)        \
+	X(EBADRQC, 56) X(EBADSLT, 57) X(EBFONT, 59) X(ENOSTR, 60) X(ENODATA, 61) X(ETIME, 62)    \
+	X(ENOSR, 63) X(ENONET, 64) X(ENOPKG, 65) X(EREMOTE, 66) X(ENOLINK, 67) X(EADV, 68)       \
+	X(ESRMNT, 69) X(ECOMM, 70) X(EPROTO, 71) X(EMULTIHOP, 72) X(EDOTDOT, 73)                 \
+	X(EBADMSG, 74) X(EOVERFLOW, 75) X(ENOTUNIQ, 76) X(EBADFD, 77) X(EREMCHG, 78)             \
+	X(ELIBACC, 79) X(ELIBBAD, 80) X(ELIBSCN, 81) X(ELIBMAX, 82) X(ELIBEXEC, 83)              \
+	X(EILSEQ, 84) X(ERESTART, 85) X(ESTRPIPE, 86) X(EUSERS, 87) X(ENOTSOCK, 88)              \
+	X(EDESTADDRREQ, 89) X(EMSGSIZE, 90) X(EPROTOTYPE, 91) X(ENOPROTOOPT, 92)                 \
+	X(EPROTONOSUPPORT, 93) X(ESOCKTNOSUPPORT, 94) X(ENOTSUP, 95) X(EPFNOSUPPORT, 96)         \
+	X(EAFNOSUPPORT, 97) X(EADDRINUSE, 98) X(EADDRNOTAVAIL, 99) X(ENETDOWN, 100)              \
+	X(ENETUNREACH, 101) X(ENETRESET, 102) X(ECONNABORTED, 103) X(ECONNRESET, 104)            \
+	X(ENOBUFS, 105) X(EISCONN, 106) X(ENOTCONN, 107) X(ESHUTDOWN, 108)                       \
+	X(ETOOMANYREFS, 109) X(ETIMEDOUT, 110) X(ECONNREFUSED, 111) X(EHOSTDOWN, 112)            \
+	X(EHOSTUNREACH, 113) X(EALREADY, 114) X(EINPROGRESS, 115) X(ESTALE, 116)                 \
+	X(EUCLEAN, 117) X(ENOTNAM, 118) X(ENAVAIL, 119) X(EISNAM, 120) X(EREMOTEIO, 121)         \
+	X(EDQUOT, 122) X(ENOMEDIUM, 123) X(EMEDIUMTYPE, 124) X(ECANCELED, 125) X(ENOKEY, 126)    \
+	X(EKEYEXPIRED, 127) X(EKEYREVOKED, 128) X(EKEYREJECTED, 129) X(EOWNERDEAD, 130)          \
+	X(ENOTRECOVERABLE, 131) X(ERFKILL, 132)
+
+#define FB_ENUM_ERRNO(name, number) FB_##name = number,
+enum fb_errno { FB_OK = 0, FB_ERRNOS(FB_ENUM_ERRNO) };
+
+/* ------------------------------------------------------------------------------- the slot */
+
+struct fb_name {
+	char text[FB_NAME_SIZE];
+};
+
+/* The key of a policy map by op, caller and name; FB_ANY and an empty name stand for any. */
+struct fb_key {
+	enum fb_op op;
+	__u32 uid;
+	struct fb_name name;
+};
+
+struct fb_nothing {
+	__u64 reserved0;
+};
+
+struct fb_getattr {
+	__u64 fh; /* 0: by inode */
+	__u32 flags;
+	__u32 reserved0;
+};
+
+/* args.setattr.valid: which fields are to be set, the kernel's FATTR_ bits. */
+enum fb_setattr_valid {
+	FB_SET_MODE = 1 << 0,
+	FB_SET_UID = 1 << 1,
+	FB_SET_GID = 1 << 2,
+	FB_SET_SIZE = 1 << 3,
+	FB_SET_ATIME = 1 << 4,
+	FB_SET_MTIME = 1 << 5,
+	FB_SET_FH = 1 << 6,
+	FB_SET_ATIME_NOW = 1 << 7,
+	FB_SET_MTIME_NOW = 1 << 8,
+};
+
+struct fb_setattr {
+	__u32 valid;
+	__u32 mode;
+	__u32 uid;
+	__u32 gid;
+	__u64 size;
+	__u64 fh;
+	__u64 atime_ns;
+	__u64 mtime_ns;
+};
+
+struct fb_mknod {
+	__u32 mode;
+	__u32 rdev;
+};
+
+struct fb_mkdir {
+	__u32 mode;
+	__u32 reserved0;
+};
+
+struct fb_rename {
+	__u64 newdir; /* nodeid of the new parent; name is the old name, name2 the new one */
+	__u32 flags;  /* RENAME_NOREPLACE 1, RENAME_EXCHANGE 2, RENAME_WHITEOUT 4 */
+	__u32 reserved0;
+};
+
+struct fb_link {
+	__u64 inode; /* nodeid of what is linked; ctx->nodeid is the new parent */
+};
+
+struct fb_open {
+	__u32 flags; /* open(2)'s */
+	__u32 reserved0;
+};
+
+struct fb_create {
+	__u32 mode;
+	__u32 flags; /* open(2)'s */
+};
+
+struct fb_rw {
+	__u64 fh;
+	__u64 offset;
+	__u32 size;
+	__u32 flags; /* of the open file */
+};
+
+struct fb_release {
+	__u64 fh;
+	__u32 flags;
+	__u32 reserved0;
+};
+
+struct fb_fsync {
+	__u64 fh;
+	__u32 flags; /* 1: data only */
+	__u32 reserved0;
+};
+
+struct fb_flush {
+	__u64 fh;
+	__u64 lock_owner;
+};
+
+struct fb_xattr {
+	__u32 size;  /* of the value, or of the caller's buffer (0: asks for the size) */
+	__u32 flags; /* setxattr: XATTR_CREATE 1, XATTR_REPLACE 2 */
+};
+
+struct fb_access {
+	__u32 mask; /* R_OK 4, W_OK 2, X_OK 1, F_OK 0 */
+	__u32 reserved0;
+};
+
+struct fb_dirent {
+	__u64 ino;
+	__u32 type; /* DT_ of dirent.h */
+	__u32 reserved0;
+};
+
+struct fb_attr {
+	__u64 ino;
+	__u64 size;
+	__u64 blocks;
+	__u64 atime_ns;
+	__u64 mtime_ns;
+	__u64 ctime_ns;
+	__u32 mode;
+	__u32 nlink;
+	__u32 uid;
+	__u32 gid;
+	__u32 rdev;
+	__u32 blksize;
+};
+
+struct fb_statfs {
+	__u64 blocks;
+	__u64 bfree;
+	__u64 bavail;
+	__u64 files;
+	__u64 ffree;
+	__u32 bsize;
+	__u32 namelen;
+	__u32 frsize;
+	__u32 reserved0;
+};
+
+enum fb_slot_flags {
+	FB_NO_CALLER = 1 << 0, /* the kernel's own request: uid, gid read -1, pid 0 */
+	FB_HAS_PATH = 1 << 1,  /* path is filled in */
+	FB_PATH_LOST = 1 << 2, /* the path was asked for and is longer than FB_PATH_SIZE, or its inode is not linked */
+	FB_KNOWN_EXEC = 1 << 3, /* open: the file is opened to be executed */
+};
+
+/* One op as its hooks see it. The core fills it in anew before each hook from its own copy, so an edit that a
+ * hook does not declare reaches nobody. `error` is the result so far in post, 0 in pre. */
+struct fb_slot {
+	__u32 abi;
+	enum fb_op op;
+	enum fb_phase phase;
+	__u32 filter; /* id of the filter that is asked, 0 to FB_MAX_FILTERS - 1 */
+	__u64 unique;
+	__u64 nodeid;
+	__u64 time_ns; /* CLOCK_REALTIME when the op was decoded */
+	__u32 uid;
+	__u32 gid;
+	__u32 pid;
+	__u32 umask;
+	__u32 flags; /* enum fb_slot_flags */
+	__u32 type;  /* file type bits (S_IFMT) of nodeid */
+	enum fb_errno error;
+	__u32 backing;
+	__u64 edits; /* enum fb_edit: what this hook edited */
+	__u64 cookie; /* what this filter's pre left here, its post finds */
+	__u64 tag;
+	__u64 ttl_ns;
+	__u32 view;
+	__u32 name_len;
+	__u32 name2_len;
+	__u32 path_len;
+	__u32 path2_len;
+	__u32 text_len;
+	__u64 zero; /* is 0, and the verifier does not know it */
+	union {
+		struct fb_nothing nothing;
+		struct fb_getattr getattr;
+		struct fb_setattr setattr;
+		struct fb_mknod mknod;
+		struct fb_mkdir mkdir;
+		struct fb_rename rename;
+		struct fb_link link;
+		struct fb_open open;
+		struct fb_create create;
+		struct fb_rw rw;
+		struct fb_release release;
+		struct fb_fsync fsync;
+		struct fb_flush flush;
+		struct fb_xattr xattr;
+		struct fb_access access;
+		struct fb_dirent dirent;
+		__u64 reserved[8];
+	} args;
+	union {
+		struct fb_attr attr;
+		struct fb_statfs statfs;
+		__u64 count;
+		__u64 reserved[12];
+	} result;
+	union {
+		struct {
+			__u32 key_op;	/* the same as op, and */
+			__u32 key_uid;	/* as uid: so that &ctx->key is a map's key in place */
+			struct fb_name name;
+		};
+		struct fb_key key;
+	};
+	struct fb_name name2;
+	/* Below the mount's root, "" is the root, no slash in front; only for filters that want it. `path` is what the op
+	 * is about: nodeid, or where the op has a file name, that entry. `path2` is rename's and link's new entry. */
+	char path[FB_PATH_SIZE];
+	char path2[FB_PATH_SIZE];
+	char text[FB_PATH_SIZE]; /* symlink, readlink: the target; xattr values of up to 4,095 bytes */
+};
+
+/* The context that a hook's program runs with. */
+struct fb_hook {
+	__u64 unique;
+	__u32 slot;
+	__u32 ring;
+	__u32 filter;
+	enum fb_op op;
+	enum fb_phase phase;
+	__u32 reserved0;
+};
+
+/* ------------------------------------------------------------------------------- records */
+
+/* What a hook leaves in its thread's verdict ring: exactly one for each run. */
+struct fb_verdict_record {
+	__u64 unique;
+	__u64 edits;
+	__u64 cookie;
+	__u32 slot;
+	__u32 filter;
+	enum fb_op op;
+	enum fb_phase phase;
+	enum fb_verdict verdict;
+	__u32 flags; /* FB_REWRITE, FB_NOPOST */
+	enum fb_errno error;
+	__u32 reserved0;
+};
+
+/* The map `stats`: how often each filter said what. */
+struct fb_stat_key {
+	__u32 filter;
+	enum fb_phase phase;
+	enum fb_op op;
+	enum fb_verdict verdict;
+};
+
+struct fb_stat {
+	__u64 count;
+};
+
+/* The map `filters`: the chain, by filter id. An altitude of 0 is an id that is not taken. */
+struct fb_filter_info {
+	char name[32];
+	__u32 altitude;
+	__u32 wants;
+};
+
+enum fb_route { FB_ROUTE_BACKING = 0, FB_ROUTE_DAEMON = 1, FB_ROUTE_REPLY = 2 };
+
+/* The map `recent`: one finished op that at least one hook saw. Bits in the four masks are filter ids. */
+struct fb_record {
+	__u64 sequence; /* counts up from 1; 0: never used, or being written */
+	__u64 time_ns;
+	__u64 unique;
+	__u64 nodeid;
+	enum fb_op op;
+	enum fb_route route;
+	enum fb_errno error;   /* what the caller was told */
+	enum fb_verdict verdict; /* of the filter that ended the pre stage, else FB_CONTINUE */
+	char filter[32];       /* that filter, else the last one that edited, else "" */
+	__u32 uid;
+	__u32 gid;
+	__u32 pid;
+	__u32 backing;
+	__u32 pre_ran;
+	__u32 pre_edited;
+	__u32 post_ran;
+	__u32 post_edited;
+	__u64 edits;	  /* all edits that were used */
+	__u64 result;	  /* bytes moved, entries listed */
+	char name[FB_NAME_SIZE]; /* as it was used */
+	char name2[FB_NAME_SIZE];
+};
+
+/* ----------------------------------------------------------------------- what a filter declares */
+
+enum fb_band { FB_STORE = 100, FB_DATA = 300, FB_VIEW = 500, FB_POLICY = 700, FB_WATCH = 900 };
+
+enum fb_wants {
+	FB_WANTS_PATH = 1 << 0,	  /* fill in ctx->path */
+	FB_WANTS_DAEMON = 1 << 1, /* it may answer FB_DAEMON */
+	FB_WANTS_IDS = 1 << 2,	  /* it reads uid or gid: not beside `-o idmap` */
+};
+
+struct fb_declaration {
+	__u32 abi;
+	__u32 altitude;
+	__u32 wants;
+	__u32 doc_len;
+	char doc[240];
+};
+
+/* The value of a policy map of patterns: BPF_ARRAY(names, struct fb_patterns, 1). */
+struct fb_pattern {
+	char text[FB_NAME_SIZE];
+};
+
+struct fb_patterns {
+	struct fb_pattern list[FB_N_PATTERNS]; /* the last one stays empty */
+};
+
+#if defined(__bpf__) || defined(__BPF_TRACING__)
+#include "fusebpf_filter.h"
+#endif
+
+#endif

@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0 */
+/*
+ * The filter author's side of the ABI: the maps that all filters of a mount share, the macros that declare
+ * filters and hooks, and helpers that stay within the limits of bcc and of the verifier. Included by
+ * fusebpf.h where it is compiled for the BPF machine, by nobody else.
+ */
+#ifndef FUSEBPF_FILTER_H
+#define FUSEBPF_FILTER_H
+
+#include <asm-generic/errno.h>
+
+#define FB_ALWAYS_INLINE static inline __attribute__((always_inline))
+
+/* ------------------------------------------------------------------------ the shared maps */
+
+/* The sizes here are those of the compiler's scratch copies; the loader puts the mount's own maps in. */
+BPF_F_TABLE("array", u32, struct fb_slot, fb_slots, 1, BPF_F_MMAPABLE);
+BPF_TABLE("hash", struct fb_stat_key, struct fb_stat, fb_stats, 1);
+BPF_RINGBUF_OUTPUT(fb_ring0, 1);
+BPF_ARRAY_OF_MAPS(fb_rings, "fb_ring0", FB_MAX_WORKERS);
+
+FB_ALWAYS_INLINE struct fb_slot *fb_slot_of(struct fb_hook *hook)
+{
+	u32 index = hook->slot;
+
+	return fb_slots.lookup(&index);
+}
+
+FB_ALWAYS_INLINE void fb_count(const struct fb_verdict_record *record)
+{
+	struct fb_stat_key key = {};
+	struct fb_stat first = { .count = 1 }, *stat;
+
+	key.filter = record->filter;
+	key.phase = record->phase;
+	key.op = record->op;
+	key.verdict = record->verdict;
+	stat = fb_stats.lookup(&key);
+	if (stat)
+		__sync_fetch_and_add(&stat->count, 1);
+	else
+		fb_stats.insert(&key, &first);
+}
+
+/* Put a verdict into the ring of the thread that runs this hook. PRE and POST do it; a hook that is written
+ * without them has to, exactly once. */
+FB_ALWAYS_INLINE void fb_emit(struct fb_hook *hook, struct fb_slot *ctx, int said)
+{
+	struct fb_verdict_record record = {};
+	u32 index = hook->ring;
+	void *ring;
+
+	record.unique = hook->unique;
+	record.slot = hook->slot;
+	record.filter = hook->filter;
+	record.op = hook->op;
+	record.phase = hook->phase;
+	record.cookie = ctx->cookie;
+	record.edits = ctx->edits;
+	if (said < 0) {
+		record.verdict = FB_REPLY;
+		record.error = (enum fb_errno)-said;
+	} else {
+		record.verdict = (enum fb_verdict)(said & FB_VERDICT_MASK);
+		record.flags = said & ~FB_VERDICT_MASK;
+		record.error = ctx->error;
+	}
+	ring = fb_rings.lookup(&index);
+	if (ring)
+		bpf_ringbuf_output(ring, &record, sizeof(record), BPF_RB_NO_WAKEUP);
+	fb_count(&record);
+}
+
+/* ------------------------------------------------------------------------ filters and hooks */
+
+/* Declare a filter:  FILTER(hide, .altitude = FB_POLICY + 10, .doc = "hides names")
+ * altitude  1 to 999, its place in the chain, high is near the caller
+ * doc       one sentence, at most 239 bytes
+ * wants     FB_WANTS_… that are to be filled in or allowed */
+struct fb_filter_source {
+	u32 altitude;
+	u32 wants;
+	const char *doc;
+};
+
+#define FILTER(filter, ...)                                                           \
+	int filter##__filter(struct fb_declaration *declaration)                       \
+	{                                                                              \
+		const struct fb_filter_source source = { __VA_ARGS__ };                \
+		declaration->abi = FB_ABI_VERSION;                                     \
+		declaration->altitude = source.altitude;                               \
+		declaration->wants = source.wants;                                     \
+		declaration->doc_len = source.doc ? __builtin_strlen(source.doc) : 0;  \
+		if (source.doc)                                                        \
+			__builtin_memcpy(declaration->doc, source.doc,                 \
+					 __builtin_strlen(source.doc));                \
+		return 0;                                                              \
+	}
+
+#define FB_DEFINE_HOOK(filter, phase, op)                                             \
+	FB_ALWAYS_INLINE int filter##__##phase##__##op##__body(struct fb_slot *ctx);   \
+	int filter##__##phase##__##op(struct fb_hook *hook)                            \
+	{                                                                              \
+		struct fb_slot *ctx = fb_slot_of(hook);                                \
+		if (ctx)                                                               \
+			fb_emit(hook, ctx, filter##__##phase##__##op##__body(ctx));    \
+		return 0;                                                              \
+	}                                                                              \
+	FB_ALWAYS_INLINE int filter##__##phase##__##op##__body(struct fb_slot *ctx)
+
+/* A hook:  PRE(hide, lookup) { … return FB_CONTINUE; }   with `ctx`, the op's slot, at hand. Instead of an op's
+ * name: `any`, every op; `name`, every op that carries names. A hook on the op itself beats those. */
+#define PRE(filter, op) FB_DEFINE_HOOK(filter, pre, op)
+#define POST(filter, op) FB_DEFINE_HOOK(filter, post, op)
+
+/* ------------------------------------------------------------------------ helpers: names */
+
+/* An index that the verifier knows to be inside a name. */
+#define FB_INDEX(i) ((i) & (FB_NAME_SIZE - 1))
+
+/* Is the name exactly this literal? */
+#define fb_name_is(ctx, literal)                                                      \
+	((ctx)->name_len == sizeof(literal) - 1 &&                                     \
+	 !fb_differs((ctx)->name.text, 0, literal, sizeof(literal) - 1))
+
+/* Does the name begin with this literal? */
+#define fb_name_starts(ctx, literal)                                                  \
+	((ctx)->name_len >= sizeof(literal) - 1 &&                                     \
+	 !fb_differs((ctx)->name.text, 0, literal, sizeof(literal) - 1))
+
+/* Does the name end with this literal? */
+#define fb_name_ends(ctx, literal)                                                    \
+	((ctx)->name_len >= sizeof(literal) - 1 &&                                     \
+	 !fb_differs((ctx)->name.text, (ctx)->name_len - (sizeof(literal) - 1), literal,  \
+		     sizeof(literal) - 1))
+
+FB_ALWAYS_INLINE u32 fb_differs(const char *text, u32 from, const char *literal, u32 len)
+{
+	u32 i, difference = 0;
+
+#pragma clang loop unroll(full)
+	for (i = 0; i < len; i++)
+		difference |= text[FB_INDEX(from + i)] ^ literal[i];
+	return difference;
+}
+
+/* Does the name match this literal glob of at most 63 bytes (`*` any run, `?` any one byte)? A set of pattern
+ * positions is kept as the bits of one word, so the loop has no branch but its end. */
+#define fb_name_glob(ctx, literal)                                                    \
+	fb_glob((ctx)->name.text, (ctx)->name_len, literal, sizeof(literal) - 1)
+
+FB_ALWAYS_INLINE u32 fb_is_zero(u64 value)
+{
+	u64 result = ~(value | -value) >> 63;
+
+	/* Kept opaque: a compare would become a branch, and branches in loops are what the verifier
+	 * cannot afford. */
+	asm volatile("" : "+r"(result));
+	return result;
+}
+
+FB_ALWAYS_INLINE int fb_glob(const char *text, u32 text_len, const char *glob, u32 glob_len)
+{
+	u64 stars = 0, reached = 1;
+	u32 i, p;
+
+#pragma clang loop unroll(full)
+	for (p = 0; p < glob_len; p++)
+		stars |= glob[p] == '*' ? 1ull << p : 0;
+	/* A star may match nothing: what stands before it also stands behind it. */
+#pragma clang loop unroll(full)
+	for (p = 0; p < glob_len; p++)
+		reached |= (reached & stars & 1ull << p) << 1;
+#pragma clang loop unroll(disable)
+	for (i = 0; i < FB_NAME_SIZE - 1; i++) {
+		u64 next = 0;
+		u8 c;
+
+		if (i >= text_len)
+			break;
+		c = text[FB_INDEX(i)];
+#pragma clang loop unroll(full)
+		for (p = 0; p < glob_len; p++) {
+			if (glob[p] == '*')
+				next |= reached & 1ull << p;
+			else if (glob[p] == '?')
+				next |= (reached & 1ull << p) << 1;
+			else
+				next |= (reached >> p & fb_is_zero(c ^ (u8)glob[p])) << (p + 1);
+			if (glob[p] == '*')
+				next |= (next & 1ull << p) << 1;
+		}
+		/* A star that was reached by this byte's own step. */
+#pragma clang loop unroll(full)
+		for (p = 0; p < glob_len; p++)
+			next |= (next & stars & 1ull << p) << 1;
+		reached = next;
+	}
+	return reached >> glob_len & 1;
+}
+
+/* ------------------------------------------------------------------------ helpers: pattern maps */
+
+/* How many rounds one match may take in all: one for each byte of a pattern that fits, a pattern that does not, and
+ * eight bytes that a star skips. A list that needs more fails closed. The verifier bounds it: each branch of a round is
+ * a jump that it keeps pending, of at most 8,192 (kernel/bpf/verifier.c: BPF_COMPLEXITY_LIMIT_JMP_SEQ). */
+#define FB_MATCH_STEPS 384
+
+enum fb_match { FB_MATCH_NONE = 0, FB_MATCH_FOUND = 1, FB_MATCH_TOO_LONG = 2 };
+
+/* Keep a value inside a mask that is a literal, where the verifier sees it: with it every path through the
+ * loop below reaches the next round in a state that it has seen, so it walks each round once. */
+#define FB_BOUND(value, mask) asm volatile("%0 &= " #mask : "+r"(value))
+
+/* How else than whole a text may match. */
+enum fb_match_mode {
+	FB_MATCH_WHOLE = 0,
+	FB_MATCH_BELOW = 1, /* the text is a path below one that matches */
+	FB_MATCH_ABOVE = 2, /* the text is a path above one that matches */
+};
+
+/* The match behind the four below: of the text, and where `second` is not 0 then of the one that many bytes on. */
+FB_ALWAYS_INLINE int fb_match(const struct fb_slot *ctx, const struct fb_patterns *patterns,
+			      const char *text, u64 second, u32 mode)
+{
+	const char *pattern = (const char *)patterns;
+	/* Zeros that the verifier does not know to be zeros, or each round would be a state of its own. */
+	u64 start = ctx->zero, p = ctx->zero, t = ctx->zero; /* this pattern, where in it, where in the text */
+	u64 star_p = ctx->zero, star_t = ctx->zero; /* where to resume behind the last star; 0 without one */
+	u64 base = ctx->zero;			    /* which text */
+	u32 i;
+
+	if (!patterns)
+		return FB_MATCH_TOO_LONG;
+	FB_BOUND(start, 0x3fff);
+	FB_BOUND(p, 0x3fff);
+	FB_BOUND(t, 0xfff);
+	FB_BOUND(star_p, 0x3fff);
+	FB_BOUND(star_t, 0xfff);
+	FB_BOUND(base, 0x1100);
+#pragma clang loop unroll(disable)
+	for (i = 0; i < FB_MATCH_STEPS; i++, ({
+		     FB_BOUND(start, 0x3fff);
+		     FB_BOUND(p, 0x3fff);
+		     FB_BOUND(t, 0xfff);
+		     FB_BOUND(star_p, 0x3fff);
+		     FB_BOUND(star_t, 0xfff);
+		     FB_BOUND(base, 0x1100);
+	     })) {
+		u64 pc, tc;
+
+		pc = (u8)pattern[p];
+		tc = (u8)text[base + t];
+		if (pc == '*') {
+			star_p = ++p;
+			star_t = t;
+			continue;
+		}
+		if (tc && (pc == tc || pc == '?')) {
+			p++;
+			t++;
+			continue;
+		}
+		if (!pc && p == start) {
+			if (base == second)
+				return FB_MATCH_NONE;
+			base = second;
+			start = p = t = star_p = 0;
+			continue;
+		}
+		if (!pc && (!tc || ((mode & FB_MATCH_BELOW) && tc == '/')))
+			return FB_MATCH_FOUND;
+		if ((mode & FB_MATCH_ABOVE) && pc == '/' && !tc)
+			return FB_MATCH_FOUND;
+		if (star_p && text[base + star_t]) {
+			t = ++star_t;
+			p = star_p;
+			continue;
+		}
+		start += FB_NAME_SIZE;
+		p = start;
+		t = 0;
+		star_p = 0;
+	}
+	return FB_MATCH_TOO_LONG;
+}
+
+/* Does one of the patterns match the op's name? `*` is any run, `?` any one byte; the list ends at the first empty
+ * pattern. Returns enum fb_match; FB_MATCH_TOO_LONG, which stands also for patterns that are NULL, is to be
+ * taken for a match. */
+FB_ALWAYS_INLINE int fb_match_name(const struct fb_slot *ctx, const struct fb_patterns *patterns)
+{
+	return fb_match(ctx, patterns, ctx->name.text, 0, FB_MATCH_WHOLE);
+}
+
+/* The same for name or name2. */
+FB_ALWAYS_INLINE int fb_match_names(const struct fb_slot *ctx, const struct fb_patterns *patterns)
+{
+	return fb_match(ctx, patterns, ctx->name.text, FB_NAME_SIZE, FB_MATCH_WHOLE);
+}
+
+/* The same for the op's path; mode is enum fb_match_mode. */
+FB_ALWAYS_INLINE int fb_match_path(const struct fb_slot *ctx, const struct fb_patterns *patterns, u32 mode)
+{
+	return fb_match(ctx, patterns, ctx->path, 0, mode);
+}
+
+/* The same for path or path2. */
+FB_ALWAYS_INLINE int fb_match_paths(const struct fb_slot *ctx, const struct fb_patterns *patterns, u32 mode)
+{
+	return fb_match(ctx, patterns, ctx->path, FB_PATH_SIZE, mode);
+}
+
+#endif

@@ -1,0 +1,52 @@
+"""One class per kind of error: what the user is told, and the command's exit code.
+
+Every message says what was wanted, what was found (quoted) and what to do, in one line; `str(error)` is that line.
+"""
+
+
+class FusebpfError(Exception):
+    """Something that the user can put right; the command ends with exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(FusebpfError):
+    """The command or a call was put wrongly: an option, a value, a combination; exit code 2."""
+
+    exit_code = 2
+
+
+class PlatformError(FusebpfError):
+    """The machine lacks something: root, /dev/fuse, BPF, bcc."""
+
+
+class FilterError(FusebpfError):
+    """A filter's source is wrong. `detail` holds further lines (compiler messages, the verifier's log)."""
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
+class CompileError(FilterError):
+    """The C compiler refused a filter; the message names file and line."""
+
+
+class VerifierError(FilterError):
+    """The kernel's verifier refused a hook; the message names file and function."""
+
+
+class UnknownHook(FilterError):
+    """A hook on an op that does not exist; the message lists the ops."""
+
+
+class MapValueError(UsageError):
+    """A value for a policy map does not fit the map's type."""
+
+
+class ChainError(FusebpfError):
+    """The filters do not form a chain: two of one name or altitude, too many, a daemon that is not there."""
+
+
+class MountError(FusebpfError):
+    """The mount could not be made or taken down."""
