@@ -1,0 +1,181 @@
+"""Where the benchmark runs: a source tree on the disk, mounts over it, their servers' cores."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+COMMAND = Path(sys.executable).parent / "fusebpf"
+CLIENT = Path(__file__).resolve().parent / "out" / "client"
+STATE = Path("/run/fusebpf")
+PINS = Path("/sys/fs/bpf/fusebpf")
+CLIENT_SECONDS = 120
+
+
+@dataclass
+class Target:
+    """A view of the source tree: the bare directory or a mount of it.
+
+    Attributes:
+        label: The column's head.
+        path: Its root.
+        name: The mount's name, "" for the bare directory.
+        pid: The mount's server, 0 for the bare directory.
+    """
+
+    label: str
+    path: Path
+    name: str = ""
+    pid: int = 0
+
+    def hook_runs(self) -> int:
+        """How often hooks of this mount have run so far."""
+        said = call("bpftool", "--json", "map", "dump", "pinned", PINS / self.name / "stats")
+        return sum(row["formatted"]["value"]["count"] for row in json.loads(said))
+
+    def cpu_ticks(self) -> int:
+        """CPU time that the server has used, in clock ticks."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    def pin(self, cores: set[int]) -> None:
+        """Let the server's threads run on these cores only."""
+        for task in Path(f"/proc/{self.pid}/task").iterdir() if self.pid else ():
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(int(task.name), cores)
+
+
+def call(*argv: str | os.PathLike[str]) -> str:
+    """Run a program that may touch a mount; its output.
+
+    Raises:
+        RuntimeError: It failed, or it hung and was killed.
+    """
+    words = [os.fspath(word) for word in argv]
+    done = subprocess.run(
+        ["timeout", "-s", "KILL", str(CLIENT_SECONDS), *words],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "GIT_OPTIONAL_LOCKS": "1", "GIT_CONFIG_GLOBAL": "/dev/null", "LC_ALL": "C.UTF-8"},
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(words)}: exit code {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def client_ns(*words: str | int | os.PathLike[str]) -> float:
+    """Nanoseconds per op of one run of bench/client.c."""
+    return float(call(CLIENT, *(str(word) for word in words)))
+
+
+def program_ns(*argv: str | os.PathLike[str]) -> float:
+    """Nanoseconds that a whole program takes."""
+    started_ns = time.perf_counter_ns()
+    call(*argv)
+    return time.perf_counter_ns() - started_ns
+
+
+def run_on(cores: set[int], targets: Sequence[Target]) -> None:
+    """Let the clients that we start, and the servers, run on these cores only."""
+    os.sched_setaffinity(0, cores)
+    for target in targets:
+        target.pin(cores)
+
+
+def forget_caches(targets: Sequence[Target]) -> None:
+    """Drop the machine's cached names and inodes, and wait until the servers have digested the FORGETs."""
+    Path("/proc/sys/vm/drop_caches").write_text("2")
+    servers = [target for target in targets if target.pid]
+    end = time.monotonic() + 5
+    ticks = [-1]
+    while ticks != (ticks := [server.cpu_ticks() for server in servers]) and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+class Bed:
+    """A source tree in a temporary directory, and the mounts over it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.src = directory / "src"
+        self.src.mkdir()
+        self.bare = Target("bare", self.src)
+        self.n_mounts = 0
+        self.n_fresh = 0
+
+    @contextmanager
+    def mounted(
+        self, label: str, filters: Sequence[str | Path], sets: Sequence[str] = (), options: str = ""
+    ) -> Iterator[Target]:
+        """A mount of the source tree, for the time of a `with` block."""
+        self.n_mounts += 1
+        name = f"bench{os.getpid()}-{self.n_mounts}"
+        mnt = self.directory / f"mnt{self.n_mounts}"
+        mnt.mkdir()
+        words: list[str | os.PathLike[str]] = [COMMAND, "mount", self.src, mnt, "--name", name]
+        for source in filters:
+            words += ["--filter", source]
+        for assignment in sets:
+            words += ["--set", assignment]
+        if options:
+            words += ["-o", options]
+        try:
+            call(*words)
+            pid = json.loads((STATE / f"{name}.json").read_text())["pid"]
+            yield Target(label, mnt, name, pid)
+        finally:
+            with suppress(RuntimeError):
+                call(COMMAND, "umount", mnt)
+            if mnt.is_mount():
+                call("umount", "-l", mnt)
+            mnt.rmdir()
+
+    def fresh(self, target: Target) -> Path:
+        """A new empty directory of this target, in a block group of its own where ext4 can do that."""
+        self.n_fresh += 1
+        path = target.path / "fresh" / f"d{self.n_fresh}"
+        path.mkdir()
+        return path
+
+    def fill(self, *, n_files: int, big_bytes: int, labels: Sequence[str]) -> None:
+        """Make the tree: `files`, `big`, `fresh`, a git repository per target; `tree.tar` beside it."""
+        files = self.src / "files"
+        files.mkdir()
+        for number in range(n_files):
+            (files / f"f{number}").write_bytes(b"x" * 100)
+        (self.src / "big").write_bytes(os.urandom(1 << 20) * (big_bytes >> 20))
+        fresh = self.src / "fresh"
+        fresh.mkdir()
+        subprocess.run(["chattr", "+T", fresh], check=False, capture_output=True)
+        tree = self.directory / "tree"
+        for number in range(n_files):
+            folder = tree / f"folder{number % 40}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"file{number}.txt").write_text(f"{number}\n" * 200)
+        call("tar", "cf", self.directory / "tree.tar", "-C", tree, ".")
+        git = ("git", "-c", "user.name=bench", "-c", "user.email=bench@example.org", "-C", tree)
+        call(*git, "init", "--quiet")
+        call(*git, "add", "--all")
+        call(*git, "commit", "--quiet", "--message", "bench")
+        for label in labels:
+            call("cp", "-a", tree, self.repository(label))
+
+    def repository(self, label: str) -> Path:
+        """The git repository that only this target looks at, in the source tree."""
+        return self.src / ("repo-" + label.replace(" ", "-"))
+
+
+def stop_on_sigterm() -> None:
+    """Let SIGTERM end the program as ^C does: mounts are taken down."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)

@@ -1,0 +1,233 @@
+/*
+ * The benchmark's client: does one kind of op in a loop and prints nanoseconds per op. One run is one sample;
+ * bench/run.py alternates runs between the targets.
+ *
+ *   client stat|open DIR N LOOPS             fstatat, open+close of DIR/f0 … f(N-1)
+ *   client getattr DIR N LOOPS               forced getattr of DIR
+ *   client missing DIR N LOOPS               fstatat of names that are not there
+ *   client create|unlink DIR N               DIR/n0 … n(N-1)
+ *   client list DIR LOOPS                    readdir, and fstatat of each entry
+ *   client read|write FILE BLOCK N seq|rand  N blocks of an existing file, over and over if it is shorter
+ *
+ * All but create, unlink and LOOPS = 0 (which means one cold pass) go once over everything before the clock starts.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <err.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+static const char *where;
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void done(uint64_t started_ns, uint64_t n_ops)
+{
+	printf("%.1f\n", (double)(now_ns() - started_ns) / (double)n_ops);
+}
+
+static int open_dir(void)
+{
+	int fd = open(where, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	if (fd < 0)
+		err(1, "%s", where);
+	return fd;
+}
+
+/* --------------------------------------------------------------------------------- by name */
+
+typedef void by_name(int dir, const char *name);
+
+static void do_stat(int dir, const char *name)
+{
+	struct stat st;
+
+	if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+		err(1, "stat %s/%s", where, name);
+}
+
+static void do_missing(int dir, const char *name)
+{
+	struct stat st;
+
+	if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) == 0)
+		errx(1, "%s/%s is there", where, name);
+}
+
+static void do_open(int dir, const char *name)
+{
+	int fd = openat(dir, name, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		err(1, "open %s/%s", where, name);
+	close(fd);
+}
+
+/* Of the directory itself, so that no lookup comes into it. */
+static void do_getattr(int dir, const char *name)
+{
+	struct statx stx;
+
+	(void)name;
+	if (statx(dir, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &stx) < 0)
+		err(1, "statx %s", where);
+}
+
+static void do_create(int dir, const char *name)
+{
+	int fd = openat(dir, name, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0644);
+
+	if (fd < 0)
+		err(1, "create %s/%s", where, name);
+	close(fd);
+}
+
+static void do_unlink(int dir, const char *name)
+{
+	if (unlinkat(dir, name, 0) < 0)
+		err(1, "unlink %s/%s", where, name);
+}
+
+static const struct {
+	const char *name;
+	by_name *run;
+	char prefix;
+	bool repeats;
+} by_name_ops[] = {
+	{ "stat", do_stat, 'f', true },	      { "missing", do_missing, 'm', true },
+	{ "open", do_open, 'f', true },	      { "getattr", do_getattr, 'f', true },
+	{ "create", do_create, 'n', false }, { "unlink", do_unlink, 'n', false },
+};
+
+static void pass(by_name *run, int dir, char (*names)[24], long n)
+{
+	for (long i = 0; i < n; i++)
+		run(dir, names[i]);
+}
+
+static bool run_by_name(const char *op, int argc, char **argv)
+{
+	for (size_t row = 0; row < sizeof(by_name_ops) / sizeof(by_name_ops[0]); row++) {
+		if (strcmp(by_name_ops[row].name, op))
+			continue;
+		long n = argc > 0 ? atol(argv[0]) : 0;
+		long loops = argc > 1 ? atol(argv[1]) : 0;
+		char(*names)[24] = calloc((size_t)n, sizeof(*names));
+		int dir = open_dir();
+
+		if (!names || n < 1)
+			errx(2, "%s: how many?", op);
+		for (long i = 0; i < n; i++)
+			snprintf(names[i], sizeof(names[i]), "%c%ld", by_name_ops[row].prefix, i);
+		if (by_name_ops[row].repeats && loops > 0)
+			pass(by_name_ops[row].run, dir, names, n);
+
+		long passes = loops > 0 ? loops : 1;
+		uint64_t started_ns = now_ns();
+
+		for (long i = 0; i < passes; i++)
+			pass(by_name_ops[row].run, dir, names, n);
+		done(started_ns, (uint64_t)n * (uint64_t)passes);
+		return true;
+	}
+	return false;
+}
+
+/* --------------------------------------------------------------------------------- listing */
+
+static uint64_t list_once(void)
+{
+	DIR *dir = opendir(where);
+	struct dirent *entry;
+	uint64_t n = 0;
+
+	if (!dir)
+		err(1, "%s", where);
+	while ((entry = readdir(dir))) {
+		do_stat(dirfd(dir), entry->d_name);
+		n++;
+	}
+	closedir(dir);
+	return n;
+}
+
+static void run_list(long loops)
+{
+	uint64_t n = 0;
+
+	if (loops > 0)
+		list_once();
+	uint64_t started_ns = now_ns();
+
+	for (long i = 0; i < (loops > 0 ? loops : 1); i++)
+		n += list_once();
+	done(started_ns, n);
+}
+
+/* ------------------------------------------------------------------------------------ data */
+
+static void move(bool writes, int fd, char *buffer, size_t block, off_t at)
+{
+	ssize_t moved = writes ? pwrite(fd, buffer, block, at) : pread(fd, buffer, block, at);
+
+	if (moved != (ssize_t)block)
+		err(1, "%s: %zd of %zu bytes at %jd", where, moved, block, (intmax_t)at);
+}
+
+static void run_data(bool writes, size_t block, long n, bool is_random)
+{
+	int fd = open(where, (writes ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+	char *buffer = aligned_alloc(4096, block);
+	struct stat st;
+	uint64_t random = 88172645463325252u;
+
+	if (fd < 0 || fstat(fd, &st) < 0 || !buffer)
+		err(1, "%s", where);
+	memset(buffer, 'x', block);
+	long n_blocks = st.st_size / (off_t)block;
+
+	if (n_blocks < 1)
+		errx(1, "%s: shorter than a block", where);
+	for (long i = 0; i < n_blocks; i++)
+		move(writes, fd, buffer, block, (off_t)i * (off_t)block);
+
+	uint64_t started_ns = now_ns();
+
+	for (long i = 0; i < n; i++) {
+		random ^= random << 13;
+		random ^= random >> 7;
+		random ^= random << 17;
+		long at = is_random ? (long)(random % (uint64_t)n_blocks) : i % n_blocks;
+
+		move(writes, fd, buffer, block, (off_t)at * (off_t)block);
+	}
+	done(started_ns, (uint64_t)n);
+}
+
+int main(int argc, char **argv)
+{
+	const char *op = argc > 2 ? argv[1] : "";
+
+	where = argc > 2 ? argv[2] : "";
+	if (!strcmp(op, "list") && argc == 4)
+		run_list(atol(argv[3]));
+	else if ((!strcmp(op, "read") || !strcmp(op, "write")) && argc == 6)
+		run_data(op[0] == 'w', (size_t)atol(argv[3]), atol(argv[4]), !strcmp(argv[5], "rand"));
+	else if (!run_by_name(op, argc - 3, argv + 3))
+		errx(2, "usage: see the head of bench/client.c");
+	return 0;
+}

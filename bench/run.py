@@ -1,0 +1,280 @@
+"""What a mount costs against the bare directory, and what a filter adds to an op.
+
+Run it with `make bench` (ARGS='--quick', ARGS='--json FILE'). Every figure is the median of rounds in which
+the targets take turns; a ratio is the median of the rounds' own ratios. "one core": client and servers share
+a core, which is how a round trip is cheapest; "free": the scheduler decides.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bed import Bed, Target, client_ns, forget_caches, program_ns, run_on, stop_on_sigterm
+from tabulate import tabulate
+
+FILTERS = Path(__file__).resolve().parent / "filters"
+LABELS = ("bare", "no filter", "hide+readonly")
+DEMO_FILTERS = ("hide", "readonly")
+DEMO_SETS = ("hide.names=.ssh,*.key", "readonly.paths=protected")
+UNCACHED = "ttl=0"  # so that every stat of a path asks the server: one lookup each
+DATA_TARGET = 0.95
+HOOK_TARGET_US = 1.0
+DISK = "/var/tmp"  # noqa: S108 - a directory of random name is made there
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    n_files: int
+    big_bytes: int
+    rounds: int
+    pair_rounds: int
+    loops: int
+
+
+FULL = Size(n_files=1000, big_bytes=64 << 20, rounds=11, pair_rounds=40, loops=20)
+QUICK = Size(n_files=300, big_bytes=16 << 20, rounds=3, pair_rounds=10, loops=10)
+
+
+@dataclass(frozen=True)
+class Op:
+    """One line of the table: how a sample of it is taken, in nanoseconds."""
+
+    name: str
+    sample: Callable[[Target], float]
+    target: float | None = None
+
+
+def ops(bed: Bed, size: Size, targets: Sequence[Target]) -> list[Op]:
+    """The table's lines."""
+    n, loops = size.n_files, size.loops
+
+    def cold(*words: str | int) -> Callable[[Target], float]:
+        def sample(target: Target) -> float:
+            forget_caches(targets)
+            return client_ns(words[0], target.path / "files", *words[1:])
+
+        return sample
+
+    def files(*words: str | int) -> Callable[[Target], float]:
+        return lambda target: client_ns(words[0], target.path / "files", *words[1:])
+
+    def create(target: Target) -> float:
+        return client_ns("create", bed.fresh(target), n)
+
+    def unlink(target: Target) -> float:
+        directory = bed.fresh(target)
+        client_ns("create", directory, n)
+        return client_ns("unlink", directory, n)
+
+    def data(op: str, block: int, order: str, total_bytes: int) -> Callable[[Target], float]:
+        return lambda target: client_ns(op, target.path / "big", block, total_bytes // block, order)
+
+    def git_status(target: Target) -> float:
+        repository = target.path / bed.repository(target.label).name
+        return program_ns("git", "-C", repository, "status", "--porcelain")
+
+    def tar_x(target: Target) -> float:
+        return program_ns("tar", "xf", bed.directory / "tree.tar", "-C", bed.fresh(target))
+
+    sequential, scattered = 2 * size.big_bytes, size.big_bytes
+    return [
+        Op("stat, cold", cold("stat", n, 0)),
+        Op("stat, cached", files("stat", n, loops)),
+        Op("open + close", files("open", n, loops)),
+        Op("create", create),
+        Op("unlink", unlink),
+        Op("readdir + stat, cold, per entry", cold("list", 0)),
+        Op("readdir + stat, cached, per entry", files("list", loops)),
+        Op("read 128 KiB sequential", data("read", 128 << 10, "seq", sequential), DATA_TARGET),
+        Op("write 128 KiB sequential", data("write", 128 << 10, "seq", sequential), DATA_TARGET),
+        Op("read 4 KiB random", data("read", 4 << 10, "rand", scattered), DATA_TARGET),
+        Op("write 4 KiB random", data("write", 4 << 10, "rand", scattered), DATA_TARGET),
+        Op("git status", git_status),
+        Op("tar x", tar_x),
+    ]
+
+
+def take_turns(op: Op, targets: Sequence[Target], rounds: int) -> dict[str, list[float]]:
+    """Samples by label; each round another target begins, and one round before them is not counted."""
+    samples: dict[str, list[float]] = {target.label: [] for target in targets}
+    for number in range(-1, rounds):
+        for index in range(len(targets)):
+            target = targets[(number + index) % len(targets)]
+            taken = op.sample(target)
+            if number >= 0:
+                samples[target.label].append(taken)
+    return samples
+
+
+def human(ns: float) -> str:
+    """A duration with a unit that fits."""
+    if ns >= 1e6:
+        return f"{ns / 1e6:.1f} ms"
+    return f"{ns / 1e3:.2f} µs"
+
+
+def speed(samples: dict[str, list[float]], label: str) -> float:
+    """Of the bare directory's speed: the median of the rounds' ratios."""
+    return statistics.median(bare / mine for bare, mine in zip(samples["bare"], samples[label], strict=True))
+
+
+def measure_table(bed: Bed, size: Size, mode: str, targets: Sequence[Target]) -> list[dict[str, Any]]:
+    """Measure all lines, print the table, return the samples."""
+    rows, results = [], []
+    for op in ops(bed, size, targets):
+        print(f"\r\033[K  {mode}: {op.name}", end="", file=sys.stderr, flush=True)
+        samples = take_turns(op, targets, size.rounds)
+        speeds = {label: speed(samples, label) for label in LABELS[1:]}
+        row = [op.name, human(statistics.median(samples["bare"]))]
+        for label in LABELS[1:]:
+            row += [human(statistics.median(samples[label])), f"{speeds[label]:.2f}"]
+        row.append(
+            "" if op.target is None else f"≥ {op.target:.2f}" + verdict(min(speeds.values()) >= op.target)
+        )
+        rows.append(row)
+        results.append({"op": op.name, "mode": mode, "ns": samples, "speed": speeds, "target": op.target})
+    print("\r\033[K", end="", file=sys.stderr)
+    print(f"\n{mode}: time per op, and speed as a part of the bare directory's")
+    heads = ["", "bare", "no filter", "of bare", "hide+readonly", "of bare", "target"]
+    print(tabulate(rows, heads, disable_numparse=True, colalign=("left", *["right"] * 5, "left")))
+    return results
+
+
+def verdict(is_reached: bool) -> str:
+    """What stands after a target."""
+    return " reached" if is_reached else " MISSED"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A line of the second table: a filter, and a client whose ops it hooks."""
+
+    name: str
+    filters: tuple[str | Path, ...]
+    sets: tuple[str, ...]
+    sample: Callable[[Target], float]
+    options: str = ""
+
+
+def pairs(bed: Bed, size: Size) -> list[Pair]:
+    """What is compared with a mount without filters."""
+    n, loops = size.n_files, size.loops
+
+    def files(op: str) -> Callable[[Target], float]:
+        return lambda target: client_ns(op, target.path / "files", n, loops)
+
+    def create(target: Target) -> float:
+        return client_ns("create", bed.fresh(target), n)
+
+    return [
+        Pair("a hook on getattr", (FILTERS / "getattr.c",), (), files("getattr")),
+        Pair("a hook on lookup", (FILTERS / "lookup.c",), (), files("stat"), UNCACHED),
+        Pair("a hook on open", (FILTERS / "open.c",), (), files("open")),
+        Pair("a hook on create", (FILTERS / "create.c",), (), create),
+        Pair("hide, two names, on lookup", ("hide",), DEMO_SETS[:1], files("stat"), UNCACHED),
+        Pair("readonly, one path, on open to read", ("readonly",), DEMO_SETS[1:], files("open")),
+        Pair("readonly, one path, on create", ("readonly",), DEMO_SETS[1:], create),
+    ]
+
+
+def measure_pairs(bed: Bed, size: Size, modes: dict[str, set[int]]) -> list[dict[str, Any]]:
+    """Measure what filters add, print the table, return the samples."""
+    rows, results = [], []
+    for pair in pairs(bed, size):
+        row: list[str] = [pair.name]
+        runs = judged = ""
+        for mode, cores in modes.items():
+            print(f"\r\033[K  {mode}: {pair.name}", end="", file=sys.stderr, flush=True)
+            result = measure_pair(bed, size, pair, cores)
+            added_us = result["added_ns"] / 1e3
+            row += [human(result["unhooked_ns"]), f"{added_us:+.2f} µs", f"{result['spread_ns'] / 1e3:.2f}"]
+            if not judged:
+                runs = f"{result['runs_per_op']:.2f}"
+                judged = f"≤ {HOOK_TARGET_US:.1f} µs" + verdict(added_us <= HOOK_TARGET_US)
+            results.append({"op": pair.name, "mode": mode, **result})
+        rows.append([*row, runs, judged])
+    print("\r\033[K", end="", file=sys.stderr)
+    print("\nwhat a filter adds to an op: median of the differences in pairs of runs, ± half the middle half")
+    heads = [""]
+    for mode in modes:
+        heads += [f"unhooked, {mode}", "added", "±"]
+    heads += ["hooks/op", f"target ({next(iter(modes))})"]
+    print(tabulate(rows, heads, disable_numparse=True, colalign=("left", *["right"] * 7, "left")))
+    return results
+
+
+def measure_pair(bed: Bed, size: Size, pair: Pair, cores: set[int]) -> dict[str, Any]:
+    """Alternate runs on a mount without filters and on one with the pair's."""
+    with (
+        bed.mounted("unhooked", (), (), pair.options) as unhooked,
+        bed.mounted("hooked", pair.filters, pair.sets, pair.options) as hooked,
+    ):
+        run_on(cores, (unhooked, hooked))
+        op = Op(pair.name, pair.sample)
+        runs = hooked.hook_runs()
+        samples = take_turns(op, (unhooked, hooked), size.pair_rounds)
+        runs = hooked.hook_runs() - runs
+    added = [with_hook - without for without, with_hook in zip(*samples.values(), strict=True)]
+    quarters = statistics.quantiles(added, n=4)
+    per_client = size.n_files * (1 if "create" in pair.name else size.loops + 1)
+    return {
+        "unhooked_ns": statistics.median(samples["unhooked"]),
+        "added_ns": statistics.median(added),
+        "spread_ns": (quarters[2] - quarters[0]) / 2,
+        "runs_per_op": runs / (per_client * (size.pair_rounds + 1)),
+        "ns": samples,
+    }
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="less of everything: a minute, rough figures")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all samples there")
+    parser.add_argument("--dir", metavar="DIR", default=DISK, help="a directory on the disk to measure")
+    parser.add_argument("--only", choices=("table", "filters"), help="one of the two parts")
+    arguments = parser.parse_args()
+    stop_on_sigterm()
+    size = QUICK if arguments.quick else FULL
+    all_cores = os.sched_getaffinity(0)
+    modes = {"one core": {min(all_cores)}, "free": all_cores}
+    results: list[dict[str, Any]] = []
+    directory = Path(tempfile.mkdtemp(prefix="fusebpf-bench-", dir=arguments.dir))
+    subprocess.run(["chattr", "+T", directory], check=False, capture_output=True)
+    print(f"{platform.node()}: Linux {platform.release()}, {len(all_cores)} cores, {directory}")
+    try:
+        bed = Bed(directory)
+        bed.fill(n_files=size.n_files, big_bytes=size.big_bytes, labels=LABELS)
+        if arguments.only != "filters":
+            with ExitStack() as stack:
+                targets = [
+                    bed.bare,
+                    stack.enter_context(bed.mounted("no filter", ())),
+                    stack.enter_context(bed.mounted("hide+readonly", DEMO_FILTERS, DEMO_SETS)),
+                ]
+                for mode, cores in modes.items():
+                    run_on(cores, targets)
+                    results += measure_table(bed, size, mode, targets)
+        if arguments.only != "table":
+            results += measure_pairs(bed, size, modes)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"kernel": platform.release(), "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

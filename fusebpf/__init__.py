@@ -1,0 +1,72 @@
+"""A directory tree, mounted through a stack of eBPF filters.
+
+General layout, from the user down to the kernel:
+
+    cli, mounthelper    the commands, and what mount(8) calls
+    server, unmounting  a mount's background process, and how mounts are ended
+    stack               Stack: one mount, from its checks to its end
+    options, chain      what the user asked for: -o, --filter, --set
+    checks, registry    what must hold before; which mounts there are, and what dead ones left
+    loader, compiler    C source to loaded filters and maps
+    mounts, bpf         mount(2) and its table; bpf(2)
+    _core               the native engine: the FUSE protocol and the way of one operation
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from fusebpf.errors import (
+    ChainError,
+    CompileError,
+    FilterError,
+    FusebpfError,
+    MapValueError,
+    MountError,
+    PlatformError,
+    UnknownHook,
+    UsageError,
+    VerifierError,
+)
+
+if TYPE_CHECKING:
+    from fusebpf.chain import FilterSpec
+    from fusebpf.options import MountOptions
+    from fusebpf.stack import Stack, Statistic
+
+    __version__: str
+
+__all__ = [
+    "ChainError",
+    "CompileError",
+    "FilterError",
+    "FilterSpec",
+    "FusebpfError",
+    "MapValueError",
+    "MountError",
+    "MountOptions",
+    "PlatformError",
+    "Stack",
+    "Statistic",
+    "UnknownHook",
+    "UsageError",
+    "VerifierError",
+    "__version__",
+]
+
+_HOMES = {
+    "FilterSpec": "fusebpf.chain",
+    "MountOptions": "fusebpf.options",
+    "Stack": "fusebpf.stack",
+    "Statistic": "fusebpf.stack",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the larger parts when they are first used: the compiler's process needs none of them."""
+    import importlib  # noqa: PLC0415 - see above
+    import importlib.metadata  # noqa: PLC0415
+
+    if name == "__version__":
+        return importlib.metadata.version("fusebpf")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

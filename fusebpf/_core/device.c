@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * /dev/fuse: mount(2), the INIT handshake, clones, and the one place that writes replies. A reply must go out on the
+ * descriptor that its request came from (fs/fuse/dev.c: a clone has its own processing queue).
+ */
+#include "core.h"
+
+#include <linux/magic.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/vfs.h>
+
+#ifndef OVERLAYFS_SUPER_MAGIC
+#define OVERLAYFS_SUPER_MAGIC 0x794c7630
+#endif
+
+/** Open /dev/fuse and mount. On error nothing stays mounted. */
+int device_mount(struct mount *m)
+{
+	char options[160];
+	int n;
+
+	m->failed_call = "open(\"/dev/fuse\")";
+	m->device_fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+	if (m->device_fd < 0)
+		return -errno;
+	n = snprintf(options, sizeof(options), "fd=%d,rootmode=%o,user_id=0,group_id=0%s%s", m->device_fd, S_IFDIR,
+		     m->allow_other ? ",allow_other" : "",
+		     m->default_permissions ? ",default_permissions" : "");
+	if (m->max_read)
+		snprintf(options + n, sizeof(options) - (size_t)n, ",max_read=%u", m->max_read);
+	m->failed_call = "mount(\"fuse.fusebpf\")";
+	if (mount(m->source, m->mountpoint, "fuse.fusebpf", m->flags, options) < 0)
+		return -errno;
+	m->is_mounted = true;
+	return 0;
+}
+
+/* How many file systems our backing is stacked of: passthrough to it must be allowed that much (the kernel: 2). */
+static uint32_t stack_depth(const struct mount *m)
+{
+	struct statfs fs;
+
+	return !fstatfs(m->root_fd, &fs) && fs.f_type == OVERLAYFS_SUPER_MAGIC ? 2 : 1;
+}
+
+static uint64_t wanted_features(const struct mount *m)
+{
+	uint64_t wanted = FUSE_ASYNC_READ | FUSE_ATOMIC_O_TRUNC | FUSE_BIG_WRITES | FUSE_DONT_MASK |
+			  FUSE_AUTO_INVAL_DATA | FUSE_DO_READDIRPLUS | FUSE_READDIRPLUS_AUTO | FUSE_ASYNC_DIO |
+			  FUSE_PARALLEL_DIROPS | FUSE_HANDLE_KILLPRIV_V2 | FUSE_MAX_PAGES | FUSE_SETXATTR_EXT |
+			  FUSE_INIT_EXT | FB_FUSE_CREATE_SUPP_GROUP | FB_FUSE_DIRECT_IO_ALLOW_MMAP;
+
+	// With FUSE_POSIX_ACL the kernel judges by ACLs, which only makes sense where it judges at all.
+	if (m->default_permissions)
+		wanted |= FUSE_POSIX_ACL;
+	if (m->wants_passthrough)
+		wanted |= FB_FUSE_PASSTHROUGH;
+	return wanted;
+}
+
+/* Read the request that the kernel sends first. */
+static int read_init(struct mount *m, struct fuse_in_header *in, struct fuse_init_in *init, size_t *len)
+{
+	char *buffer = malloc(REQUEST_BUFFER_SIZE);
+	ssize_t n;
+
+	if (!buffer)
+		return -ENOMEM;
+	do {
+		n = read(m->device_fd, buffer, REQUEST_BUFFER_SIZE);
+	} while (n < 0 && (errno == EINTR || errno == EAGAIN));
+	int e = n < 0 ? -errno : 0;
+	memset(init, 0, sizeof(*init));
+	if (!e && (n < (ssize_t)(sizeof(*in) + FUSE_COMPAT_INIT_OUT_SIZE) ||
+		   ((struct fuse_in_header *)buffer)->opcode != FUSE_INIT))
+		e = -EPROTO;
+	if (!e) {
+		*len = (size_t)n - sizeof(*in);
+		memcpy(in, buffer, sizeof(*in));
+		memcpy(init, buffer + sizeof(*in), *len < sizeof(*init) ? *len : sizeof(*init));
+	}
+	free(buffer);
+	return e;
+}
+
+/** Answer INIT: agree on the version and the features. */
+int device_handshake(struct mount *m)
+{
+	struct fuse_in_header in;
+	struct fuse_init_in init;
+	struct fb_fuse_init_out out = { .major = FUSE_KERNEL_VERSION };
+	size_t len;
+
+	m->failed_call = "the FUSE handshake";
+	int e = read_init(m, &in, &init, &len);
+	if (e)
+		return e;
+	if (init.major != FUSE_KERNEL_VERSION || init.minor < 28) {
+		mount_log(m, "ERROR", "the kernel speaks FUSE %u.%u, and 7.28 or newer is needed", init.major, init.minor);
+		return -EPROTO;
+	}
+	m->kernel_minor = init.minor < FB_FUSE_MINOR ? init.minor : FB_FUSE_MINOR;
+	uint64_t offered = init.flags | (init.flags & FUSE_INIT_EXT ? (uint64_t)init.flags2 << 32 : 0);
+	m->features = offered & wanted_features(m);
+	m->has_passthrough = m->features & FB_FUSE_PASSTHROUGH;
+	out.minor = m->kernel_minor;
+	out.max_readahead = init.max_readahead;
+	out.flags = (uint32_t)m->features;
+	out.flags2 = (uint32_t)(m->features >> 32);
+	out.max_background = 64;
+	out.congestion_threshold = 48;
+	out.max_write = MAX_WRITE;
+	out.max_pages = MAX_WRITE / 4096;
+	out.time_gran = 1;
+	out.max_stack_depth = m->has_passthrough ? stack_depth(m) : 0;
+	struct fuse_out_header header = { .len = sizeof(header) + sizeof(out), .unique = in.unique };
+	struct iovec iov[] = { { &header, sizeof(header) }, { &out, sizeof(out) } };
+	return writev(m->device_fd, iov, 2) < 0 ? -errno : 0;
+}
+
+/** A further descriptor of the connection. */
+int device_clone(struct mount *m)
+{
+	int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+
+	if (fd < 0)
+		return -errno;
+	uint32_t source = (uint32_t)m->device_fd;
+	if (ioctl(fd, FUSE_DEV_IOC_CLONE, &source) < 0) {
+		int e = -errno;
+		close(fd);
+		return e;
+	}
+	return fd;
+}
+
+void device_reply_raw(int fd, uint64_t unique, int error)
+{
+	struct fuse_out_header header = { .len = sizeof(header), .error = -error, .unique = unique };
+
+	if (write(fd, &header, sizeof(header)) < 0)
+		return; // ENOENT: the request is gone, nobody waits
+}
+
+/**
+ * Send the reply: error, a positive errno, or 0 and what rq->reply and rq->payload say.
+ *
+ * Returns 0, or -ENOENT if nobody waits for it any more (an interrupted or aborted request). A reply that the kernel
+ * refuses for another reason is sent again as EIO, since the caller would wait for ever.
+ */
+int device_reply(struct request *rq, int error)
+{
+	struct fuse_out_header header = { .error = -error, .unique = rq->in->unique };
+	struct iovec iov[] = { { &header, sizeof(header) },
+			       { (void *)rq->reply, rq->reply_len },
+			       { (void *)rq->payload, rq->payload_len } };
+	int n_iov = error ? 1 : rq->payload_len ? 3 : rq->reply_len ? 2 : 1;
+
+	header.len = (uint32_t)sizeof(header);
+	if (!error)
+		header.len += (uint32_t)(rq->reply_len + rq->payload_len);
+	if (writev(rq->worker->device_fd, iov, n_iov) >= 0)
+		return 0;
+	if (errno == ENOENT || errno == ENODEV)
+		return -ENOENT;
+	mount_log(rq->mount, "ERROR", "the kernel refused the reply to %s (%s); it was failed with EIO",
+		  rq->op ? rq->op->name : "a request", strerror(errno));
+	device_reply_raw(rq->worker->device_fd, rq->in->unique, EIO);
+	return -ENOENT; // what the reply handed out did not arrive
+}

@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The bounded cache of O_PATH descriptors over file handles: an inode is known by its handle, and has a descriptor
+ * while it is used. Past the limit the clock's hand closes one that was not used since it last passed. Any worker.
+ * Locks: an inode's stripe guards its fd fields; clock_lock the clock; a third party's stripe is only ever tried.
+ */
+#include "core.h"
+
+#include <stdio.h>
+
+int fds_init(struct mount *m)
+{
+	for (int i = 0; i < N_SHARDS; i++)
+		pthread_mutex_init(&m->fds.stripes[i], NULL);
+	pthread_mutex_init(&m->fds.clock_lock, NULL);
+	long limit = sysconf(_SC_OPEN_MAX);
+	m->fds.limit = limit > 64 ? (uint32_t)limit / 2 : 32;
+	m->fds.clock = calloc(m->fds.limit, sizeof(*m->fds.clock));
+	return m->fds.clock ? 0 : -ENOMEM;
+}
+
+void fds_deinit(struct mount *m)
+{
+	free(m->fds.clock);
+	m->fds.clock = NULL;
+}
+
+pthread_mutex_t *fds_stripe(struct mount *m, const struct inode *inode)
+{
+	return &m->fds.stripes[inode->nodeid % N_SHARDS];
+}
+
+/** The path by which an O_PATH descriptor's file can be opened again or changed. */
+void proc_path(char out[PROC_PATH_SIZE], int fd)
+{
+	static const char prefix[] = "/proc/self/fd/";
+	char digits[12];
+	int n = 0;
+
+	do {
+		digits[n++] = (char)('0' + fd % 10);
+		fd /= 10;
+	} while (fd);
+	memcpy(out, prefix, sizeof(prefix) - 1);
+	out += sizeof(prefix) - 1;
+	while (n)
+		*out++ = digits[--n];
+	*out = 0;
+}
+
+static void clock_remove(struct fds *f, struct inode *inode)
+{
+	if (inode->clock_index < 0)
+		return;
+	struct inode *last = f->clock[--f->n_clock];
+	f->clock[inode->clock_index] = last;
+	last->clock_index = inode->clock_index;
+	inode->clock_index = -1;
+}
+
+/* Close one descriptor that nobody uses. Called with clock_lock held; gives up after two rounds. */
+static void clock_evict(struct mount *m)
+{
+	struct fds *f = &m->fds;
+
+	for (uint32_t tries = 2 * f->n_clock; tries; tries--) {
+		if (f->hand >= f->n_clock)
+			f->hand = 0;
+		struct inode *victim = f->clock[f->hand];
+		if (pthread_mutex_trylock(fds_stripe(m, victim))) {
+			f->hand++;
+			continue;
+		}
+		bool evict = victim->fd_users == 0 && !victim->fd_referenced;
+		victim->fd_referenced = false;
+		if (evict) {
+			clock_remove(f, victim);
+			close(victim->fd);
+			victim->fd = -1;
+			atomic_fetch_sub(&f->n_open, 1);
+		} else {
+			f->hand++;
+		}
+		pthread_mutex_unlock(fds_stripe(m, victim));
+		if (evict)
+			return;
+	}
+}
+
+/* Put a freshly opened descriptor in. Called with the inode's stripe held. One that cannot be opened again, or that
+ * finds the clock full of descriptors in use, stays open outside of it. */
+static void fd_insert(struct mount *m, struct inode *inode, int fd)
+{
+	struct fds *f = &m->fds;
+
+	inode->fd = fd;
+	inode->fd_referenced = true;
+	atomic_fetch_add(&f->n_open, 1);
+	if (inode->fd_pinned)
+		return;
+	pthread_mutex_lock(&f->clock_lock);
+	if (atomic_load(&f->n_open) > f->limit || f->n_clock == f->limit)
+		clock_evict(m);
+	if (f->n_clock < f->limit) {
+		inode->clock_index = (int32_t)f->n_clock;
+		f->clock[f->n_clock++] = inode;
+	}
+	pthread_mutex_unlock(&f->clock_lock);
+}
+
+static int reopen(struct inode *inode)
+{
+	union {
+		struct file_handle handle;
+		char bytes[sizeof(struct file_handle) + MAX_HANDLE_SIZE];
+	} h;
+
+	h.handle.handle_bytes = inode->handle_bytes;
+	h.handle.handle_type = inode->handle_type;
+	memcpy(h.handle.f_handle, inode->handle, inode->handle_bytes);
+	int fd = open_by_handle_at(inode->mnt->fd, &h.handle, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+/**
+ * The inode's O_PATH descriptor, opened again if it was closed; it stays open until inode_fd_put.
+ * Returns the descriptor or -errno (ESTALE: the file is gone behind the mount).
+ */
+int inode_fd_get(struct mount *m, struct inode *inode)
+{
+	pthread_mutex_t *stripe = fds_stripe(m, inode);
+
+	pthread_mutex_lock(stripe);
+	if (inode->fd < 0) {
+		int fd = reopen(inode);
+		if (fd < 0) {
+			pthread_mutex_unlock(stripe);
+			return fd;
+		}
+		fd_insert(m, inode, fd);
+	}
+	inode->fd_referenced = true;
+	inode->fd_users++;
+	int fd = inode->fd;
+	pthread_mutex_unlock(stripe);
+	return fd;
+}
+
+void inode_fd_put(struct mount *m, struct inode *inode)
+{
+	pthread_mutex_t *stripe = fds_stripe(m, inode);
+
+	pthread_mutex_lock(stripe);
+	inode->fd_users--;
+	pthread_mutex_unlock(stripe);
+}
+
+/** Take over an O_PATH descriptor for an inode that has none; closes it if another thread was first. */
+void inode_fd_adopt(struct mount *m, struct inode *inode, int fd)
+{
+	pthread_mutex_t *stripe = fds_stripe(m, inode);
+
+	pthread_mutex_lock(stripe);
+	if (inode->fd < 0)
+		fd_insert(m, inode, fd);
+	else
+		close(fd);
+	pthread_mutex_unlock(stripe);
+}
+
+/** Close the descriptor of an inode that nobody can reach any more. */
+void inode_fd_drop(struct mount *m, struct inode *inode)
+{
+	struct fds *f = &m->fds;
+	pthread_mutex_t *stripe = fds_stripe(m, inode);
+
+	pthread_mutex_lock(stripe);
+	pthread_mutex_lock(&f->clock_lock);
+	clock_remove(f, inode);
+	pthread_mutex_unlock(&f->clock_lock);
+	if (inode->fd >= 0) {
+		close(inode->fd);
+		inode->fd = -1;
+		atomic_fetch_sub(&f->n_open, 1);
+	}
+	pthread_mutex_unlock(stripe);
+}
+
+/** Keep the descriptor open from here on: before the last link goes, and with it the way back by handle. */
+int inode_fd_pin(struct mount *m, struct inode *inode)
+{
+	int fd = inode_fd_get(m, inode);
+
+	if (fd < 0)
+		return fd;
+	pthread_mutex_lock(fds_stripe(m, inode));
+	inode->fd_pinned = true;
+	inode->fd_users--;
+	pthread_mutex_lock(&m->fds.clock_lock);
+	clock_remove(&m->fds, inode);
+	pthread_mutex_unlock(&m->fds.clock_lock);
+	pthread_mutex_unlock(fds_stripe(m, inode));
+	return fd;
+}
+
+/** Undo inode_fd_pin where the file still has a link; of no effect where there is no way to reopen. */
+void inode_fd_unpin(struct mount *m, struct inode *inode)
+{
+	pthread_mutex_lock(fds_stripe(m, inode));
+	if (inode->fd_pinned && inode->mnt && inode->mnt->can_reopen && inode->fd >= 0) {
+		inode->fd_pinned = false;
+		atomic_fetch_sub(&m->fds.n_open, 1);
+		fd_insert(m, inode, inode->fd);
+	}
+	pthread_mutex_unlock(fds_stripe(m, inode));
+}

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What of the FUSE kernel protocol is newer than the oldest <linux/fuse.h> that we build with (7.38, Debian 12).
+ * Source: include/uapi/linux/fuse.h, with the protocol version that brought each.
+ */
+#ifndef FUSEBPF_CORE_FUSE_ABI_H
+#define FUSEBPF_CORE_FUSE_ABI_H
+
+#include <linux/fuse.h>
+#include <sys/ioctl.h>
+
+#define FB_FUSE_MINOR 45 /* the newest minor version whose structs are below */
+
+#define FB_FUSE_CREATE_SUPP_GROUP (1ULL << 34)	  /* 7.38 */
+#define FB_FUSE_DIRECT_IO_ALLOW_MMAP (1ULL << 36) /* 7.39 */
+#define FB_FUSE_PASSTHROUGH (1ULL << 37)	  /* 7.40 */
+
+#define FB_FOPEN_NOFLUSH (1 << 5)		  /* 7.35 */
+#define FB_FOPEN_PARALLEL_DIRECT_WRITES (1 << 6)  /* 7.36 */
+#define FB_FOPEN_PASSTHROUGH (1 << 7)		  /* 7.40 */
+
+/* 7.40: max_stack_depth and the rest of what was unused[] before; the size is the old one's. */
+struct fb_fuse_init_out {
+	uint32_t major;
+	uint32_t minor;
+	uint32_t max_readahead;
+	uint32_t flags;
+	uint16_t max_background;
+	uint16_t congestion_threshold;
+	uint32_t max_write;
+	uint32_t time_gran;
+	uint16_t max_pages;
+	uint16_t map_alignment;
+	uint32_t flags2;
+	uint32_t max_stack_depth;
+	uint16_t request_timeout;
+	uint16_t unused[11];
+};
+
+/* 7.40: open_flags' neighbour, padding before, carries the backing id. */
+struct fb_fuse_open_out {
+	uint64_t fh;
+	uint32_t open_flags;
+	int32_t backing_id;
+};
+
+struct fb_fuse_backing_map {
+	int32_t fd;
+	uint32_t flags;
+	uint64_t padding;
+};
+
+#define FB_FUSE_EXT_GROUPS 32 /* 7.38 */
+
+struct fb_fuse_supp_groups {
+	uint32_t nr_groups;
+	uint32_t groups[];
+};
+
+#define FB_FUSE_DEV_IOC_BACKING_OPEN _IOW(229, 1, struct fb_fuse_backing_map)
+#define FB_FUSE_DEV_IOC_BACKING_CLOSE _IOW(229, 2, uint32_t)
+
+_Static_assert(sizeof(struct fb_fuse_init_out) == sizeof(struct fuse_init_out), "init_out");
+_Static_assert(sizeof(struct fb_fuse_open_out) == sizeof(struct fuse_open_out), "open_out");
+
+#endif

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Open files and directories. Chunks are never moved or freed while the mount lives, so a lookup takes no lock.
+ */
+#include "core.h"
+
+void handles_init(struct mount *m)
+{
+	pthread_mutex_init(&m->handles.lock, NULL);
+}
+
+static void handle_close(struct mount *m, struct handle *h)
+{
+	passthrough_close(m, h);
+	close(h->fd);
+	free(h->dir_buffer);
+	h->dir_buffer = NULL;
+	inode_release(m, h->inode);
+	h->inode = NULL;
+	atomic_fetch_sub(&m->handles.n_open, 1);
+}
+
+/** Close what is still open: the connection is gone. Before inodes_deinit. */
+void handles_deinit(struct mount *m)
+{
+	struct handles *t = &m->handles;
+
+	for (uint32_t c = 0; c < t->n_chunks; c++) {
+		struct handle *chunk = atomic_load(&t->chunks[c]);
+		for (int i = 0; i < HANDLES_PER_CHUNK; i++)
+			if (chunk[i].is_used)
+				handle_close(m, &chunk[i]);
+		free(chunk);
+		atomic_store(&t->chunks[c], NULL);
+	}
+	t->n_chunks = 0;
+	t->free = NULL;
+}
+
+/* Called with the lock held. */
+static bool handles_grow(struct handles *t)
+{
+	struct handle *chunk;
+
+	if (t->n_chunks == MAX_HANDLE_CHUNKS || !(chunk = calloc(HANDLES_PER_CHUNK, sizeof(*chunk))))
+		return false;
+	for (uint32_t i = 0; i < HANDLES_PER_CHUNK; i++) {
+		chunk[i].index = t->n_chunks * HANDLES_PER_CHUNK + i;
+		chunk[i].next_free = t->free;
+		pthread_mutex_init(&chunk[i].dir_lock, NULL);
+		t->free = &chunk[i];
+	}
+	atomic_store(&t->chunks[t->n_chunks++], chunk);
+	return true;
+}
+
+/** A handle that owns fd and a reference on the inode. NULL: too many open files; fd stays the caller's. */
+struct handle *handle_create(struct mount *m, struct inode *inode, int fd, bool is_dir)
+{
+	struct handles *t = &m->handles;
+
+	pthread_mutex_lock(&t->lock);
+	struct handle *h = t->free || handles_grow(t) ? t->free : NULL;
+	if (h)
+		t->free = h->next_free;
+	pthread_mutex_unlock(&t->lock);
+	if (!h)
+		return NULL;
+	inode_hold(inode);
+	h->generation++;
+	h->fd = fd;
+	h->is_dir = is_dir;
+	h->is_passthrough = h->is_served = false;
+	h->inode = inode;
+	h->dir_at = h->dir_end = 0;
+	h->dir_offset = 0;
+	h->is_used = true;
+	atomic_fetch_add(&m->handles.n_open, 1);
+	return h;
+}
+
+void handle_destroy(struct mount *m, struct handle *h)
+{
+	struct handles *t = &m->handles;
+
+	h->is_used = false;
+	handle_close(m, h);
+	pthread_mutex_lock(&t->lock);
+	h->next_free = t->free;
+	t->free = h;
+	pthread_mutex_unlock(&t->lock);
+}
+
+uint64_t handle_number(const struct handle *h)
+{
+	return h->index | (uint64_t)h->generation << 32;
+}
+
+/** The open handle of that number and kind, or NULL. */
+struct handle *handle_get(struct mount *m, uint64_t fh, bool is_dir)
+{
+	uint32_t index = (uint32_t)fh;
+
+	if (index / HANDLES_PER_CHUNK >= MAX_HANDLE_CHUNKS)
+		return NULL;
+	struct handle *chunk = atomic_load(&m->handles.chunks[index / HANDLES_PER_CHUNK]);
+	if (!chunk)
+		return NULL;
+	struct handle *h = &chunk[index % HANDLES_PER_CHUNK];
+	return h->is_used && h->is_dir == is_dir && h->generation == fh >> 32 ? h : NULL;
+}

@@ -1,0 +1,516 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The inode table: nodeid ↔ (backing mount, file handle). Nodeids count up and are never used again. Any worker.
+ * Locks: a key shard's lock guards n_lookup, parent and name of its inodes and is taken before an id shard's.
+ * An inode that the kernel knows cannot go while an op on it runs, since FORGET comes after.
+ */
+#include "core.h"
+
+#include <linux/magic.h>
+#include <sys/vfs.h>
+
+struct inode_key {
+	struct backing_mount *mnt;
+	uint32_t hash;
+	union {
+		struct file_handle handle;
+		char bytes[sizeof(struct file_handle) + MAX_HANDLE_SIZE];
+	};
+};
+
+enum { NO_HANDLE_TYPE = -2 }; /* the key is device and inode number */
+
+static uint32_t hash_bytes(uint32_t hash, const void *bytes, size_t n)
+{
+	const unsigned char *p = bytes;
+
+	while (n--)
+		hash = (hash ^ *p++) * 16777619u; // FNV-1a
+	return hash;
+}
+
+/* Spread the last byte's bits: FNV leaves them in the low half. */
+static uint32_t hash_finish(uint32_t hash)
+{
+	hash ^= hash >> 16;
+	hash *= 0x85ebca6bu;
+	return hash ^ hash >> 13;
+}
+
+/* ------------------------------------------------------------------------ backing mounts */
+
+static bool can_reopen(int mount_fd, int dir_fd)
+{
+	union {
+		struct file_handle handle;
+		char bytes[sizeof(struct file_handle) + MAX_HANDLE_SIZE];
+	} h = { .handle.handle_bytes = MAX_HANDLE_SIZE };
+	struct statfs fs;
+	int id;
+
+	// FUSE makes handles that it may not find again (fs/fuse/inode.c: fuse_get_dentry).
+	if (fstatfs(mount_fd, &fs) < 0 || fs.f_type == FUSE_SUPER_MAGIC)
+		return false;
+	if (name_to_handle_at(dir_fd, "", &h.handle, &id, AT_EMPTY_PATH) < 0)
+		return false;
+	int fd = open_by_handle_at(mount_fd, &h.handle, O_PATH | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	close(fd);
+	return true;
+}
+
+/* The backing mount of an inode that was found through fd, added when it is first met. NULL: memory is short. */
+static struct backing_mount *backing_mount_get(struct mount *m, int id, int fd, uint32_t type)
+{
+	struct inodes *t = &m->inodes;
+
+	for (struct backing_mount *b = atomic_load(&t->mounts); b; b = b->next)
+		if (b->id == id)
+			return b;
+	pthread_mutex_lock(&t->mounts_lock);
+	struct backing_mount *b = atomic_load(&t->mounts);
+	while (b && b->id != id)
+		b = b->next;
+	if (!b && (b = calloc(1, sizeof(*b)))) {
+		b->id = id;
+		b->fd = -1;
+		if (type == S_IFDIR)
+			b->fd = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		b->can_reopen = b->fd >= 0 && can_reopen(b->fd, fd);
+		b->next = atomic_load(&t->mounts);
+		atomic_store(&t->mounts, b);
+	}
+	pthread_mutex_unlock(&t->mounts_lock);
+	return b;
+}
+
+/* ----------------------------------------------------------------------------------- keys */
+
+/* What file is it? Fills in handle and hash; *mount_id is -1 where the file system has no handles. */
+static int key_of(int fd, const char *name, struct inode_key *key, int *mount_id)
+{
+	struct stat st;
+	uint64_t numbers[2];
+	bool at = name[0];
+
+	key->handle.handle_bytes = MAX_HANDLE_SIZE;
+	if (!name_to_handle_at(fd, name, &key->handle, mount_id, at ? 0 : AT_EMPTY_PATH)) {
+		key->hash = hash_bytes(2166136261u, mount_id, sizeof(*mount_id));
+	} else {
+		if (errno != EOPNOTSUPP && errno != EOVERFLOW)
+			return -errno;
+		if (fstatat(fd, name, &st, at ? AT_SYMLINK_NOFOLLOW : AT_EMPTY_PATH) < 0)
+			return -errno;
+		*mount_id = -1;
+		numbers[0] = st.st_dev;
+		numbers[1] = st.st_ino;
+		key->handle.handle_type = NO_HANDLE_TYPE;
+		key->handle.handle_bytes = sizeof(numbers);
+		memcpy(key->handle.f_handle, numbers, sizeof(numbers));
+		key->hash = 2166136261u;
+	}
+	key->hash = hash_finish(hash_bytes(key->hash, key->handle.f_handle, key->handle.handle_bytes));
+	return 0;
+}
+
+static bool key_matches(const struct inode *inode, const struct inode_key *key)
+{
+	return inode->key_hash == key->hash && inode->mnt == key->mnt &&
+	       inode->handle_type == key->handle.handle_type &&
+	       inode->handle_bytes == key->handle.handle_bytes &&
+	       !memcmp(inode->handle, key->handle.f_handle, inode->handle_bytes);
+}
+
+/* --------------------------------------------------------------------------------- shards */
+
+static struct inode_shard *id_shard(struct mount *m, uint64_t nodeid)
+{
+	return &m->inodes.by_id[nodeid % N_SHARDS];
+}
+
+static struct inode_shard *key_shard(struct mount *m, uint32_t hash)
+{
+	return &m->inodes.by_key[hash % N_SHARDS];
+}
+
+static struct inode **id_bucket(struct inode_shard *s, uint64_t nodeid)
+{
+	return &s->buckets[nodeid / N_SHARDS & (s->n_buckets - 1)];
+}
+
+static struct inode **key_bucket(struct inode_shard *s, uint32_t hash)
+{
+	return &s->buckets[hash / N_SHARDS & (s->n_buckets - 1)];
+}
+
+/* Double a shard that is full; where memory is short its chains grow longer instead. */
+static void shard_grow(struct inode_shard *s, bool by_id)
+{
+	struct inode_shard bigger = { .n_buckets = s->n_buckets * 2 };
+
+	if (s->n_inodes < s->n_buckets)
+		return;
+	bigger.buckets = calloc(bigger.n_buckets, sizeof(*bigger.buckets));
+	if (!bigger.buckets)
+		return;
+	for (uint32_t i = 0; i < s->n_buckets; i++) {
+		struct inode *inode = s->buckets[i];
+		while (inode) {
+			struct inode **next = by_id ? &inode->next_by_id : &inode->next_by_key;
+			struct inode **bucket = by_id ? id_bucket(&bigger, inode->nodeid)
+						      : key_bucket(&bigger, inode->key_hash);
+			struct inode *following = *next;
+			*next = *bucket;
+			*bucket = inode;
+			inode = following;
+		}
+	}
+	free(s->buckets);
+	s->buckets = bigger.buckets;
+	s->n_buckets = bigger.n_buckets;
+}
+
+static void insert_by_id(struct mount *m, struct inode *inode)
+{
+	struct inode_shard *s = id_shard(m, inode->nodeid);
+
+	pthread_mutex_lock(&s->lock);
+	struct inode **bucket = id_bucket(s, inode->nodeid);
+	inode->next_by_id = *bucket;
+	*bucket = inode;
+	s->n_inodes++;
+	shard_grow(s, true);
+	pthread_mutex_unlock(&s->lock);
+}
+
+static void remove_by_id(struct mount *m, struct inode *inode)
+{
+	struct inode_shard *s = id_shard(m, inode->nodeid);
+
+	pthread_mutex_lock(&s->lock);
+	struct inode **at = id_bucket(s, inode->nodeid);
+	while (*at && *at != inode)
+		at = &(*at)->next_by_id;
+	if (*at) {
+		*at = inode->next_by_id;
+		s->n_inodes--;
+	}
+	pthread_mutex_unlock(&s->lock);
+}
+
+static void remove_by_key(struct inode_shard *s, struct inode *inode)
+{
+	struct inode **at = key_bucket(s, inode->key_hash);
+
+	while (*at && *at != inode)
+		at = &(*at)->next_by_key;
+	if (*at) {
+		*at = inode->next_by_key;
+		s->n_inodes--;
+	}
+}
+
+/** The inode of a nodeid that the kernel sent, or NULL. */
+struct inode *inodes_get(struct mount *m, uint64_t nodeid)
+{
+	if (nodeid == ROOT_NODEID)
+		return m->inodes.root;
+	struct inode_shard *s = id_shard(m, nodeid);
+	pthread_mutex_lock(&s->lock);
+	struct inode *inode = *id_bucket(s, nodeid);
+	while (inode && inode->nodeid != nodeid)
+		inode = inode->next_by_id;
+	pthread_mutex_unlock(&s->lock);
+	return inode;
+}
+
+/* ------------------------------------------------------------------------- life of an inode */
+
+static struct inode *inode_create(struct mount *m, const struct inode_key *key, uint32_t type)
+{
+	struct inode *inode = calloc(1, sizeof(*inode) + key->handle.handle_bytes);
+
+	if (!inode)
+		return NULL;
+	inode->nodeid = atomic_fetch_add(&m->inodes.next_nodeid, 1);
+	inode->refs = 1;
+	inode->type = type;
+	inode->mnt = key->mnt;
+	inode->fd = -1;
+	inode->clock_index = -1;
+	inode->fd_pinned = !key->mnt || !key->mnt->can_reopen;
+	inode->key_hash = key->hash;
+	inode->handle_type = key->handle.handle_type;
+	inode->handle_bytes = (uint8_t)key->handle.handle_bytes;
+	memcpy(inode->handle, key->handle.f_handle, key->handle.handle_bytes);
+	atomic_fetch_add(&m->inodes.n_inodes, 1);
+	return inode;
+}
+
+void inode_hold(struct inode *inode)
+{
+	atomic_fetch_add_explicit(&inode->refs, 1, memory_order_relaxed);
+}
+
+/** Give a reference back; the last one frees the inode, and its reference on the parent with it. */
+void inode_release(struct mount *m, struct inode *inode)
+{
+	while (inode && atomic_fetch_sub(&inode->refs, 1) == 1) {
+		struct inode *parent = inode->parent;
+		inode_fd_drop(m, inode);
+		free(inode->name);
+		free(inode);
+		atomic_fetch_sub(&m->inodes.n_inodes, 1);
+		inode = parent;
+	}
+}
+
+/* Called with the key shard's lock held. Returns what the caller releases after it has unlocked. */
+static struct inode *set_parent(struct inode *inode, struct inode *parent, const char *name)
+{
+	struct inode *old = inode->parent;
+
+	if (!parent || inode->nodeid == ROOT_NODEID || parent == inode)
+		return NULL;
+	if (old == parent && inode->name && !strcmp(inode->name, name))
+		return NULL;
+	char *copy = strdup(name);
+	if (!copy)
+		return NULL;
+	free(inode->name);
+	inode->name = copy;
+	if (old == parent)
+		return NULL;
+	inode_hold(parent);
+	inode->parent = parent;
+	return old;
+}
+
+/** Note where an inode is now, after a lookup, link or rename. */
+void inode_moved(struct mount *m, struct inode *inode, struct inode *parent, const char *name)
+{
+	struct inode_shard *s = key_shard(m, inode->key_hash);
+
+	pthread_mutex_lock(&s->lock);
+	struct inode *old = set_parent(inode, parent, name);
+	pthread_mutex_unlock(&s->lock);
+	inode_release(m, old);
+}
+
+static struct inode *find_locked(struct inode_shard *s, const struct inode_key *key)
+{
+	struct inode *inode = *key_bucket(s, key->hash);
+
+	while (inode && !key_matches(inode, key))
+		inode = inode->next_by_key;
+	return inode;
+}
+
+/**
+ * The inode of an open file, counted once more for the kernel. It is made if it is not known.
+ *
+ * fd: of the file. With adopt_fd it is an O_PATH descriptor, and this call owns it from here on, whatever it returns.
+ */
+int inodes_enter(struct mount *m, int fd, uint32_t type, struct inode *parent, const char *name,
+		 bool adopt_fd, struct inode **out)
+{
+	struct inode_key key;
+	struct inode *old_parent;
+	int id, e = key_of(fd, "", &key, &id);
+
+	key.mnt = NULL;
+	if (!e && id >= 0 && !(key.mnt = backing_mount_get(m, id, fd, type)))
+		e = -ENOMEM;
+	if (e) {
+		if (adopt_fd)
+			close(fd);
+		return e;
+	}
+	struct inode_shard *s = key_shard(m, key.hash);
+	pthread_mutex_lock(&s->lock);
+	struct inode *inode = find_locked(s, &key);
+	bool is_new = !inode;
+	if (is_new && (inode = inode_create(m, &key, type))) {
+		struct inode **bucket = key_bucket(s, key.hash);
+		inode->next_by_key = *bucket;
+		*bucket = inode;
+		s->n_inodes++;
+		shard_grow(s, false);
+		insert_by_id(m, inode);
+	}
+	if (!inode) {
+		pthread_mutex_unlock(&s->lock);
+		if (adopt_fd)
+			close(fd);
+		return -ENOMEM;
+	}
+	inode->n_lookup++;
+	old_parent = set_parent(inode, parent, name);
+	pthread_mutex_unlock(&s->lock);
+	inode_release(m, old_parent);
+	*out = inode;
+	if (is_new && !adopt_fd && inode->fd_pinned) {
+		// No way back by handle: it needs a descriptor of its own from the start.
+		char path[PROC_PATH_SIZE];
+		proc_path(path, fd);
+		fd = open(path, O_PATH | O_CLOEXEC);
+		if (fd < 0) {
+			e = -errno;
+			inodes_forget(m, inode, 1);
+			return e;
+		}
+		adopt_fd = true;
+	}
+	if (adopt_fd)
+		inode_fd_adopt(m, inode, fd);
+	return 0;
+}
+
+/** The inode that a name leads to, if the kernel knows it; with a reference that the caller releases. */
+struct inode *inodes_find_at(struct mount *m, int parent_fd, const char *name)
+{
+	struct inode_key key;
+	int id;
+
+	if (key_of(parent_fd, name, &key, &id))
+		return NULL;
+	key.mnt = NULL;
+	if (id >= 0) {
+		for (key.mnt = atomic_load(&m->inodes.mounts); key.mnt && key.mnt->id != id;)
+			key.mnt = key.mnt->next;
+		if (!key.mnt)
+			return NULL;
+	}
+	struct inode_shard *s = key_shard(m, key.hash);
+	pthread_mutex_lock(&s->lock);
+	struct inode *inode = find_locked(s, &key);
+	if (inode)
+		inode_hold(inode);
+	pthread_mutex_unlock(&s->lock);
+	return inode;
+}
+
+/** Take back lookups: a FORGET, or a reply that did not arrive. */
+void inodes_forget(struct mount *m, struct inode *inode, uint64_t n_lookup)
+{
+	if (!inode || inode->nodeid == ROOT_NODEID)
+		return;
+	struct inode_shard *s = key_shard(m, inode->key_hash);
+	pthread_mutex_lock(&s->lock);
+	inode->n_lookup -= n_lookup < inode->n_lookup ? n_lookup : inode->n_lookup;
+	bool is_gone = inode->n_lookup == 0;
+	if (is_gone) {
+		remove_by_key(s, inode);
+		remove_by_id(m, inode);
+	}
+	pthread_mutex_unlock(&s->lock);
+	if (is_gone)
+		inode_release(m, inode);
+}
+
+/* ------------------------------------------------------------------------------------ paths */
+
+/* Put a name in front of what is there from `at` on. Returns the new start, or -1 if it does not fit. */
+static int prepend(char out[FB_PATH_SIZE], int at, const char *name)
+{
+	size_t len = strlen(name);
+	bool slash = out[at];
+
+	if ((size_t)at < len + slash)
+		return -1;
+	if (slash)
+		out[--at] = '/';
+	memcpy(out + at - len, name, len);
+	return at - (int)len;
+}
+
+/**
+ * The path below the mount's root of an inode, and of the entry `name` in it where that is not NULL, as the kernel
+ * last looked it up. Returns its length, or -1 if it is longer than FB_PATH_SIZE - 1 or not known.
+ */
+int inode_path(struct mount *m, struct inode *inode, const char *name, char out[FB_PATH_SIZE])
+{
+	int at = FB_PATH_SIZE - 1;
+
+	out[at] = 0;
+	if (name)
+		at = prepend(out, at, name);
+	inode_hold(inode);
+	while (at >= 0 && inode->nodeid != ROOT_NODEID) {
+		struct inode_shard *s = key_shard(m, inode->key_hash);
+		pthread_mutex_lock(&s->lock);
+		struct inode *parent = inode->parent;
+		at = parent ? prepend(out, at, inode->name) : -1;
+		if (parent)
+			inode_hold(parent);
+		pthread_mutex_unlock(&s->lock);
+		inode_release(m, inode);
+		inode = parent;
+	}
+	inode_release(m, inode);
+	if (at < 0) {
+		out[0] = 0;
+		return -1;
+	}
+	memmove(out, out + at, (size_t)(FB_PATH_SIZE - at));
+	return FB_PATH_SIZE - 1 - at;
+}
+
+/* ------------------------------------------------------------------------------ life of the table */
+
+static int shards_init(struct inode_shard shards[N_SHARDS])
+{
+	for (int i = 0; i < N_SHARDS; i++) {
+		pthread_mutex_init(&shards[i].lock, NULL);
+		shards[i].n_buckets = 16;
+		shards[i].buckets = calloc(16, sizeof(struct inode *));
+		if (!shards[i].buckets)
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+/** Make the table and its root from mount->root_fd. */
+int inodes_init(struct mount *m)
+{
+	struct inodes *t = &m->inodes;
+
+	pthread_mutex_init(&t->mounts_lock, NULL);
+	t->next_nodeid = ROOT_NODEID;
+	if (shards_init(t->by_id) || shards_init(t->by_key))
+		return -ENOMEM;
+	int fd = openat(m->root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	return inodes_enter(m, fd, S_IFDIR, NULL, "", true, &t->root);
+}
+
+/** Free every inode, whatever the kernel still counted: the connection is gone. */
+void inodes_deinit(struct mount *m)
+{
+	struct inodes *t = &m->inodes;
+
+	for (int i = 0; i < N_SHARDS; i++) {
+		struct inode_shard *s = &t->by_id[i];
+		for (uint32_t b = 0; b < s->n_buckets && s->buckets; b++) {
+			for (struct inode *inode = s->buckets[b]; inode;) {
+				struct inode *next = inode->next_by_id;
+				inode_release(m, inode);
+				inode = next;
+			}
+		}
+		free(s->buckets);
+		free(t->by_key[i].buckets);
+		s->buckets = t->by_key[i].buckets = NULL;
+	}
+	for (struct backing_mount *b = atomic_load(&t->mounts); b;) {
+		struct backing_mount *next = b->next;
+		if (b->fd >= 0)
+			close(b->fd);
+		free(b);
+		b = next;
+	}
+	atomic_store(&t->mounts, NULL);
+	t->root = NULL;
+}

@@ -1,0 +1,376 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The border to Python, and the only file with Python.h: the class Mount, the op table and the sizes of the ABI.
+ * The core never calls Python; what it has to say leaves by the event and log descriptors and the shared maps.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "core.h"
+
+typedef struct {
+	PyObject_HEAD
+	struct mount *mount;
+} MountObject;
+
+static PyObject *raise_errno(int e, const char *call)
+{
+	PyObject *args = Py_BuildValue("(is)", e, strerror(e));
+
+	if (args && call) {
+		Py_DECREF(args);
+		PyObject *text = PyUnicode_FromFormat("%s: %s", call, strerror(e));
+		args = text ? Py_BuildValue("(iN)", e, text) : NULL;
+	}
+	if (!args)
+		return NULL;
+	PyObject *error = PyObject_Call(PyExc_OSError, args, NULL);
+	Py_DECREF(args);
+	if (error) {
+		PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+		Py_DECREF(error);
+	}
+	return NULL;
+}
+
+static struct mount *mount_of(MountObject *self)
+{
+	if (!self->mount)
+		PyErr_SetString(PyExc_ValueError, "the mount was not made");
+	return self->mount;
+}
+
+/* --------------------------------------------------------------------------------- the class */
+
+static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = { "root_fd", "mountpoint", "source", "flags", "allow_other", "default_permissions",
+				 "max_read", "passthrough", "max_workers", "ttl_ns", NULL };
+	int root_fd, allow_other = 1, default_permissions = 1, passthrough = 1;
+	unsigned int max_read = 0, max_workers = FB_MAX_WORKERS;
+	unsigned long flags = 0;
+	unsigned long long ttl_ns = 1000000000;
+	PyObject *mountpoint = NULL, *source = NULL;
+
+	if (self->mount) {
+		PyErr_SetString(PyExc_ValueError, "the mount is made already");
+		return -1;
+	}
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO&|$O&kppIpIK", names, &root_fd, PyUnicode_FSConverter,
+					 &mountpoint, PyUnicode_FSConverter, &source, &flags, &allow_other,
+					 &default_permissions, &max_read, &passthrough, &max_workers, &ttl_ns)) {
+		Py_XDECREF(mountpoint);
+		return -1;
+	}
+	struct mount *m = mount_create();
+	int e = m ? 0 : ENOMEM;
+	if (!e) {
+		m->root_fd = fcntl(root_fd, F_DUPFD_CLOEXEC, 0);
+		m->mountpoint = strdup(PyBytes_AS_STRING(mountpoint));
+		m->source = strdup(source ? PyBytes_AS_STRING(source) : "fusebpf");
+		e = m->root_fd < 0 ? errno : m->mountpoint && m->source ? 0 : ENOMEM;
+	}
+	Py_XDECREF(mountpoint);
+	Py_XDECREF(source);
+	struct stat st;
+	if (!e && fstat(m->root_fd, &st) < 0)
+		e = errno;
+	else if (!e && !S_ISDIR(st.st_mode))
+		e = ENOTDIR;
+	if (!e && (max_workers < 1 || max_workers > FB_MAX_WORKERS))
+		e = EINVAL;
+	if (e) {
+		if (m)
+			mount_destroy(m);
+		raise_errno(e, "preparing the mount");
+		return -1;
+	}
+	m->flags = flags;
+	m->allow_other = allow_other;
+	m->default_permissions = default_permissions;
+	m->max_read = max_read;
+	m->wants_passthrough = passthrough;
+	m->workers.limit = max_workers;
+	m->ttl_ns = ttl_ns;
+	self->mount = m;
+	return 0;
+}
+
+static void Mount_dealloc(MountObject *self)
+{
+	if (self->mount) {
+		Py_BEGIN_ALLOW_THREADS
+		mount_destroy(self->mount);
+		Py_END_ALLOW_THREADS
+	}
+	PyTypeObject *type = Py_TYPE(self);
+	type->tp_free((PyObject *)self);
+	Py_DECREF(type);
+}
+
+static PyObject *Mount_share(MountObject *self, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = { "slots", "stats", "recent", "rings", NULL };
+	struct mount *m = mount_of(self);
+	int slots, stats, recent, fds[FB_MAX_WORKERS];
+	PyObject *rings;
+
+	if (!m || !PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiO", names, &slots, &stats, &recent, &rings))
+		return NULL;
+	PyObject *list = PySequence_Fast(rings, "rings is a sequence of descriptors");
+	if (!list)
+		return NULL;
+	Py_ssize_t n = PySequence_Fast_GET_SIZE(list);
+	for (Py_ssize_t i = 0; i < n && i < FB_MAX_WORKERS; i++) {
+		fds[i] = (int)PyLong_AsLong(PySequence_Fast_GET_ITEM(list, i));
+		if (PyErr_Occurred()) {
+			Py_DECREF(list);
+			return NULL;
+		}
+	}
+	Py_DECREF(list);
+	int e = n > FB_MAX_WORKERS ? -EINVAL : shared_init(m, slots, stats, recent, fds, (uint32_t)n);
+	if (e)
+		return raise_errno(-e, "mapping the shared maps");
+	if (m->workers.limit > (uint32_t)n)
+		m->workers.limit = (uint32_t)n;
+	Py_RETURN_NONE;
+}
+
+/* ValueError for what is not a chain, OSError for the rest. */
+static PyObject *raise_chain(int e)
+{
+	if (e == -EINVAL || e == -EEXIST || e == -E2BIG) {
+		PyErr_SetString(PyExc_ValueError, e == -EEXIST	? "two filters with one id or name"
+						  : e == -E2BIG ? "more filters than a chain can have"
+								: "a filter or hook is out of range or order");
+		return NULL;
+	}
+	return raise_errno(-e, "building the chain");
+}
+
+static int add_hooks(struct chain *c, uint32_t id, PyObject *hooks)
+{
+	PyObject *list = PySequence_Fast(hooks, "hooks is a sequence");
+	int e = list ? 0 : -ENOEXEC;
+
+	for (Py_ssize_t i = 0; !e && i < PySequence_Fast_GET_SIZE(list); i++) {
+		unsigned char opcode;
+		int phase, fd;
+		if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(list, i), "bii", &opcode, &phase, &fd))
+			e = -ENOEXEC; // the exception is set
+		else
+			e = chain_add_hook(c, id, opcode, (enum fb_phase)phase, fd);
+	}
+	Py_XDECREF(list);
+	return e;
+}
+
+static PyObject *Mount_set_chain(MountObject *self, PyObject *filters)
+{
+	struct mount *m = mount_of(self);
+	PyObject *list = m ? PySequence_Fast(filters, "filters is a sequence") : NULL;
+
+	if (!list)
+		return NULL;
+	struct chain *c = chain_create();
+	int e = c ? 0 : -ENOMEM;
+	for (Py_ssize_t i = 0; !e && i < PySequence_Fast_GET_SIZE(list); i++) {
+		unsigned int id, altitude, wants;
+		const char *name;
+		PyObject *hooks;
+		if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(list, i), "IsIIO", &id, &name, &altitude, &wants, &hooks))
+			e = -ENOEXEC;
+		if (!e)
+			e = chain_add_filter(c, id, name, altitude, wants);
+		if (!e)
+			e = add_hooks(c, id, hooks);
+	}
+	if (!e && c->n_filters && !m->has_shared)
+		e = -ENXIO;
+	Py_DECREF(list);
+	if (e) {
+		chain_release(c);
+		return PyErr_Occurred() ? NULL : raise_chain(e);
+	}
+	return PyLong_FromUnsignedLong(chain_publish(m, c));
+}
+
+static PyObject *Mount_start(MountObject *self, PyObject *unused)
+{
+	struct mount *m = mount_of(self);
+	int e;
+
+	(void)unused;
+	if (!m)
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	e = mount_start(m);
+	Py_END_ALLOW_THREADS
+	if (e)
+		return raise_errno(-e, m->failed_call);
+	Py_RETURN_NONE;
+}
+
+static PyObject *Mount_stop(MountObject *self, PyObject *unused)
+{
+	struct mount *m = mount_of(self);
+
+	(void)unused;
+	if (!m)
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	mount_stop(m);
+	Py_END_ALLOW_THREADS
+	Py_RETURN_NONE;
+}
+
+static PyObject *Mount_fileno(MountObject *self, PyObject *unused)
+{
+	(void)unused;
+	return mount_of(self) ? PyLong_FromLong(self->mount->ended_fd) : NULL;
+}
+
+static PyObject *Mount_log_fileno(MountObject *self, PyObject *unused)
+{
+	(void)unused;
+	return mount_of(self) ? PyLong_FromLong(self->mount->log_read_fd) : NULL;
+}
+
+static PyObject *Mount_counters(MountObject *self, PyObject *unused)
+{
+	struct mount *m = mount_of(self);
+
+	(void)unused;
+	if (!m)
+		return NULL;
+	const struct {
+		const char *name;
+		uint64_t value;
+	} rows[] = {
+		{ "inodes", m->inodes.n_inodes },
+		{ "descriptors", m->fds.n_open },
+		{ "handles", m->handles.n_open },
+		{ "workers", m->workers.n },
+		{ "slots_in_use", m->has_shared ? FB_N_SLOTS - m->shared.n_free_slots : 0 },
+		{ "requests", m->n_requests },
+		{ "hook_runs", m->n_hook_runs },
+		{ "failed_closed", m->n_failed_closed },
+		{ "interrupts", m->n_interrupts },
+		{ "passthrough", m->has_passthrough },
+		{ "passthrough_opens", m->n_passthrough_opens },
+		{ "protocol_minor", m->kernel_minor },
+	};
+	PyObject *result = PyDict_New();
+	for (size_t i = 0; result && i < sizeof(rows) / sizeof(*rows); i++) {
+		PyObject *value = PyLong_FromUnsignedLongLong(rows[i].value);
+		if (!value || PyDict_SetItemString(result, rows[i].name, value) < 0)
+			Py_CLEAR(result);
+		Py_XDECREF(value);
+	}
+	return result;
+}
+
+static PyMethodDef mount_methods[] = {
+	{ "share", (PyCFunction)(void (*)(void))Mount_share, METH_VARARGS | METH_KEYWORDS, NULL },
+	{ "set_chain", (PyCFunction)Mount_set_chain, METH_O, NULL },
+	{ "start", (PyCFunction)Mount_start, METH_NOARGS, NULL },
+	{ "stop", (PyCFunction)Mount_stop, METH_NOARGS, NULL },
+	{ "fileno", (PyCFunction)Mount_fileno, METH_NOARGS, NULL },
+	{ "log_fileno", (PyCFunction)Mount_log_fileno, METH_NOARGS, NULL },
+	{ "counters", (PyCFunction)Mount_counters, METH_NOARGS, NULL },
+	{ NULL, NULL, 0, NULL },
+};
+
+static PyType_Slot mount_slots[] = {
+	{ Py_tp_init, Mount_init },
+	{ Py_tp_dealloc, Mount_dealloc },
+	{ Py_tp_new, PyType_GenericNew },
+	{ Py_tp_methods, mount_methods },
+	{ 0, NULL },
+};
+
+static PyType_Spec mount_spec = {
+	.name = "fusebpf._core.Mount",
+	.basicsize = sizeof(MountObject),
+	.flags = Py_TPFLAGS_DEFAULT,
+	.slots = mount_slots,
+};
+
+/* -------------------------------------------------------------------------------- the module */
+
+struct row {
+	const char *name;
+	int opcode, n_names;
+	uint32_t flags;
+	const char *kind, *of;
+};
+
+#define ROW_HOOK(name, opcode, args, names, flags) { #name, opcode, names, flags, "hook", "" },
+#define ROW_PLAIN(name, opcode, args, names, flags) { #name, opcode, names, flags, "plain", "" },
+#define ROW_ALIAS(name, alias, opcode) { #alias, opcode, 0, 0, "alias", #name },
+
+static const struct row rows[] = { FB_OPS(ROW_HOOK, ROW_ALIAS, ROW_PLAIN) };
+
+static PyObject *make_ops(void)
+{
+	size_t n = sizeof(rows) / sizeof(*rows);
+	PyObject *result = PyTuple_New((Py_ssize_t)n);
+
+	for (size_t i = 0; result && i < n; i++) {
+		const struct row *r = &rows[i];
+		PyObject *row = Py_BuildValue("(siiIss)", r->name, r->opcode, r->n_names, r->flags, r->kind, r->of);
+		if (!row)
+			Py_CLEAR(result);
+		else
+			PyTuple_SET_ITEM(result, (Py_ssize_t)i, row);
+	}
+	return result;
+}
+
+static PyObject *make_sizes(void)
+{
+	return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:i,s:i,s:i,s:i,s:i,s:i}",
+			     "slot", sizeof(struct fb_slot), "record", sizeof(struct fb_record),
+			     "stat_key", sizeof(struct fb_stat_key), "stat", sizeof(struct fb_stat),
+			     "filter_info", sizeof(struct fb_filter_info),
+			     "verdict_record", sizeof(struct fb_verdict_record), "hook", sizeof(struct fb_hook),
+			     "declaration", sizeof(struct fb_declaration), "n_slots", FB_N_SLOTS,
+			     "n_recent", FB_N_RECENT, "n_stats", FB_N_STATS, "max_filters", FB_MAX_FILTERS,
+			     "max_workers", FB_MAX_WORKERS, "n_patterns", FB_N_PATTERNS);
+}
+
+static int module_exec(PyObject *module)
+{
+	PyObject *type = PyType_FromSpec(&mount_spec);
+
+	if (!type || PyModule_AddObjectRef(module, "Mount", type) < 0) {
+		Py_XDECREF(type);
+		return -1;
+	}
+	Py_DECREF(type);
+	PyObject *ops_table = make_ops(), *sizes = make_sizes();
+	int e = !ops_table || !sizes || PyModule_AddObjectRef(module, "OPS", ops_table) < 0 ||
+		PyModule_AddObjectRef(module, "SIZES", sizes) < 0 ||
+		PyModule_AddIntConstant(module, "ABI_VERSION", FB_ABI_VERSION) < 0;
+	Py_XDECREF(ops_table);
+	Py_XDECREF(sizes);
+	return e ? -1 : 0;
+}
+
+static PyModuleDef_Slot module_slots[] = {
+	{ Py_mod_exec, module_exec },
+	{ 0, NULL },
+};
+
+static struct PyModuleDef module_definition = {
+	PyModuleDef_HEAD_INIT,
+	.m_name = "fusebpf._core",
+	.m_doc = "The native engine of fusebpf.",
+	.m_slots = module_slots,
+};
+
+PyMODINIT_FUNC PyInit__core(void)
+{
+	return PyModuleDef_Init(&module_definition);
+}

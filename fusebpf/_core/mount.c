@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A mount's life, on the control path: made, started, stopped. The caller serialises these calls.
+ */
+#include "core.h"
+
+#include <sys/eventfd.h>
+#include <sys/mount.h>
+
+/** An empty mount. NULL: memory is short. Undone by mount_destroy, at any point of its life. */
+struct mount *mount_create(void)
+{
+	struct mount *m = calloc(1, sizeof(*m));
+	int pipe_fds[2];
+
+	if (!m)
+		return NULL;
+	m->root_fd = m->device_fd = m->ended_fd = m->log_read_fd = m->log_write_fd = -1;
+	m->workers.limit = FB_MAX_WORKERS;
+	pthread_mutex_init(&m->chain_lock, NULL);
+	pthread_mutex_init(&m->workers.lock, NULL);
+	pthread_cond_init(&m->workers.changed, NULL);
+	handles_init(m);
+	m->ended_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (!pipe2(pipe_fds, O_CLOEXEC | O_NONBLOCK)) {
+		m->log_read_fd = pipe_fds[0];
+		m->log_write_fd = pipe_fds[1];
+	}
+	if (m->ended_fd < 0 || m->log_read_fd < 0 || fds_init(m)) {
+		mount_destroy(m);
+		return NULL;
+	}
+	return m;
+}
+
+/** Mount and serve. On error nothing stays mounted, and m->failed_call says what failed. */
+int mount_start(struct mount *m)
+{
+	m->failed_call = "opening the backing root";
+	int e = m->is_started ? -EALREADY : inodes_init(m);
+	if (e)
+		return e;
+	m->is_started = true;
+	e = device_mount(m);
+	if (!e)
+		e = device_handshake(m);
+	if (!e)
+		e = workers_start(m);
+	if (e) {
+		if (m->is_mounted)
+			umount2(m->mountpoint, MNT_DETACH | UMOUNT_NOFOLLOW);
+		m->is_mounted = false;
+		mount_stop(m);
+	}
+	return e;
+}
+
+static void close_fd(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
+}
+
+/** End the threads and the connection, and free what they held. Idempotent. */
+void mount_stop(struct mount *m)
+{
+	uint64_t one = 1;
+
+	if (m->is_stopped)
+		return;
+	m->is_stopped = true;
+	workers_stop(m);
+	if (m->workers.n) // what a stuck thread may still touch stays; the process's end frees it
+		return;
+	handles_deinit(m);
+	close_fd(&m->device_fd); // the last descriptor: callers that wait get ENOTCONN
+	inodes_deinit(m);
+	fds_deinit(m);
+	chain_release(atomic_exchange(&m->chain, NULL));
+	shared_deinit(m);
+	close_fd(&m->root_fd);
+	if (m->ended_fd >= 0 && write(m->ended_fd, &one, sizeof(one)) < 0)
+		return;
+}
+
+void mount_destroy(struct mount *m)
+{
+	mount_stop(m);
+	if (m->workers.n)
+		return;
+	close_fd(&m->ended_fd);
+	close_fd(&m->log_read_fd);
+	close_fd(&m->log_write_fd);
+	free(m->mountpoint);
+	free(m->source);
+	free(m);
+}

@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Attributes: getattr, setattr, access, statfs.
+ */
+#include "core.h"
+
+#include <linux/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/vfs.h>
+
+/** The attributes of an open file, by one statx(2). */
+int attr_of_fd(struct request *rq, int fd, struct fuse_attr *out)
+{
+	struct statx st;
+
+	(void)rq;
+	if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, &st) < 0)
+		return -errno;
+	uint32_t major = st.stx_rdev_major, minor = st.stx_rdev_minor;
+	*out = (struct fuse_attr){ .ino = st.stx_ino,
+				   .size = st.stx_size,
+				   .blocks = st.stx_blocks,
+				   .atime = (uint64_t)st.stx_atime.tv_sec,
+				   .mtime = (uint64_t)st.stx_mtime.tv_sec,
+				   .ctime = (uint64_t)st.stx_ctime.tv_sec,
+				   .atimensec = st.stx_atime.tv_nsec,
+				   .mtimensec = st.stx_mtime.tv_nsec,
+				   .ctimensec = st.stx_ctime.tv_nsec,
+				   .mode = st.stx_mode,
+				   .nlink = st.stx_nlink,
+				   .uid = st.stx_uid,
+				   .gid = st.stx_gid,
+				   .rdev = (minor & 0xff) | major << 8 | (minor & ~0xffU) << 12,
+				   .blksize = st.stx_blksize };
+	return 0;
+}
+
+static int reply_attr(struct request *rq, int fd)
+{
+	memset(&rq->out.attr, 0, sizeof(rq->out.attr));
+	ttl_set(rq->attr_ttl_ns, &rq->out.attr.attr_valid, &rq->out.attr.attr_valid_nsec);
+	rq->reply = &rq->out.attr;
+	rq->reply_len = sizeof(rq->out.attr);
+	return attr_of_fd(rq, fd, &rq->out.attr.attr);
+}
+
+int op_getattr(struct request *rq)
+{
+	int fd = inode_fd_get(rq->mount, rq->inode);
+
+	if (fd < 0)
+		return fd;
+	int e = reply_attr(rq, fd);
+	inode_fd_put(rq->mount, rq->inode);
+	return e;
+}
+
+static struct timespec time_of_ns(uint64_t ns)
+{
+	// A filter's time before 1970 is a negative number of nanoseconds.
+	int64_t seconds = (int64_t)ns / 1000000000, rest = (int64_t)ns % 1000000000;
+
+	if (rest < 0) {
+		rest += 1000000000;
+		seconds--;
+	}
+	return (struct timespec){ .tv_sec = seconds, .tv_nsec = rest };
+}
+
+static int set_times(struct request *rq, int fd)
+{
+	const struct fb_setattr *args = &rq->image->args.setattr;
+	const struct fuse_setattr_in *in = (const void *)rq->body; // its seconds reach further than nanoseconds do
+	bool is_edited = rq->all_edits & FB_EDIT_TIMES;
+	struct timespec times[2] = { { .tv_nsec = UTIME_OMIT }, { .tv_nsec = UTIME_OMIT } };
+
+	if (args->valid & FB_SET_ATIME_NOW)
+		times[0].tv_nsec = UTIME_NOW;
+	else if (args->valid & FB_SET_ATIME)
+		times[0] = is_edited ? time_of_ns(args->atime_ns)
+				     : (struct timespec){ (time_t)in->atime, in->atimensec };
+	if (args->valid & FB_SET_MTIME_NOW)
+		times[1].tv_nsec = UTIME_NOW;
+	else if (args->valid & FB_SET_MTIME)
+		times[1] = is_edited ? time_of_ns(args->mtime_ns)
+				     : (struct timespec){ (time_t)in->mtime, in->mtimensec };
+	return utimensat(fd, "", times, AT_EMPTY_PATH) < 0 ? -errno : 0;
+}
+
+/* Truncate, by the handle if the caller did, since that one may write where the mode forbids it by now. */
+static int set_size(struct request *rq, int fd)
+{
+	const struct fb_setattr *args = &rq->image->args.setattr;
+	const struct handle *h =
+		args->valid & FB_SET_FH ? handle_get(rq->mount, args->fh, false) : NULL;
+	char path[PROC_PATH_SIZE];
+	int e;
+
+	if (args->valid & FATTR_KILL_SUIDGID)
+		creds_drop_fsetid();
+	if (h) {
+		e = ftruncate(h->fd, (off_t)args->size) < 0 ? -errno : 0;
+	} else {
+		proc_path(path, fd);
+		e = truncate(path, (off_t)args->size) < 0 ? -errno : 0;
+	}
+	if (args->valid & FATTR_KILL_SUIDGID)
+		creds_raise_fsetid();
+	return e;
+}
+
+static int set_all(struct request *rq, int fd)
+{
+	const struct fb_setattr *args = &rq->image->args.setattr;
+	char path[PROC_PATH_SIZE];
+	int e = 0;
+
+	if (args->valid & (FB_SET_UID | FB_SET_GID)) {
+		uid_t uid = args->valid & FB_SET_UID ? args->uid : (uid_t)-1;
+		gid_t gid = args->valid & FB_SET_GID ? args->gid : (gid_t)-1;
+		e = fchownat(fd, "", uid, gid, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
+	}
+	if (!e && args->valid & FB_SET_SIZE)
+		e = set_size(rq, fd);
+	// After chown and truncate, which clear suid and sgid bits that the caller may be setting.
+	if (!e && args->valid & FB_SET_MODE) {
+		proc_path(path, fd);
+		e = chmod(path, args->mode & 07777) < 0 ? -errno : 0;
+	}
+	if (!e && args->valid & (FB_SET_ATIME | FB_SET_MTIME | FB_SET_ATIME_NOW | FB_SET_MTIME_NOW))
+		e = set_times(rq, fd);
+	return e;
+}
+
+int op_setattr(struct request *rq)
+{
+	int fd = inode_fd_get(rq->mount, rq->inode);
+
+	if (fd < 0)
+		return fd;
+	int e = set_all(rq, fd);
+	if (!e)
+		e = reply_attr(rq, fd);
+	inode_fd_put(rq->mount, rq->inode);
+	return e;
+}
+
+/* Only comes without default_permissions, and then the thread acts as the caller already (route.c). */
+int op_access(struct request *rq)
+{
+	char path[PROC_PATH_SIZE];
+	int fd = inode_fd_get(rq->mount, rq->inode);
+
+	if (fd < 0)
+		return fd;
+	proc_path(path, fd);
+	int e = faccessat(AT_FDCWD, path, (int)rq->image->args.access.mask, AT_EACCESS) < 0 ? -errno : 0;
+	inode_fd_put(rq->mount, rq->inode);
+	return e;
+}
+
+int op_statfs(struct request *rq)
+{
+	struct statfs st;
+	int fd = inode_fd_get(rq->mount, rq->inode);
+
+	if (fd < 0)
+		return fd;
+	int e = fstatfs(fd, &st) < 0 ? -errno : 0;
+	inode_fd_put(rq->mount, rq->inode);
+	if (e)
+		return e;
+	memset(&rq->out.statfs, 0, sizeof(rq->out.statfs));
+	rq->out.statfs.st = (struct fuse_kstatfs){ .blocks = st.f_blocks,
+						   .bfree = st.f_bfree,
+						   .bavail = st.f_bavail,
+						   .files = st.f_files,
+						   .ffree = st.f_ffree,
+						   .bsize = (uint32_t)st.f_bsize,
+						   .namelen = (uint32_t)st.f_namelen,
+						   .frsize = (uint32_t)st.f_frsize };
+	rq->reply = &rq->out.statfs;
+	rq->reply_len = sizeof(rq->out.statfs);
+	return 0;
+}

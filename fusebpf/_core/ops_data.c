@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Open files: open, read, write, flush, fsync, release. Reads and writes come here only for files that are not passed
+ * through by the kernel.
+ */
+#include "core.h"
+
+/**
+ * The flags that a file is opened with on the backing root. Without O_DIRECT, since write-back of mapped pages is not
+ * aligned, and without O_APPEND, since such a write carries its offset.
+ */
+int backing_open_flags(uint32_t flags)
+{
+	return (int)(flags & ~(uint32_t)(O_CREAT | O_EXCL | O_NOCTTY | O_DIRECT | O_APPEND | O_NOFOLLOW)) | O_CLOEXEC;
+}
+
+/** Make a handle that owns fd, and answer with it. On error fd is closed. */
+int reply_opened(struct request *rq, struct inode *inode, int fd, bool is_dir, struct fb_fuse_open_out *out)
+{
+	struct handle *h = handle_create(rq->mount, inode, fd, is_dir);
+
+	memset(out, 0, sizeof(*out));
+	if (!h) {
+		close(fd);
+		return -ENFILE;
+	}
+	rq->opened = h;
+	out->fh = handle_number(h);
+	return is_dir ? 0 : passthrough_open(rq, h, &out->open_flags, &out->backing_id);
+}
+
+int op_open(struct request *rq)
+{
+	const struct fuse_open_in *in = (const void *)rq->body;
+	char path[PROC_PATH_SIZE];
+
+	if (rq->inode->type != S_IFREG)
+		return -EIO; // the kernel opens all others itself
+	int fd = inode_fd_get(rq->mount, rq->inode);
+	if (fd < 0)
+		return fd;
+	proc_path(path, fd);
+	bool kills = in->open_flags & FUSE_OPEN_KILL_SUIDGID;
+	if (kills)
+		creds_drop_fsetid();
+	int opened = open(path, backing_open_flags(rq->image->args.open.flags));
+	int e = opened < 0 ? -errno : 0;
+	if (kills)
+		creds_raise_fsetid();
+	inode_fd_put(rq->mount, rq->inode);
+	if (e)
+		return e;
+	rq->reply = &rq->out.open;
+	rq->reply_len = sizeof(rq->out.open);
+	return reply_opened(rq, rq->inode, opened, false, &rq->out.open);
+}
+
+int op_read(struct request *rq)
+{
+	const struct fb_rw *args = &rq->image->args.rw;
+	struct handle *h = handle_get(rq->mount, args->fh, false);
+
+	if (!h)
+		return -EBADF;
+	ssize_t n = pread(h->fd, rq->worker->payload, args->size, (off_t)args->offset);
+	if (n < 0)
+		return -errno;
+	rq->payload = rq->worker->payload;
+	rq->payload_len = (size_t)n;
+	return 0;
+}
+
+int op_write(struct request *rq)
+{
+	const struct fb_rw *args = &rq->image->args.rw;
+	const struct fuse_write_in *in = (const void *)rq->body;
+	struct handle *h = handle_get(rq->mount, args->fh, false);
+	struct iovec data = { (void *)(rq->body + sizeof(*in)), args->size };
+
+	if (!h)
+		return -EBADF;
+	// An append is done as one, unless it is write-back of pages, whose offsets are what counts.
+	bool appends = in->flags & O_APPEND && !(in->write_flags & FUSE_WRITE_CACHE) &&
+		       !(rq->all_edits & FB_EDIT_OFFSET);
+	bool kills = in->write_flags & FUSE_WRITE_KILL_SUIDGID;
+	if (kills)
+		creds_drop_fsetid();
+	ssize_t n = appends ? pwritev2(h->fd, &data, 1, 0, RWF_APPEND)
+			    : pwrite(h->fd, data.iov_base, data.iov_len, (off_t)args->offset);
+	int e = n < 0 ? -errno : 0;
+	if (kills)
+		creds_raise_fsetid();
+	if (e)
+		return e;
+	rq->out.write = (struct fuse_write_out){ .size = (uint32_t)n };
+	rq->reply = &rq->out.write;
+	rq->reply_len = sizeof(rq->out.write);
+	return 0;
+}
+
+/* What close(2) of the backing file says, such as a network file system's late write error. */
+int op_flush(struct request *rq)
+{
+	struct handle *h = handle_get(rq->mount, rq->image->args.flush.fh, false);
+
+	if (!h)
+		return -EBADF;
+	int fd = dup(h->fd);
+	return fd < 0 || close(fd) < 0 ? -errno : 0;
+}
+
+static int sync_handle(struct request *rq, bool is_dir)
+{
+	const struct fb_fsync *args = &rq->image->args.fsync;
+	struct handle *h = handle_get(rq->mount, args->fh, is_dir);
+
+	if (!h)
+		return -EBADF;
+	return (args->flags & FUSE_FSYNC_FDATASYNC ? fdatasync(h->fd) : fsync(h->fd)) < 0 ? -errno : 0;
+}
+
+int op_fsync(struct request *rq)
+{
+	return sync_handle(rq, false);
+}
+
+int op_fsyncdir(struct request *rq)
+{
+	return sync_handle(rq, true);
+}
+
+static int release(struct request *rq, bool is_dir)
+{
+	struct handle *h = handle_get(rq->mount, rq->image->args.release.fh, is_dir);
+
+	if (h)
+		handle_destroy(rq->mount, h);
+	return 0;
+}
+
+int op_release(struct request *rq)
+{
+	return release(rq, false);
+}
+
+int op_releasedir(struct request *rq)
+{
+	return release(rq, true);
+}

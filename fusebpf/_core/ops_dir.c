@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Directories: opendir, readdir, readdirplus. getdents64(2) fills the handle's buffer, listings take from it, and the
+ * backing's own offsets are the mount's, so telldir and seekdir hold.
+ */
+#include "core.h"
+
+#include <dirent.h>
+#include <sys/syscall.h>
+
+#define DIR_BUFFER_SIZE 32768
+
+struct backing_dirent { /* linux_dirent64, getdents64(2) */
+	uint64_t ino;
+	int64_t offset; /* of the next entry */
+	unsigned short len;
+	unsigned char type;
+	char name[];
+};
+
+/* A listing that is being put together. */
+struct listing {
+	struct handle *h;
+	char *out;
+	size_t len, size;
+	bool is_plus;	  /* each entry with its attributes */
+	bool with_inodes; /* no: plus entries go out with nodeid 0, since lookup is hooked */
+	int dir_fd;	  /* of the directory, for lookups */
+};
+
+int op_opendir(struct request *rq)
+{
+	int fd = inode_fd_get(rq->mount, rq->inode);
+
+	if (fd < 0)
+		return fd;
+	int opened = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int e = opened < 0 ? -errno : 0;
+	inode_fd_put(rq->mount, rq->inode);
+	if (e)
+		return e;
+	rq->reply = &rq->out.open;
+	rq->reply_len = sizeof(rq->out.open);
+	return reply_opened(rq, rq->inode, opened, true, &rq->out.open);
+}
+
+/* Make the entry at `offset` the next of the buffer. Called with the handle's lock held. */
+static int dir_seek(struct handle *h, int64_t offset)
+{
+	if (!h->dir_buffer && !(h->dir_buffer = malloc(DIR_BUFFER_SIZE)))
+		return -ENOMEM;
+	if (offset == h->dir_offset && (h->dir_at < h->dir_end || offset != 0))
+		return 0;
+	if (lseek(h->fd, offset, SEEK_SET) < 0)
+		return -errno;
+	h->dir_at = h->dir_end = 0;
+	h->dir_offset = offset;
+	return 0;
+}
+
+/* The next entry, NULL at the end. */
+static int dir_next(struct handle *h, const struct backing_dirent **out)
+{
+	*out = NULL;
+	if (h->dir_at == h->dir_end) {
+		long n = syscall(SYS_getdents64, h->fd, h->dir_buffer, DIR_BUFFER_SIZE);
+		if (n < 0)
+			return -errno;
+		h->dir_at = 0;
+		h->dir_end = (uint32_t)n;
+		if (n == 0)
+			return 0;
+	}
+	*out = (const void *)(h->dir_buffer + h->dir_at);
+	return 0;
+}
+
+static bool is_dots(const char *name)
+{
+	return name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2]));
+}
+
+/* Append one entry. Returns 1, 0 if it does not fit, or -errno. */
+static int listing_add(struct request *rq, struct listing *l, const struct backing_dirent *d, const char *name,
+		       uint32_t name_len)
+{
+	size_t head = l->is_plus ? FUSE_NAME_OFFSET_DIRENTPLUS : FUSE_NAME_OFFSET;
+	size_t size = FUSE_DIRENT_ALIGN(head + name_len);
+	struct fuse_direntplus *plus = (void *)(l->out + l->len);
+	struct fuse_dirent *dirent = l->is_plus ? &plus->dirent : (void *)plus;
+	struct inode *inode = NULL;
+
+	if (l->size - l->len < size)
+		return 0;
+	memset(plus, 0, head);
+	if (l->is_plus && l->with_inodes && !is_dots(name)) {
+		int e = entry_at(rq, l->dir_fd, name, &plus->entry_out, &inode);
+		if (e == -ENOENT || e == -ESTALE || e == -EACCES || e == -EPERM)
+			memset(&plus->entry_out, 0, sizeof(plus->entry_out)); // gone since, or not ours to see
+		else if (e)
+			return e;
+	}
+	dirent->ino = d->ino;
+	dirent->off = (uint64_t)d->offset;
+	dirent->namelen = name_len;
+	dirent->type = d->type;
+	memcpy(dirent->name, name, name_len);
+	memset(dirent->name + name_len, 0, size - head - name_len);
+	l->len += size;
+	return 1;
+}
+
+/* Take back the lookups of a listing that does not arrive. */
+static void listing_undo(struct request *rq, const struct listing *l)
+{
+	for (size_t at = 0; l->is_plus && at < l->len;) {
+		const struct fuse_direntplus *plus = (const void *)(l->out + at);
+		if (plus->entry_out.nodeid)
+			inodes_forget(rq->mount, inodes_get(rq->mount, plus->entry_out.nodeid), 1);
+		at += FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET_DIRENTPLUS + plus->dirent.namelen);
+	}
+}
+
+/* Fill the reply. Entries that filters drop do not end it: only a full buffer or the directory's end does. */
+static int listing_fill(struct request *rq, struct listing *l)
+{
+	struct handle *h = l->h;
+
+	for (;;) {
+		const struct backing_dirent *d;
+		int e = dir_next(h, &d);
+		if (e || !d)
+			return e;
+		const char *name = d->name;
+		uint32_t name_len = (uint32_t)strlen(name);
+		int added = 1;
+		if (dirent_allowed(rq, d->ino, d->type, &name, &name_len))
+			added = listing_add(rq, l, d, name, name_len);
+		if (rq->error)
+			return -rq->error;
+		if (added <= 0)
+			return added;
+		rq->n_listed = l->len;
+		h->dir_at += d->len;
+		h->dir_offset = d->offset;
+		if (request_is_interrupted(rq))
+			return l->len ? 0 : -EINTR;
+	}
+}
+
+static int list(struct request *rq, bool is_plus)
+{
+	struct fb_rw args = rq->image->args.rw;
+	const struct chain *chain = rq->worker->chain;
+	struct listing l = { .h = handle_get(rq->mount, args.fh, true),
+			     .out = rq->worker->payload,
+			     .size = args.size,
+			     .is_plus = is_plus,
+			     .with_inodes = !chain || !chain_hooks(chain, FB_OP_lookup) };
+
+	if (!l.h)
+		return -EBADF;
+	l.dir_fd = is_plus ? inode_fd_get(rq->mount, rq->inode) : -1;
+	if (is_plus && l.dir_fd < 0)
+		return l.dir_fd;
+	pthread_mutex_lock(&l.h->dir_lock);
+	int e = dir_seek(l.h, (int64_t)args.offset);
+	if (!e)
+		e = listing_fill(rq, &l);
+	// What was listed before an error arrives; the error comes with the next call.
+	if (e && l.len && !rq->error)
+		e = 0;
+	if (e)
+		l.h->dir_offset = -1; // where it is now nobody knows
+	pthread_mutex_unlock(&l.h->dir_lock);
+	if (is_plus)
+		inode_fd_put(rq->mount, rq->inode);
+	if (e)
+		listing_undo(rq, &l);
+	rq->image->args.rw = args; // dirent hooks saw theirs there
+	if (rq->chain) {
+		memset(&rq->image->name, 0, sizeof(rq->image->name));
+		rq->image->name_len = 0;
+	}
+	rq->payload = l.out;
+	rq->payload_len = e ? 0 : l.len;
+	return e;
+}
+
+int op_readdir(struct request *rq)
+{
+	return list(rq, false);
+}
+
+int op_readdirplus(struct request *rq)
+{
+	return list(rq, true);
+}

@@ -1,0 +1,349 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Ops on names: lookup, what makes entries and what removes them, and the kernel's forgetting. Every backing call is
+ * relative to a descriptor of the parent, so a rename race cannot lead out of the backing root.
+ */
+#include "core.h"
+
+#include <linux/fs.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/syscall.h>
+
+/* Make something in the parent, as the caller: return what `call` returned, 0 or -errno. */
+#define AS_CREATOR(rq, call)                                                              \
+	({                                                                                 \
+		bool is_own = (rq)->mount->default_permissions;                            \
+		if (is_own)                                                                \
+			creds_enter(rq, (rq)->create_uid, (rq)->create_gid, true);         \
+		int result = (call);                                                       \
+		result = result < 0 ? -errno : result;                                     \
+		if (is_own)                                                                \
+			creds_leave();                                                     \
+		result;                                                                    \
+	})
+
+void ttl_set(uint64_t ttl_ns, uint64_t *seconds, uint32_t *nanoseconds)
+{
+	*seconds = ttl_ns / 1000000000u;
+	*nanoseconds = (uint32_t)(ttl_ns % 1000000000u);
+}
+
+/* Fill an entry in from an open file; the inode is counted once. With adopt_fd, fd is O_PATH and given away. */
+static int entry_of_fd(struct request *rq, int fd, const char *name, bool adopt_fd, struct fuse_entry_out *out,
+		       struct inode **inode)
+{
+	memset(out, 0, sizeof(*out));
+	int e = attr_of_fd(rq, fd, &out->attr);
+	if (e) {
+		if (adopt_fd)
+			close(fd);
+		return e;
+	}
+	e = inodes_enter(rq->mount, fd, out->attr.mode & S_IFMT, rq->inode, name, adopt_fd, inode);
+	if (e)
+		return e;
+	out->nodeid = (*inode)->nodeid;
+	ttl_set(rq->entry_ttl_ns, &out->entry_valid, &out->entry_valid_nsec);
+	ttl_set(rq->attr_ttl_ns, &out->attr_valid, &out->attr_valid_nsec);
+	return 0;
+}
+
+/** Look a name up in rq->inode, whose descriptor is parent_fd; the inode is counted once. */
+int entry_at(struct request *rq, int parent_fd, const char *name, struct fuse_entry_out *out, struct inode **inode)
+{
+	int fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+
+	if (fd < 0)
+		return -errno;
+	return entry_of_fd(rq, fd, name, true, out, inode);
+}
+
+/** Answer with the entry of a name. */
+int reply_entry(struct request *rq, int parent_fd, const char *name)
+{
+	int e = entry_at(rq, parent_fd, name, &rq->out.create.entry, &rq->entry);
+
+	rq->reply = &rq->out.create.entry;
+	rq->reply_len = sizeof(rq->out.create.entry);
+	return e;
+}
+
+int op_lookup(struct request *rq)
+{
+	int fd = inode_fd_get(rq->mount, rq->inode);
+
+	if (fd < 0)
+		return fd;
+	int e = reply_entry(rq, fd, rq->name);
+	inode_fd_put(rq->mount, rq->inode);
+	return e;
+}
+
+/* Call `make` with the parent's descriptor, and answer with the new entry. */
+static int make_entry(struct request *rq, int (*make)(struct request *rq, int parent_fd))
+{
+	int fd = inode_fd_get(rq->mount, rq->inode);
+
+	if (fd < 0)
+		return fd;
+	int e = make(rq, fd);
+	if (!e)
+		e = reply_entry(rq, fd, rq->name);
+	inode_fd_put(rq->mount, rq->inode);
+	return e;
+}
+
+static int make_symlink(struct request *rq, int parent_fd)
+{
+	return AS_CREATOR(rq, symlinkat(rq->text, parent_fd, rq->name));
+}
+
+int op_symlink(struct request *rq)
+{
+	return make_entry(rq, make_symlink);
+}
+
+static int make_node(struct request *rq, int parent_fd)
+{
+	uint32_t rdev = rq->image->args.mknod.rdev; // new_encode_dev of include/linux/kdev_t.h
+	dev_t device = makedev(rdev >> 8 & 0xfff, (rdev & 0xff) | (rdev >> 12 & 0xfff00));
+
+	return AS_CREATOR(rq, mknodat(parent_fd, rq->name, rq->image->args.mknod.mode, device));
+}
+
+int op_mknod(struct request *rq)
+{
+	return make_entry(rq, make_node);
+}
+
+static int make_directory(struct request *rq, int parent_fd)
+{
+	return AS_CREATOR(rq, mkdirat(parent_fd, rq->name, rq->image->args.mkdir.mode));
+}
+
+int op_mkdir(struct request *rq)
+{
+	return make_entry(rq, make_directory);
+}
+
+int op_link(struct request *rq)
+{
+	struct mount *m = rq->mount;
+	struct inode *linked = inodes_get(m, rq->image->args.link.inode);
+
+	if (!linked)
+		return -ESTALE;
+	int fd = inode_fd_get(m, linked);
+	if (fd < 0)
+		return fd;
+	int parent_fd = inode_fd_get(m, rq->inode), e = parent_fd;
+	if (parent_fd >= 0) {
+		e = linkat(fd, "", parent_fd, rq->name, AT_EMPTY_PATH) < 0 ? -errno : 0;
+		if (!e)
+			e = reply_entry(rq, parent_fd, rq->name);
+		inode_fd_put(m, rq->inode);
+	}
+	inode_fd_put(m, linked);
+	return e;
+}
+
+/* ------------------------------------------------------------------------------- removing */
+
+/* An inode that may be about to lose its last link: keep a way to it. NULL where the kernel does not know it. */
+static struct inode *victim_pin(struct mount *m, int parent_fd, const char *name)
+{
+	struct inode *victim = inodes_find_at(m, parent_fd, name);
+
+	if (victim && inode_fd_pin(m, victim) < 0) {
+		inode_release(m, victim);
+		return NULL;
+	}
+	return victim;
+}
+
+/* Let go of it, unless its last link is gone now. */
+static void victim_unpin(struct mount *m, struct inode *victim)
+{
+	struct stat st;
+
+	if (!victim)
+		return;
+	if (!fstat(victim->fd, &st) && st.st_nlink > 0)
+		inode_fd_unpin(m, victim);
+	inode_release(m, victim);
+}
+
+static int remove_entry(struct request *rq, int flags)
+{
+	struct mount *m = rq->mount;
+	int fd = inode_fd_get(m, rq->inode);
+
+	if (fd < 0)
+		return fd;
+	struct inode *victim = victim_pin(m, fd, rq->name);
+	int e = unlinkat(fd, rq->name, flags) < 0 ? -errno : 0;
+	victim_unpin(m, victim);
+	inode_fd_put(m, rq->inode);
+	return e;
+}
+
+int op_unlink(struct request *rq)
+{
+	return remove_entry(rq, 0);
+}
+
+int op_rmdir(struct request *rq)
+{
+	return remove_entry(rq, AT_REMOVEDIR);
+}
+
+static int rename_between(struct request *rq, struct inode *newdir, int fd, int new_fd)
+{
+	struct mount *m = rq->mount;
+	uint32_t flags = rq->image->args.rename.flags;
+	struct inode *moved = inodes_find_at(m, fd, rq->name);
+	struct inode *victim = victim_pin(m, new_fd, rq->name2);
+	int e = AS_CREATOR(rq, (int)syscall(SYS_renameat2, fd, rq->name, new_fd, rq->name2, flags));
+
+	if (!e && moved)
+		inode_moved(m, moved, newdir, rq->name2);
+	if (!e && victim && flags & RENAME_EXCHANGE)
+		inode_moved(m, victim, rq->inode, rq->name);
+	victim_unpin(m, victim);
+	if (moved)
+		inode_release(m, moved);
+	return e;
+}
+
+int op_rename2(struct request *rq)
+{
+	struct mount *m = rq->mount;
+	struct inode *newdir = inodes_get(m, rq->image->args.rename.newdir);
+
+	if (!newdir)
+		return -ESTALE;
+	int fd = inode_fd_get(m, rq->inode);
+	if (fd < 0)
+		return fd;
+	int new_fd = inode_fd_get(m, newdir), e = new_fd;
+	if (new_fd >= 0) {
+		e = rename_between(rq, newdir, fd, new_fd);
+		inode_fd_put(m, newdir);
+	}
+	inode_fd_put(m, rq->inode);
+	return e;
+}
+
+int op_rename(struct request *rq)
+{
+	return op_rename2(rq);
+}
+
+int op_readlink(struct request *rq)
+{
+	int fd = inode_fd_get(rq->mount, rq->inode);
+
+	if (fd < 0)
+		return fd;
+	ssize_t n = readlinkat(fd, "", rq->worker->payload, FB_PATH_SIZE - 1);
+	int e = n < 0 ? -errno : 0;
+	inode_fd_put(rq->mount, rq->inode);
+	rq->payload = rq->worker->payload;
+	rq->payload_len = n < 0 ? 0 : (size_t)n;
+	return e;
+}
+
+/* -------------------------------------------------------------------------------- creating */
+
+/* Open a name that O_CREAT found to be there already: only a regular file, since opening others has effects. */
+static int open_existing(int parent_fd, const char *name, int flags)
+{
+	char path[PROC_PATH_SIZE];
+	struct stat st;
+	int fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+
+	if (fd < 0)
+		return fd;
+	int result = -1, e = 0;
+	if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+		e = S_ISDIR(st.st_mode) ? EISDIR : S_ISLNK(st.st_mode) ? ELOOP : ENXIO;
+	else {
+		proc_path(path, fd);
+		result = open(path, flags & ~(O_CREAT | O_EXCL));
+		e = errno;
+	}
+	close(fd);
+	errno = e;
+	return result;
+}
+
+static int create_at(struct request *rq, int parent_fd)
+{
+	const struct fb_create *args = &rq->image->args.create;
+	int flags = backing_open_flags(args->flags);
+	int fd = openat(parent_fd, rq->name, flags | O_CREAT | O_EXCL | O_NOFOLLOW, args->mode);
+
+	if (fd < 0 && errno == EEXIST && !(args->flags & O_EXCL))
+		fd = open_existing(parent_fd, rq->name, flags);
+	return fd;
+}
+
+int op_create(struct request *rq)
+{
+	int parent_fd = inode_fd_get(rq->mount, rq->inode);
+
+	if (parent_fd < 0)
+		return parent_fd;
+	int fd = AS_CREATOR(rq, create_at(rq, parent_fd));
+	inode_fd_put(rq->mount, rq->inode);
+	if (fd < 0)
+		return fd;
+	int e = entry_of_fd(rq, fd, rq->name, false, &rq->out.create.entry, &rq->entry);
+	if (e) {
+		close(fd);
+		return e;
+	}
+	rq->reply = &rq->out.create;
+	rq->reply_len = sizeof(rq->out.create);
+	return reply_opened(rq, rq->entry, fd, false, &rq->out.create.open);
+}
+
+/* ------------------------------------------------------------------------------ forgetting */
+
+int op_forget(struct request *rq)
+{
+	const struct fuse_forget_in *in = request_take(rq, sizeof(*in));
+
+	if (in)
+		inodes_forget(rq->mount, inodes_get(rq->mount, rq->in->nodeid), in->nlookup);
+	return 0;
+}
+
+int op_batch_forget(struct request *rq)
+{
+	const struct fuse_batch_forget_in *in = request_take(rq, sizeof(*in));
+
+	for (uint32_t i = 0; in && i < in->count; i++) {
+		const struct fuse_forget_one *one = request_take(rq, sizeof(*one));
+		if (!one)
+			break;
+		inodes_forget(rq->mount, inodes_get(rq->mount, one->nodeid), one->nlookup);
+	}
+	return 0;
+}
+
+int op_interrupt(struct request *rq)
+{
+	const struct fuse_interrupt_in *in = request_take(rq, sizeof(*in));
+
+	if (in)
+		worker_interrupt(rq->worker, in->unique, rq->in->unique);
+	return 0;
+}
+
+int op_destroy(struct request *rq)
+{
+	(void)rq; // the connection ends; mount_stop frees what it held
+	return 0;
+}

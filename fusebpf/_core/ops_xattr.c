@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Extended attributes. There is no fd-relative form that takes an O_PATH descriptor on all kernels, so they go by
+ * /proc/self/fd, which leads to the file itself, a symbolic link included.
+ */
+#include "core.h"
+
+#include <sys/xattr.h>
+
+int op_setxattr(struct request *rq)
+{
+	const struct fb_xattr *args = &rq->image->args.xattr;
+	const char *value = rq->body + rq->body_at;
+	char path[PROC_PATH_SIZE];
+
+	if (rq->body_len - rq->body_at < args->size)
+		return -EINVAL;
+	int fd = inode_fd_get(rq->mount, rq->inode);
+	if (fd < 0)
+		return fd;
+	proc_path(path, fd);
+	int e = setxattr(path, rq->name, value, args->size, (int)args->flags) < 0 ? -errno : 0;
+	inode_fd_put(rq->mount, rq->inode);
+	return e;
+}
+
+/* Answer with a value of n bytes in the worker's payload, or with its size where that was asked for. */
+static int reply_value(struct request *rq, ssize_t n)
+{
+	if (n < 0)
+		return (int)n;
+	if (rq->image->args.xattr.size == 0) {
+		rq->out.xattr = (struct fuse_getxattr_out){ .size = (uint32_t)n };
+		rq->reply = &rq->out.xattr;
+		rq->reply_len = sizeof(rq->out.xattr);
+		return 0;
+	}
+	rq->payload = rq->worker->payload;
+	rq->payload_len = (size_t)n;
+	return 0;
+}
+
+static size_t value_size(const struct request *rq)
+{
+	size_t size = rq->image->args.xattr.size;
+
+	return size < MAX_WRITE ? size : MAX_WRITE;
+}
+
+int op_getxattr(struct request *rq)
+{
+	char path[PROC_PATH_SIZE];
+	int fd = inode_fd_get(rq->mount, rq->inode);
+
+	if (fd < 0)
+		return fd;
+	proc_path(path, fd);
+	ssize_t n = getxattr(path, rq->name, rq->worker->payload, value_size(rq));
+	n = n < 0 ? -errno : n;
+	inode_fd_put(rq->mount, rq->inode);
+	return reply_value(rq, n);
+}
+
+int op_listxattr(struct request *rq)
+{
+	char path[PROC_PATH_SIZE];
+	int fd = inode_fd_get(rq->mount, rq->inode);
+
+	if (fd < 0)
+		return fd;
+	proc_path(path, fd);
+	ssize_t n = listxattr(path, rq->worker->payload, value_size(rq));
+	n = n < 0 ? -errno : n;
+	inode_fd_put(rq->mount, rq->inode);
+	return reply_value(rq, n);
+}
+
+int op_removexattr(struct request *rq)
+{
+	char path[PROC_PATH_SIZE];
+	int fd = inode_fd_get(rq->mount, rq->inode);
+
+	if (fd < 0)
+		return fd;
+	proc_path(path, fd);
+	int e = removexattr(path, rq->name) < 0 ? -errno : 0;
+	inode_fd_put(rq->mount, rq->inode);
+	return e;
+}

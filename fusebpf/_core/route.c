@@ -1,0 +1,512 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The way of one operation: decode → pre hooks, high to low → route → the op → post hooks, low to high → reply.
+ * On a worker's thread; a filter that breaks a rule never lets an op through.
+ */
+#include "core.h"
+
+#include <time.h>
+
+/* ---------------------------------------------------------------------------- before the op */
+
+/* What the filters see of the op before it runs; the arguments are there from decoding. */
+static void image_fill(struct request *rq)
+{
+	struct fb_slot *image = rq->image;
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	image->abi = FB_ABI_VERSION;
+	image->time_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+	image->type = rq->inode ? rq->inode->type : 0;
+	image->backing = 0;
+	image->tag = 0;
+	image->view = 0;
+	image->ttl_ns = 0;
+	image->zero = 0;
+	image->path_len = image->path2_len = image->text_len = 0;
+	image->path[0] = image->path2[0] = image->text[0] = 0;
+	image->name_len = image->name2_len = 0;
+	memset(&image->result, 0, sizeof(image->result));
+	memset(&image->name, 0, sizeof(image->name));
+	memset(&image->name2, 0, sizeof(image->name2));
+	if (rq->name) {
+		image->name_len = (uint32_t)strlen(rq->name);
+		memcpy(image->name.text, rq->name, image->name_len);
+	}
+	if (rq->name2) {
+		image->name2_len = (uint32_t)strlen(rq->name2);
+		memcpy(image->name2.text, rq->name2, image->name2_len);
+	}
+	if (rq->text) {
+		image->text_len = (uint32_t)strlen(rq->text);
+		memcpy(image->text, rq->text, image->text_len + 1);
+	}
+}
+
+static int path_fill(struct request *rq, struct inode *inode, const char *name, char out[FB_PATH_SIZE])
+{
+	int len = inode ? inode_path(rq->mount, inode, name, out) : -1;
+
+	if (len < 0)
+		rq->image->flags |= FB_PATH_LOST;
+	return len < 0 ? 0 : len;
+}
+
+static void paths_fill(struct request *rq)
+{
+	struct fb_slot *image = rq->image;
+	struct mount *m = rq->mount;
+	const char *name = rq->op->flags & FB_OP_XATTR ? NULL : rq->name;
+
+	image->flags |= FB_HAS_PATH;
+	if (rq->op->canonical == FB_OP_link) {
+		struct inode *linked = inodes_get(m, image->args.link.inode);
+		image->path_len = (uint32_t)path_fill(rq, linked, NULL, image->path);
+		image->path2_len = (uint32_t)path_fill(rq, rq->inode, name, image->path2);
+		return;
+	}
+	image->path_len = (uint32_t)path_fill(rq, rq->inode, name, image->path);
+	if (rq->op->canonical == FB_OP_rename) {
+		struct inode *newdir = inodes_get(m, image->args.rename.newdir);
+		image->path2_len = (uint32_t)path_fill(rq, newdir, rq->name2, image->path2);
+	}
+}
+
+/* Has a filter that answers success filled in all that the reply needs? NULL, or what is missing. */
+static const char *reply_fill(struct request *rq, uint64_t edits)
+{
+	const struct op *op = rq->op;
+
+	if (op->flags & (FB_OP_ENTRY | FB_OP_OPENS))
+		return "it answered success where only the backing root can give an inode or a handle";
+	if (op->flags & FB_OP_ATTR && !(edits & FB_EDIT_ATTR))
+		return "it answered success and no attributes";
+	if (op->flags & FB_OP_STATFS && !(edits & FB_EDIT_STATFS))
+		return "it answered success and no statfs";
+	if (op->flags & FB_OP_TEXT && !(edits & FB_EDIT_TEXT))
+		return "it answered success and no text";
+	if (op->canonical == FB_OP_write && !(edits & FB_EDIT_COUNT))
+		return "it answered success and no count of bytes written";
+	return NULL;
+}
+
+/* Act on a pre hook's verdict. Returns true if the op goes on to the filter below. */
+static bool pre_decide(struct request *rq, const struct chain_hook *hook, const struct fb_verdict_record *v)
+{
+	const struct chain_filter *filter = &rq->chain->filters[hook->position];
+	const struct op *op = rq->op;
+	bool is_reply = v->verdict == FB_REPLY;
+	uint64_t edits = is_reply || v->flags & FB_REWRITE ? v->edits : 0;
+	const char *why = NULL;
+
+	if (op->flags & FB_OP_UNREFUSABLE)
+		return true; // such hooks observe
+	if (v->flags & ~(uint32_t)(FB_REWRITE | FB_NOPOST))
+		why = "its verdict has unknown flags";
+	else if (v->flags & FB_REWRITE && !v->edits)
+		why = "it says FB_REWRITE, and ctx->edits is empty";
+	else if (edits & ~verdict_edits(rq, op, FB_PRE, is_reply))
+		why = "it edited what this op does not have, or not before it runs";
+	else if (edits && !(is_reply && v->error))
+		why = verdict_edit(rq, op, FB_PRE, edits);
+	if (!why && v->verdict == FB_DAEMON)
+		why = "it says FB_DAEMON, and the mount has no daemon";
+	if (!why && v->verdict == FB_NEGATIVE && op->canonical != FB_OP_lookup)
+		why = "it says FB_NEGATIVE, which is for lookup";
+	if (!why && (v->verdict == FB_DROP || v->verdict > FB_DROP))
+		why = "its verdict is none that a pre hook has";
+	if (!why && is_reply && !v->error)
+		why = reply_fill(rq, edits);
+	if (why) {
+		fail_closed(rq, op, hook, FB_PRE, why);
+		rq->error = EIO;
+		rq->route = FB_ROUTE_REPLY;
+		return false;
+	}
+	if (edits) {
+		rq->pre_edited |= 1U << filter->id;
+		rq->all_edits |= edits;
+		rq->decider = filter->name;
+	}
+	if (v->flags & FB_NOPOST)
+		rq->no_post |= 1U << hook->position;
+	if (v->verdict == FB_CONTINUE)
+		return true;
+	rq->verdict = v->verdict;
+	rq->decider = filter->name;
+	if (v->verdict == FB_BACKING) {
+		rq->reach = hook->position + 1; // its own post hook runs, those below were not asked
+		return false;
+	}
+	rq->route = FB_ROUTE_REPLY;
+	rq->error = v->verdict == FB_NEGATIVE ? ENOENT : errno_for_kernel(v->error);
+	return false;
+}
+
+static void pre_run(struct request *rq)
+{
+	rq->reach = rq->chain->n_filters;
+	for (uint32_t i = 0; rq->hooks && i < rq->hooks->n_pre; i++) {
+		const struct chain_hook *hook = &rq->hooks->pre[i];
+		struct fb_verdict_record v;
+
+		rq->pre_ran |= 1U << rq->chain->filters[hook->position].id;
+		bool goes_on;
+		if (hook_run(rq, rq->op, FB_PRE, hook, &v)) {
+			goes_on = rq->op->flags & FB_OP_UNREFUSABLE;
+			rq->error = goes_on ? 0 : EIO;
+			rq->route = goes_on ? FB_ROUTE_BACKING : FB_ROUTE_REPLY;
+		} else {
+			goes_on = pre_decide(rq, hook, &v);
+		}
+		if (goes_on)
+			continue;
+		if (rq->route == FB_ROUTE_REPLY)
+			rq->reach = hook->position;
+		return;
+	}
+}
+
+/* ------------------------------------------------------------------------------ the result */
+
+static void attr_to_slot(const struct fuse_attr *a, struct fb_attr *out)
+{
+	*out = (struct fb_attr){ .ino = a->ino,
+				 .size = a->size,
+				 .blocks = a->blocks,
+				 .atime_ns = a->atime * 1000000000u + a->atimensec,
+				 .mtime_ns = a->mtime * 1000000000u + a->mtimensec,
+				 .ctime_ns = a->ctime * 1000000000u + a->ctimensec,
+				 .mode = a->mode,
+				 .nlink = a->nlink,
+				 .uid = a->uid,
+				 .gid = a->gid,
+				 .rdev = a->rdev,
+				 .blksize = a->blksize };
+}
+
+static void attr_from_slot(const struct fb_attr *a, struct fuse_attr *out)
+{
+	*out = (struct fuse_attr){ .ino = a->ino,
+				   .size = a->size,
+				   .blocks = a->blocks,
+				   .atime = a->atime_ns / 1000000000u,
+				   .mtime = a->mtime_ns / 1000000000u,
+				   .ctime = a->ctime_ns / 1000000000u,
+				   .atimensec = (uint32_t)(a->atime_ns % 1000000000u),
+				   .mtimensec = (uint32_t)(a->mtime_ns % 1000000000u),
+				   .ctimensec = (uint32_t)(a->ctime_ns % 1000000000u),
+				   .mode = a->mode,
+				   .nlink = a->nlink,
+				   .uid = a->uid,
+				   .gid = a->gid,
+				   .rdev = a->rdev,
+				   .blksize = a->blksize };
+}
+
+static struct fuse_attr *reply_attr(struct request *rq)
+{
+	return rq->op->flags & FB_OP_ENTRY ? &rq->out.create.entry.attr : &rq->out.attr.attr;
+}
+
+/* Show the result of an op that succeeded to the post hooks. */
+static void result_to_slot(struct request *rq)
+{
+	struct fb_slot *image = rq->image;
+	uint32_t flags = rq->op->flags;
+
+	if (flags & (FB_OP_ENTRY | FB_OP_ATTR)) {
+		attr_to_slot(reply_attr(rq), &image->result.attr);
+	} else if (flags & FB_OP_STATFS) {
+		const struct fuse_kstatfs *st = &rq->out.statfs.st;
+		image->result.statfs = (struct fb_statfs){ .blocks = st->blocks, .bfree = st->bfree,
+							   .bavail = st->bavail, .files = st->files,
+							   .ffree = st->ffree, .bsize = st->bsize,
+							   .namelen = st->namelen, .frsize = st->frsize };
+	} else if (rq->op->canonical == FB_OP_write) {
+		image->result.count = rq->out.write.size;
+	} else if (flags & FB_OP_COUNT) {
+		image->result.count = rq->payload_len;
+	} else if (flags & FB_OP_TEXT) {
+		image->result.count = rq->payload_len;
+		image->text_len = rq->payload_len < FB_PATH_SIZE ? (uint32_t)rq->payload_len : 0;
+		memcpy(image->text, rq->payload, image->text_len);
+		image->text[image->text_len] = 0;
+	}
+}
+
+/* Bring what hooks edited, or answered in the op's stead, into the reply. */
+static void result_from_slot(struct request *rq, uint64_t edits)
+{
+	struct fb_slot *image = rq->image;
+
+	if (edits & FB_EDIT_ATTR) {
+		attr_from_slot(&image->result.attr, reply_attr(rq));
+		if (!rq->reply_len) {
+			rq->reply = &rq->out.attr;
+			rq->reply_len = sizeof(rq->out.attr);
+		}
+	}
+	if (edits & (FB_EDIT_TTL | FB_EDIT_ATTR) && rq->op->flags & FB_OP_ATTR)
+		ttl_set(rq->attr_ttl_ns, &rq->out.attr.attr_valid, &rq->out.attr.attr_valid_nsec);
+	if (edits & FB_EDIT_TTL && rq->op->flags & FB_OP_ENTRY) {
+		struct fuse_entry_out *entry = &rq->out.create.entry;
+		ttl_set(rq->attr_ttl_ns, &entry->attr_valid, &entry->attr_valid_nsec);
+		ttl_set(rq->entry_ttl_ns, &entry->entry_valid, &entry->entry_valid_nsec);
+	}
+	if (edits & FB_EDIT_STATFS) {
+		const struct fb_statfs *st = &image->result.statfs;
+		rq->out.statfs.st = (struct fuse_kstatfs){ .blocks = st->blocks, .bfree = st->bfree,
+							   .bavail = st->bavail, .files = st->files,
+							   .ffree = st->ffree, .bsize = st->bsize,
+							   .namelen = st->namelen, .frsize = st->frsize };
+		rq->reply = &rq->out.statfs;
+		rq->reply_len = sizeof(rq->out.statfs);
+	}
+	if (edits & FB_EDIT_COUNT && rq->op->canonical == FB_OP_write) {
+		rq->out.write = (struct fuse_write_out){ .size = (uint32_t)image->result.count };
+		rq->reply = &rq->out.write;
+		rq->reply_len = sizeof(rq->out.write);
+	} else if (edits & FB_EDIT_COUNT) {
+		rq->payload_len = image->result.count;
+	}
+	if (edits & FB_EDIT_TEXT && rq->op->flags & FB_OP_TEXT) {
+		rq->payload = image->text;
+		rq->payload_len = image->text_len;
+		if (rq->reply == &rq->out.xattr) {
+			rq->reply = NULL;
+			rq->reply_len = 0;
+		}
+	}
+}
+
+/* The reply will not hand out what it was to hand out. */
+static void result_undo(struct request *rq)
+{
+	if (rq->opened)
+		handle_destroy(rq->mount, rq->opened);
+	if (rq->entry)
+		inodes_forget(rq->mount, rq->entry, 1);
+	rq->opened = NULL;
+	rq->entry = NULL;
+}
+
+/* ---------------------------------------------------------------------------- after the op */
+
+/* Act on a post hook's verdict: the errno and the results may change. */
+static void post_decide(struct request *rq, const struct chain_hook *hook, const struct fb_verdict_record *v)
+{
+	static const uint32_t with_result =
+		FB_OP_ENTRY | FB_OP_ATTR | FB_OP_TEXT | FB_OP_COUNT | FB_OP_STATFS | FB_OP_OPENS;
+	const struct chain_filter *filter = &rq->chain->filters[hook->position];
+	uint64_t edits = v->flags & FB_REWRITE ? v->edits : 0;
+	const char *why = NULL;
+
+	if (rq->op->flags & FB_OP_UNREFUSABLE)
+		return;
+	if (v->verdict == FB_REPLY) // short for an edited errno
+		edits |= FB_EDIT_ERROR;
+	if (v->flags & ~(uint32_t)(FB_REWRITE | FB_NOPOST))
+		why = "its verdict has unknown flags";
+	else if (v->flags & FB_REWRITE && !edits)
+		why = "it says FB_REWRITE, and ctx->edits is empty";
+	else if (edits & ~verdict_edits(rq, rq->op, FB_POST, false))
+		why = "it edited what this op does not have, or not after it ran";
+	else if (v->verdict == FB_DAEMON)
+		why = "it says FB_DAEMON, and the mount has no daemon";
+	else if (v->verdict != FB_CONTINUE && v->verdict != FB_REPLY)
+		why = "its verdict is none that a post hook has";
+	else if (edits & FB_EDIT_ERROR && !v->error && rq->error && rq->op->flags & with_result)
+		why = "it made a failed op a success that has no result";
+	else if (edits)
+		why = verdict_edit(rq, rq->op, FB_POST, edits);
+	if (why) {
+		fail_closed(rq, rq->op, hook, FB_POST, why);
+		rq->error = EIO;
+	} else if (edits) {
+		rq->post_edited |= 1U << filter->id;
+		rq->all_edits |= edits;
+		rq->decider = filter->name;
+		if (edits & FB_EDIT_ERROR)
+			rq->error = errno_for_kernel(v->error);
+		if (!rq->error)
+			result_from_slot(rq, edits);
+	}
+	if (rq->error)
+		result_undo(rq);
+}
+
+static void post_run(struct request *rq)
+{
+	if (!rq->error && rq->hooks && rq->hooks->n_post)
+		result_to_slot(rq);
+	for (uint32_t i = 0; rq->hooks && i < rq->hooks->n_post; i++) {
+		const struct chain_hook *hook = &rq->hooks->post[i];
+		struct fb_verdict_record v;
+
+		if (hook->position >= rq->reach || rq->no_post & 1U << hook->position)
+			continue;
+		rq->post_ran |= 1U << rq->chain->filters[hook->position].id;
+		if (!hook_run(rq, rq->op, FB_POST, hook, &v)) {
+			post_decide(rq, hook, &v);
+		} else if (!(rq->op->flags & FB_OP_UNREFUSABLE)) {
+			rq->error = EIO;
+			result_undo(rq);
+		}
+	}
+}
+
+/**
+ * Ask the dirent hooks about one entry of a listing.
+ *
+ * Returns whether it is listed; *name may be another one then, valid until the next call. A hook that breaks a rule
+ * sets rq->error to EIO, which fails the listing.
+ */
+bool dirent_allowed(struct request *rq, uint64_t ino, uint32_t type, const char **name, uint32_t *name_len)
+{
+	const struct op *dirent = &ops[FB_OP_dirent];
+	const struct op_hooks *hooks = rq->chain ? rq->chain->ops[FB_OP_dirent] : NULL;
+	struct fb_slot *image = rq->image;
+
+	if (!hooks || (*name_len <= 2 && (!strcmp(*name, ".") || !strcmp(*name, ".."))))
+		return true;
+	if (*name_len >= FB_NAME_SIZE)
+		return false;
+	memset(&image->args, 0, sizeof(image->args));
+	image->args.dirent = (struct fb_dirent){ .ino = ino, .type = type };
+	memset(&image->name, 0, sizeof(image->name));
+	memcpy(image->name.text, *name, *name_len);
+	image->name_len = *name_len;
+	for (uint32_t i = 0; i < hooks->n_post; i++) {
+		const struct chain_hook *hook = &hooks->post[i];
+		uint32_t bit = 1U << rq->chain->filters[hook->position].id;
+		struct fb_verdict_record v;
+		const char *why = NULL;
+
+		if (hook->position >= rq->reach)
+			continue;
+		rq->post_ran |= bit;
+		if (hook_run(rq, dirent, FB_POST, hook, &v)) {
+			rq->error = EIO;
+			return false;
+		}
+		uint64_t edits = v.flags & FB_REWRITE ? v.edits : 0;
+		if (v.verdict == FB_DROP) {
+			rq->post_edited |= bit;
+			rq->decider = rq->chain->filters[hook->position].name;
+			return false;
+		}
+		if (v.verdict != FB_CONTINUE || v.flags & ~(uint32_t)(FB_REWRITE | FB_NOPOST))
+			why = "its verdict is none that a dirent hook has";
+		else if (edits & ~verdict_edits(rq, dirent, FB_POST, false) || (v.flags & FB_REWRITE && !edits))
+			why = "it edited something else than the name";
+		else if (edits)
+			why = verdict_edit(rq, dirent, FB_POST, edits);
+		if (why) {
+			fail_closed(rq, dirent, hook, FB_POST, why);
+			rq->error = EIO;
+			return false;
+		}
+		if (edits) {
+			rq->post_edited |= bit;
+			rq->all_edits |= edits;
+		}
+	}
+	*name = image->name.text;
+	*name_len = image->name_len;
+	return true;
+}
+
+/* ------------------------------------------------------------------------------ the whole way */
+
+/* Does the backing file system judge the caller, since the kernel was told not to? */
+static bool acts_as_caller(const struct request *rq)
+{
+	return !rq->mount->default_permissions && !(rq->image->flags & FB_NO_CALLER);
+}
+
+static int op_run(struct request *rq)
+{
+	if (!acts_as_caller(rq))
+		return rq->op->run(rq);
+	creds_enter(rq, rq->create_uid, rq->create_gid, false);
+	int e = rq->op->run(rq);
+	creds_leave();
+	return e;
+}
+
+static void hooked_run(struct request *rq)
+{
+	slot_acquire(rq);
+	image_fill(rq);
+	if (rq->chain->wants & FB_WANTS_PATH)
+		paths_fill(rq);
+	memset(rq->cookies, 0, sizeof(rq->cookies[0]) * rq->chain->n_filters);
+	pre_run(rq);
+	if (rq->route == FB_ROUTE_BACKING) {
+		int e = -op_run(rq);
+		if (!rq->error) // a listing fails where a dirent hook broke a rule
+			rq->error = e ? errno_for_kernel((uint32_t)e) : 0;
+	} else if (!rq->error) {
+		result_from_slot(rq, rq->all_edits);
+	}
+	post_run(rq);
+}
+
+/* A negative entry that the kernel may keep for the filter's ttl. */
+static void negative_reply(struct request *rq)
+{
+	memset(&rq->out.create.entry, 0, sizeof(rq->out.create.entry));
+	ttl_set(rq->entry_ttl_ns, &rq->out.create.entry.entry_valid, &rq->out.create.entry.entry_valid_nsec);
+	rq->reply = &rq->out.create.entry;
+	rq->reply_len = sizeof(rq->out.create.entry);
+}
+
+/* Which hooks stand at this op? */
+static bool is_hooked(struct request *rq)
+{
+	struct chain *chain = rq->worker->chain;
+
+	if (!chain)
+		return false;
+	rq->hooks = chain->ops[rq->op->canonical];
+	if (!rq->hooks && !(rq->op->canonical == FB_OP_readdir && chain->ops[FB_OP_dirent]))
+		return false;
+	rq->chain = chain;
+	return true;
+}
+
+/** Serve one request from the first byte to the reply. */
+void request_run(struct request *rq)
+{
+	int e = request_decode(rq);
+
+	atomic_fetch_add_explicit(&rq->mount->n_requests, 1, memory_order_relaxed);
+	if (e) {
+		if (!rq->op || !(rq->op->flags & FB_OP_NO_REPLY))
+			device_reply_raw(rq->worker->device_fd, rq->in->unique, -e);
+		return;
+	}
+	if (rq->op->flags & FB_OP_NO_REPLY) {
+		rq->op->run(rq);
+		return;
+	}
+	if (is_hooked(rq)) {
+		hooked_run(rq);
+	} else {
+		e = -op_run(rq);
+		rq->error = e ? errno_for_kernel((uint32_t)e) : 0;
+	}
+	if (rq->error)
+		result_undo(rq);
+	bool is_negative = rq->verdict == FB_NEGATIVE && rq->error == ENOENT && rq->all_edits & FB_EDIT_TTL;
+	if (is_negative)
+		negative_reply(rq);
+	if (device_reply(rq, is_negative ? 0 : rq->error))
+		result_undo(rq);
+	if (rq->chain) {
+		watch_record(rq);
+		slot_release(rq);
+	}
+}

@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The maps that all filters of a mount share, as the core sees them: the slot pool, whose size is the limit of ops that
+ * can be before filters at the same time, and `recent`, the last finished records. Any worker.
+ */
+#include "core.h"
+
+#include <sys/mman.h>
+
+static size_t round_up_8(size_t n)
+{
+	return (n + 7) & ~(size_t)7; // the stride of an array map's values (kernel/bpf/arraymap.c)
+}
+
+static size_t map_length(size_t stride, size_t n)
+{
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+
+	return (stride * n + page - 1) / page * page;
+}
+
+/** Map the shared maps; the descriptors are duplicated. */
+int shared_init(struct mount *m, int slots_fd, int stats_fd, int recent_fd, const int *ring_fds, uint32_t n)
+{
+	struct shared_maps *s = &m->shared;
+
+	if (m->has_shared)
+		return -EALREADY;
+	if (n == 0 || n > FB_MAX_WORKERS)
+		return -EINVAL;
+	s->slot_stride = round_up_8(sizeof(struct fb_slot));
+	s->record_stride = round_up_8(sizeof(struct fb_record));
+	void *slots = mmap(NULL, map_length(s->slot_stride, FB_N_SLOTS), PROT_READ | PROT_WRITE, MAP_SHARED,
+			   slots_fd, 0);
+	if (slots == MAP_FAILED)
+		return -errno;
+	void *recent = mmap(NULL, map_length(s->record_stride, FB_N_RECENT), PROT_READ | PROT_WRITE, MAP_SHARED,
+			    recent_fd, 0);
+	int e = recent == MAP_FAILED ? -errno : 0;
+	s->stats_fd = e ? -1 : fcntl(stats_fd, F_DUPFD_CLOEXEC, 0);
+	if (!e && s->stats_fd < 0)
+		e = -errno;
+	for (s->n_rings = 0; !e && s->n_rings < n; s->n_rings++) {
+		s->ring_fds[s->n_rings] = fcntl(ring_fds[s->n_rings], F_DUPFD_CLOEXEC, 0);
+		if (s->ring_fds[s->n_rings] < 0) {
+			e = -errno;
+			break;
+		}
+	}
+	s->slots = slots;
+	s->recent = recent == MAP_FAILED ? NULL : recent;
+	pthread_mutex_init(&s->slots_lock, NULL);
+	pthread_cond_init(&s->slot_freed, NULL);
+	// The lowest on top: few slots are in use at a time, and those stay in the cache.
+	for (uint32_t i = 0; i < FB_N_SLOTS; i++)
+		s->free_slots[i] = FB_N_SLOTS - 1 - i;
+	s->n_free_slots = FB_N_SLOTS;
+	m->has_shared = true;
+	if (e)
+		shared_deinit(m);
+	return e;
+}
+
+void shared_deinit(struct mount *m)
+{
+	struct shared_maps *s = &m->shared;
+
+	if (!m->has_shared)
+		return;
+	munmap(s->slots, map_length(s->slot_stride, FB_N_SLOTS));
+	if (s->recent)
+		munmap(s->recent, map_length(s->record_stride, FB_N_RECENT));
+	if (s->stats_fd >= 0)
+		close(s->stats_fd);
+	for (uint32_t i = 0; i < s->n_rings; i++)
+		close(s->ring_fds[i]);
+	memset(s, 0, sizeof(*s));
+	m->has_shared = false;
+}
+
+struct fb_slot *slot_of(const struct request *rq)
+{
+	const struct shared_maps *s = &rq->mount->shared;
+
+	return (struct fb_slot *)(s->slots + s->slot_stride * rq->slot);
+}
+
+/** Give the op a slot of its own until slot_release; waits while all are taken. */
+int slot_acquire(struct request *rq)
+{
+	struct shared_maps *s = &rq->mount->shared;
+
+	pthread_mutex_lock(&s->slots_lock);
+	while (!s->n_free_slots)
+		pthread_cond_wait(&s->slot_freed, &s->slots_lock);
+	rq->slot = s->free_slots[--s->n_free_slots];
+	pthread_mutex_unlock(&s->slots_lock);
+	return 0;
+}
+
+void slot_release(struct request *rq)
+{
+	struct shared_maps *s = &rq->mount->shared;
+
+	if (rq->slot == NO_SLOT)
+		return;
+	pthread_mutex_lock(&s->slots_lock);
+	if (!s->n_free_slots)
+		pthread_cond_signal(&s->slot_freed);
+	s->free_slots[s->n_free_slots++] = rq->slot;
+	pthread_mutex_unlock(&s->slots_lock);
+	rq->slot = NO_SLOT;
+}
+
+/** Write the finished record of a hooked op into `recent`. Its sequence is 0 while it is being written. */
+void watch_record(const struct request *rq)
+{
+	struct shared_maps *s = &rq->mount->shared;
+	uint64_t sequence = atomic_fetch_add(&s->sequence, 1) + 1;
+	struct fb_record *record =
+		(void *)((char *)s->recent + s->record_stride * ((sequence - 1) % FB_N_RECENT));
+	const struct fb_slot *image = rq->image;
+
+	__atomic_store_n(&record->sequence, 0, __ATOMIC_RELAXED);
+	__atomic_thread_fence(__ATOMIC_RELEASE);
+	record->time_ns = image->time_ns;
+	record->unique = image->unique;
+	record->nodeid = image->nodeid;
+	record->op = (enum fb_op)rq->op->canonical;
+	record->route = rq->route;
+	record->error = (enum fb_errno)rq->error;
+	record->verdict = rq->verdict;
+	strncpy(record->filter, rq->decider ? rq->decider : "", sizeof(record->filter));
+	record->uid = image->uid;
+	record->gid = image->gid;
+	record->pid = image->pid;
+	record->backing = image->backing;
+	record->pre_ran = rq->pre_ran;
+	record->pre_edited = rq->pre_edited;
+	record->post_ran = rq->post_ran;
+	record->post_edited = rq->post_edited;
+	record->edits = rq->all_edits;
+	record->result = rq->op->canonical == FB_OP_readdir ? rq->n_listed
+			 : rq->op->flags & FB_OP_COUNT	    ? image->result.count
+							    : 0;
+	memcpy(record->name, image->name.text, FB_NAME_SIZE);
+	memcpy(record->name2, image->name2.text, FB_NAME_SIZE);
+	__atomic_store_n(&record->sequence, sequence, __ATOMIC_RELEASE);
+}

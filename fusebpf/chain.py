@@ -1,0 +1,205 @@
+"""Which filters a mount is to have, as the user names them, and whether they form a chain.
+
+Words become FilterSpec and MapSetting here; loaded filters become Links, top first. Nothing here touches the
+kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from fusebpf.errors import ChainError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from fusebpf.loader import Filter
+
+ALTITUDES = range(1, 1000)
+WANTS_DAEMON = 1 << 1
+"""fusebpf.h: FB_WANTS_DAEMON."""
+
+
+class MapSetting(NamedTuple):
+    """One `--set FILTER.MAP=VALUE`."""
+
+    filter: str
+    map: str
+    value: str
+
+    @classmethod
+    def parse(cls, text: str) -> MapSetting:
+        """Read FILTER.MAP=VALUE.
+
+        Raises:
+            UsageError: It is not of that form.
+        """
+        target, equals, value = text.partition("=")
+        name, dot, map_name = target.partition(".")
+        if not (equals and dot and name and map_name):
+            raise UsageError(
+                f"{text!r} sets nothing: FILTER.MAP=VALUE is wanted, such as hide.names='.ssh,*.key'"
+            )
+        return cls(name, map_name, value)
+
+
+@dataclass(frozen=True)
+class FilterSpec:
+    """A filter, or all filters of a file, for the chain of a mount.
+
+    Attributes:
+        source: A stock filter's name, or the path of a C source (it has a '/' or ends in '.c').
+        altitude: 1 to 999; None: the filter's own.
+        pick: Which filter of the file; None: all.
+        sets: Values for its maps, set before it is attached; for a file with one filter.
+    """
+
+    source: str
+    altitude: int | None = None
+    pick: str | None = None
+    sets: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> FilterSpec:
+        """Read NAME, FILE.c or FILE.c:NAME, each with @ALTITUDE or without.
+
+        Raises:
+            UsageError: The altitude is no number from 1 to 999, or there is no name.
+        """
+        source, at, altitude = text.rpartition("@")
+        if not at or _is_path(altitude):
+            source, altitude = text, ""
+        elif not re.fullmatch(r"[0-9]{1,3}", altitude) or int(altitude) not in ALTITUDES:
+            raise UsageError(f"filter {text!r}: the altitude {altitude!r} is not a number from 1 to 999")
+        pick = None
+        if (at_colon := source.rfind(".c:")) >= 0 and not source.endswith(".c"):
+            source, pick = source[: at_colon + 2], source[at_colon + 3 :]
+        if not source or pick == "":
+            raise UsageError(
+                f"filter {text!r} has no name: NAME, FILE.c or FILE.c:NAME, then @ALTITUDE, is wanted"
+            )
+        return cls(source, int(altitude) if altitude else None, pick)
+
+    @classmethod
+    def of(cls, item: str | os.PathLike[str] | FilterSpec) -> FilterSpec:
+        """A spec as it is, a path as that file, text as for --filter."""
+        if isinstance(item, FilterSpec):
+            return item
+        if isinstance(item, str):
+            return cls.parse(item)
+        return cls(os.path.join(".", os.fspath(item)))  # noqa: PTH118 - "./" marks a path, and Path would drop it
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether it names a stock filter."""
+        return not _is_path(self.source)
+
+    @property
+    def text(self) -> str:
+        """The same as for --filter; a path is made absolute."""
+        source = self.source if self.is_stock else os.path.realpath(self.source)
+        pick = f":{self.pick}" if self.pick else ""
+        return source + pick + (f"@{self.altitude}" if self.altitude is not None else "")
+
+
+def _is_path(text: str) -> bool:
+    return "/" in text or text.endswith(".c")
+
+
+class Link(NamedTuple):
+    """One loaded filter at its place in the chain."""
+
+    filter: Filter
+    altitude: int
+
+    @property
+    def label(self) -> str:
+        """Name@altitude."""
+        return f"{self.filter.name}@{self.altitude}"
+
+
+def place(spec: FilterSpec, filters: Sequence[Filter]) -> list[Link]:
+    """Give the filters that a spec stands for their altitudes.
+
+    Raises:
+        UsageError: One altitude for several filters.
+    """
+    if spec.altitude is not None and len(filters) > 1:
+        names = ", ".join(filter_.name for filter_ in filters)
+        raise UsageError(
+            f"one altitude, {spec.altitude}, for the {len(filters)} filters of {spec.source!r} ({names}): "
+            f"pick one, {spec.source}:{filters[0].name}@{spec.altitude}"
+        )
+    return [Link(filter_, spec.altitude or filter_.altitude) for filter_ in filters]
+
+
+def arrange(links: Iterable[Link], max_filters: int) -> list[Link]:
+    """Put the filters of a mount into order, top first.
+
+    Raises:
+        ChainError: They do not form a chain.
+    """
+    ordered = sorted(links, key=lambda link: -link.altitude)
+    if len(ordered) > max_filters:
+        raise ChainError(f"{len(ordered)} filters are too many: a chain holds at most {max_filters}")
+    by_name: dict[str, Link] = {}
+    by_altitude: dict[int, Link] = {}
+    for link in ordered:
+        other = by_name.setdefault(link.filter.name, link)
+        if other is not link:
+            raise ChainError(
+                f"two filters are named {link.filter.name!r}: one of {_origin(other)}, one of {_origin(link)}"
+            )
+        other = by_altitude.setdefault(link.altitude, link)
+        if other is not link:
+            free = " and ".join(map(str, nearest_free(link.altitude, {taken.altitude for taken in ordered})))
+            raise ChainError(
+                f"filters {other.filter.name!r} and {link.filter.name!r} both stand at altitude "
+                f"{link.altitude}: the nearest free ones are {free} (say {link.filter.name}@…)"
+            )
+        if link.filter.wants & WANTS_DAEMON:
+            raise ChainError(f"filter {link.filter.name!r} uses the daemon, and this mount has none")
+    return ordered
+
+
+def _origin(link: Link) -> str:
+    return f"{link.filter.path!r} (altitude {link.altitude})"
+
+
+def nearest_free(altitude: int, taken: set[int]) -> list[int]:
+    """The nearest altitudes below and above that nobody has, as far as there are any."""
+    below = next((number for number in range(altitude, 0, -1) if number not in taken), None)
+    above = next((number for number in range(altitude, ALTITUDES.stop) if number not in taken), None)
+    return [number for number in (below, above) if number is not None]
+
+
+def check_stock(specs: Iterable[FilterSpec], stock_names: Sequence[str]) -> None:
+    """See that the stock filters that are named exist.
+
+    Raises:
+        UsageError: There is no such stock filter.
+    """
+    for spec in specs:
+        if spec.is_stock and spec.source not in stock_names:
+            raise UsageError(
+                f"there is no stock filter {spec.source!r}, there are: {', '.join(stock_names)} "
+                f"(a file of your own: ./{spec.source}.c)"
+            )
+
+
+def check_sets(settings: Iterable[MapSetting], names: Sequence[str]) -> None:
+    """See that values are for maps of filters that are there.
+
+    Raises:
+        UsageError: A value is for a filter that is not.
+    """
+    for setting in settings:
+        if setting.filter not in names:
+            known = f"its filters are: {', '.join(names)}" if names else "it has no filter"
+            raise UsageError(
+                f"'{setting.filter}.{setting.map}' is to be set, but {setting.filter!r} is no filter of this "
+                f"mount ({known})"
+            )

@@ -1,0 +1,168 @@
+"""What must hold before a mount is tried: each check says in one line what is missing and what to do.
+
+No check asks a FUSE server about a mount's own root, so a dead or hanging mount at SRC or MNT cannot stop
+them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from fusebpf import mounts
+from fusebpf.errors import MountError, PlatformError, UsageError
+
+_CAP_SYS_ADMIN = 21
+_FUSE_DEVICE = Path("/dev/fuse")
+_FUSE_NUMBER = os.makedev(10, 229)
+
+
+class Places(NamedTuple):
+    """Where a mount is to be made.
+
+    Attributes:
+        root_fd: The backing root, opened; the caller closes it.
+        src: Its path.
+        mnt: The mount point, free of symlinks.
+        under: The id of the mount that the mount point lies in.
+    """
+
+    root_fd: int
+    src: str
+    mnt: str
+    under: int
+
+
+def check_root() -> None:
+    """See that we may mount.
+
+    Raises:
+        PlatformError: We are not root, or root without CAP_SYS_ADMIN.
+    """
+    if os.geteuid() != 0:
+        raise PlatformError("only root can do this: run it with sudo")
+    status = Path("/proc/self/status").read_text()
+    capabilities = int(
+        next(line for line in status.splitlines() if line.startswith("CapEff:")).split()[1], 16
+    )
+    if not capabilities >> _CAP_SYS_ADMIN & 1:
+        raise PlatformError(
+            "root without CAP_SYS_ADMIN cannot mount: give this container or service the capability"
+        )
+
+
+def check_fuse() -> None:
+    """See that the kernel has FUSE.
+
+    Raises:
+        PlatformError: /dev/fuse is missing, is something else, or does not open.
+    """
+    try:
+        status = _FUSE_DEVICE.stat()
+    except OSError as error:
+        raise PlatformError(
+            f"{str(_FUSE_DEVICE)!r} is missing ({error.strerror}): load FUSE with `modprobe fuse`"
+        ) from error
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _FUSE_NUMBER:
+        raise PlatformError(
+            f"{str(_FUSE_DEVICE)!r} is not the FUSE device: remove it, "
+            f"and `modprobe fuse` or `mknod /dev/fuse c 10 229`"
+        )
+    try:
+        os.close(os.open(_FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        raise PlatformError(
+            f"{str(_FUSE_DEVICE)!r} cannot be opened ({error.strerror}): load FUSE with `modprobe fuse`"
+        ) from error
+
+
+def check_source(src: mounts.StrPath | int) -> tuple[int, str]:
+    """Open the backing root.
+
+    Args:
+        src: A path, or the descriptor of an open directory, which stays the caller's.
+
+    Returns:
+        A descriptor of our own, and the path.
+
+    Raises:
+        MountError: It is not there, or not a directory.
+        UsageError: The descriptor is not one.
+    """
+    if isinstance(src, int):
+        try:
+            fd = os.dup(src)
+        except OSError as error:
+            raise UsageError(f"root descriptor {src} is not open") from error
+        name = f"root descriptor {src}"
+    else:
+        name = f"source {os.fspath(src)!r}"
+        try:
+            fd = os.open(src, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except NotADirectoryError as error:
+            raise MountError(f"{name} is not a directory") from error
+        except OSError as error:
+            raise MountError(f"{name} cannot be opened: {error.strerror}") from error
+    if not mounts.place_of(fd).is_directory:
+        os.close(fd)
+        raise MountError(f"{name} is not a directory")
+    return fd, mounts.path_of(fd)
+
+
+def check_places(src: mounts.StrPath | int, mnt: mounts.StrPath) -> Places:
+    """See that SRC can be mounted on MNT.
+
+    Raises:
+        MountError: One is missing or no directory; MNT is a fusebpf mount already, lies in SRC or around it.
+        UsageError: SRC is a descriptor that is not open.
+    """
+    root_fd, src_path = check_source(src)
+    try:
+        with mounts.opened(mnt) as mnt_fd:
+            point = _check_point(mnt, mnt_fd)
+            _check_apart(src_path, root_fd, point, mnt_fd)
+            return Places(root_fd, src_path, point, mounts.place_of(mnt_fd).mount_id)
+    except OSError as error:
+        os.close(root_fd)
+        raise MountError(f"mount point {os.fspath(mnt)!r} cannot be opened: {error.strerror}") from error
+    except BaseException:
+        os.close(root_fd)
+        raise
+
+
+def _check_point(mnt: mounts.StrPath, mnt_fd: int) -> str:
+    place = mounts.place_of(mnt_fd)
+    if not place.is_directory:
+        raise MountError(f"mount point {os.fspath(mnt)!r} is not a directory")
+    point = mounts.path_of(mnt_fd)
+    mounted = mounts.by_id(place.mount_id)
+    if place.is_mount_root and mounted and mounted.is_ours:
+        raise MountError(
+            f"mount point {point!r} is a fusebpf mount already (of {mounted.source!r}): umount it first"
+        )
+    return point
+
+
+def _check_apart(src: str, root_fd: int, mnt: str, mnt_fd: int) -> None:
+    source, point = mounts.place_of(root_fd), mounts.place_of(mnt_fd)
+    if source.is_same(point):
+        return
+    if mounts.any_above(root_fd, point.is_same):
+        raise MountError(f"mount point {mnt!r} lies around the source {src!r}: it would hide it")
+    table = mounts.table()
+    mounted = next((one for one in table if one.mount_id == point.mount_id), None)
+    shown_at = mounts.aliases(mnt, mounted, table) if mounted else []
+    if mounts.any_above(mnt_fd, source.is_same) or any(_is_inside(path, source) for path in shown_at):
+        raise MountError(
+            f"mount point {mnt!r} lies inside the source {src!r}: the mount would contain itself"
+        )
+
+
+def _is_inside(path: str, source: mounts.Place) -> bool:
+    try:
+        with mounts.opened(path) as fd:
+            return mounts.any_above(fd, source.is_same)
+    except OSError:
+        return False

@@ -1,0 +1,270 @@
+"""The command `fusebpf`: arguments in, one clear line out where something is wrong.
+
+Exit codes: 0, 1 for what went wrong, 2 for a command that was put wrongly, 128 + n where signal n ended it.
+Results go to stdout; errors go to stderr, one line each, with a filter's compiler or verifier lines indented
+below it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+from tabulate import tabulate
+
+import fusebpf
+from fusebpf import checks, registry
+from fusebpf.errors import UsageError
+
+if TYPE_CHECKING:
+    from fusebpf.loader import CheckedFilter
+    from fusebpf.server import ServerError
+
+# Each command imports what it needs: `fusebpf list` shall not wait for trio and the loader.
+# ruff: noqa: PLC0415
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(context_settings=_SETTINGS, no_args_is_help=True)
+@click.version_option(fusebpf.__version__, message="fusebpf %(version)s")
+def cli() -> None:
+    """Mount directories through stacks of eBPF filters."""
+
+
+@cli.command("mount")
+@click.argument("src")
+@click.argument("mnt", required=False)
+@click.option("--filter", "filters", multiple=True, metavar="FILTER", help=(
+    "Put a filter into the chain: a stock filter's name, or FILE.c (all its filters) or FILE.c:NAME; "
+    "@ALTITUDE (1 to 999, high is near the caller) if not its own."
+))  # fmt: skip
+@click.option("--set", "sets", multiple=True, metavar="FILTER.MAP=VALUE",
+              help="Fill a filter's policy map before it is attached.")  # fmt: skip
+@click.option("--name", help="The mount's name; else after MNT.")
+@click.option("-o", "texts", multiple=True, metavar="OPTIONS",
+              help="mount(8)'s and FUSE's options: ro, noexec, noatime, suid, dev, fsname=…, …")  # fmt: skip
+@click.option("--root-fd", type=click.IntRange(min=0), metavar="N",
+              help="The open directory N is the source: fusebpf mount --root-fd N MNT.")  # fmt: skip
+@click.option("--foreground", "-f", is_flag=True, help="Serve in this process; ^C unmounts.")
+def mount_command(
+    src: str,
+    mnt: str | None,
+    *,
+    filters: tuple[str, ...],
+    sets: tuple[str, ...],
+    name: str | None,
+    texts: tuple[str, ...],
+    root_fd: int | None,
+    foreground: bool,
+) -> None:
+    """Mount the directory SRC on MNT; returns when the mount is usable."""
+    from fusebpf import server
+    from fusebpf.options import parse
+    from fusebpf.stack import Stack
+
+    options = parse(texts)
+    if options.is_remount:
+        raise UsageError("a remount is mount(8)'s: mount -o remount,… MNT")
+    if root_fd is not None:
+        if mnt is not None:
+            raise UsageError(f"--root-fd {root_fd} stands for SRC, so leave {src!r} out")
+        source: str | int = root_fd
+        mnt = src
+    else:
+        source = src
+    if mnt is None:
+        raise UsageError("MNT, the mount point, is missing: fusebpf mount SRC MNT")
+    stack = Stack(source, mnt, filters=filters, sets=sets, name=name, options=options, is_server=True)
+    if foreground:
+        server.run_foreground(stack)
+    else:
+        server.run_background(stack, root_fd=root_fd)
+
+
+@cli.command("umount")
+@click.argument("target", metavar="MNT|NAME")
+@click.option("--lazy", "-l", is_flag=True, help="Detach it even if it is busy; what uses it may go on.")
+def umount_command(target: str, *, lazy: bool) -> None:
+    """Unmount, and wait until the server has gone."""
+    from fusebpf.unmounting import unmount
+
+    checks.check_root()
+    remark = unmount(target, is_lazy=lazy)
+    if remark:
+        click.echo(f"fusebpf: {remark}", err=True)
+
+
+@cli.command("list")
+@click.option("--json", "is_json", is_flag=True, help="Print it as JSON.")
+def list_command(*, is_json: bool) -> None:
+    """Show the mounts; what dead servers left is removed, and shown a last time."""
+    checks.check_root()
+    with registry.locked():
+        states = [(entry, entry.state) for entry in registry.entries()]
+        registry.clean_dead()
+    if is_json:
+        rows = [
+            {
+                "name": entry.name,
+                "source": entry.src,
+                "mnt": entry.mnt,
+                "pid": entry.pid,
+                "state": state,
+                "filters": entry.filters,
+                "sets": entry.set_texts,
+            }
+            for entry, state in states
+        ]
+        click.echo(json.dumps(rows, indent=1))
+        return
+    if not states:
+        return
+    table = [
+        (entry.name, _shown(entry.src), _shown(entry.mnt), entry.pid, _chain_of(entry), state)
+        for entry, state in states
+    ]
+    click.echo(_table(table, ("name", "source", "mount point", "pid", "filters", "state")))
+
+
+def _chain_of(entry: registry.Entry) -> str:
+    return " ".join(f"{one['name']}@{one['altitude']}" for one in entry.filters) or "-"
+
+
+def _shown(path: str) -> str:
+    """A path on one line, whatever bytes are in it."""
+    return path if path.isprintable() else ascii(path)
+
+
+def _table(rows: list[tuple[Any, ...]], headers: tuple[str, ...]) -> str:
+    return tabulate(rows, headers, tablefmt="plain", disable_numparse=True)
+
+
+@cli.command("check")
+@click.argument("files", nargs=-1, required=True, metavar="FILE…")
+def check_command(files: tuple[str, ...]) -> None:
+    """Compile, load and verify filters without mounting, and show what is in them."""
+    from fusebpf import bpf, loader
+
+    checks.check_root()
+    bpf.require()
+    for file in files:
+        for one in loader.check(file):
+            click.echo(_summary(one))
+
+
+@cli.command("stock")
+def stock_command() -> None:
+    """Show the stock filters."""
+    from fusebpf import bpf, loader
+
+    checks.check_root()
+    bpf.require()
+    for one in loader.check(loader.stock()):
+        click.echo(_summary(one))
+
+
+def _summary(one: CheckedFilter) -> str:
+    lines = [f"{one.name}@{one.altitude}  {one.path}"]
+    if one.doc:
+        lines += textwrap.wrap(one.doc, 100, initial_indent="  ", subsequent_indent="  ")
+    lines += textwrap.wrap(" ".join(one.hooks), 100, initial_indent="  hooks  ", subsequent_indent=" " * 9)
+    lines += [f"  map    {name}: {text}" for name, text in one.maps.items()]
+    return "\n".join(lines)
+
+
+@cli.command("ops")
+def ops_command() -> None:
+    """Show the op table: what a filter can hook."""
+    from fusebpf._core import OPS
+
+    post_only, unrefusable = 1 << 10, 1 << 9
+    rows: list[tuple[Any, ...]] = []
+    for name, opcode, n_names, flags, kind, of in OPS:
+        if kind == "alias":
+            hooks = f"as {of}"
+        elif kind == "plain":
+            hooks = "none"
+        else:
+            hooks = "post" if flags & post_only else "pre post"
+        rows.append((name, opcode, n_names, hooks, "cannot be refused" if flags & unrefusable else ""))
+    click.echo(_table(rows, ("op", "opcode", "names", "hooks", "")).rstrip())
+
+
+@cli.command("mount-helper", hidden=True)
+@click.argument("src")
+@click.argument("mnt")
+@click.option("-o", "texts", multiple=True)
+@click.option("-t", "fs_type")
+@click.option("-N", "namespace")
+@click.option("-s", "sloppy", is_flag=True)
+@click.option("-f", "fake", is_flag=True)
+@click.option("-n", "no_mtab", is_flag=True)
+@click.option("-v", "verbose", is_flag=True)
+def mount_helper_command(
+    src: str,
+    mnt: str,
+    *,
+    texts: tuple[str, ...],
+    fs_type: str | None,
+    namespace: str | None,
+    sloppy: bool,
+    fake: bool,
+    no_mtab: bool,
+    verbose: bool,
+) -> None:
+    """Do what mount(8) asks for; it calls this as mount.fuse.fusebpf."""
+    from fusebpf.mounthelper import help_mount
+
+    del fs_type, namespace, no_mtab  # mount(8) passes them; there is one type, and no mtab
+    line = help_mount(src, mnt, list(texts), is_sloppy=sloppy, is_fake=fake, is_verbose=verbose)
+    if line:
+        click.echo(line)
+
+
+# ---------------------------------------------------------------------------------------- the door
+
+
+def main() -> NoReturn:
+    """Run the command; every way out ends here."""
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        result = cli.main(arguments, prog_name="fusebpf", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        _complain(" ".join(error.format_message().split()))
+        return error.exit_code
+    except click.Abort:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read our output has had enough of it; the interpreter shall not complain when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except Exception as error:  # noqa: BLE001 - never a traceback at the user
+        from fusebpf.server import Interrupted, as_told
+
+        if isinstance(error, Interrupted):
+            return 128 + error.number
+        return _tell(as_told(error))
+    return result if isinstance(result, int) else 0
+
+
+def _tell(told: ServerError) -> int:
+    _complain(" ".join(str(told).split("\n")))
+    for line in told.detail.splitlines():
+        sys.stderr.write(f"  {line}\n")
+    if told.bug and os.environ.get("FUSEBPF_DEBUG"):
+        sys.stderr.write(told.bug)
+    return told.exit_code
+
+
+def _complain(line: str) -> None:
+    sys.stderr.write(f"fusebpf: {line}\n")

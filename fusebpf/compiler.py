@@ -1,0 +1,381 @@
+"""Filter source → data: instructions with their maps by name, map definitions, BTF, declarations.
+
+The compiler runs in a child process for about a second (`compiler_child`), so that LLVM never stays in the
+server and a compiler that hangs or dies takes nothing with it. Everything returned is plain data.
+"""
+
+import base64
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fusebpf import bpf, compiler_child, kernel_stub
+from fusebpf.errors import CompileError, FilterError, PlatformError
+from fusebpf.paths import bpf_dir
+
+SHARED_MAPS = frozenset({"fb_slots", "fb_stats", "fb_rings", "fb_ring0", "fb_recent", "fb_filters"})
+"""Maps of every compile: those that the mount puts its own in for, and two that only bring their types."""
+
+_COMPILE_SECONDS = 60.0
+_FLAGS = ("-Wno-macro-redefined",)
+_SHARED_TYPES = """\
+BPF_ARRAY(fb_recent, struct fb_record, 1);
+BPF_ARRAY(fb_filters, struct fb_filter_info, 1);
+"""
+_DECLARATION = struct.Struct("4I")
+_DECLARATION_BYTES = 4096
+_DOC_BYTES = 239
+_FILTER_NAME_BYTES = 31
+_RESERVED_NAMES = frozenset({"stats", "recent", "filters", "slots"})
+_ALTITUDES = range(1, 1000)
+_HOOK = re.compile(r"(?P<filter>\w+?)__(?P<phase>pre|post)__(?P<op>\w+)")
+_MESSAGE = re.compile(r"(?P<file>[^\n:]+):(?P<line>\d+):\d+: (?:fatal )?error: (?P<text>.*)")
+_BACKEND_MESSAGE = re.compile(r"error: (?P<file>[^\n:]+):(?P<line>\d+):\d+: (?P<text>.*)")
+_PINNED_MAP = re.compile(r"^[ \t]*BPF_TABLE_PINNED", re.MULTILINE)
+# The package without its __init__, which would load trio and the core.
+_CHILD = (
+    "import sys, types; package = types.ModuleType('fusebpf'); package.__path__ = [sys.argv[1]]; "
+    "sys.modules['fusebpf'] = package; from fusebpf.compiler_child import main; main()"
+)
+
+
+class Function(NamedTuple):
+    """One compiled function."""
+
+    code: bytes
+    """Instructions, with zeros where map descriptors go."""
+    uses: tuple[tuple[int, str], ...]
+    """(index of the instruction, name of the map whose descriptor goes there)."""
+
+
+class MapDefinition(NamedTuple):
+    """What it takes to create a map."""
+
+    name: str
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+    btf_key: int
+    btf_value: int
+
+
+class HookFunction(NamedTuple):
+    """A function's name taken apart: `hide__pre__lookup`; the op may be a group, or not exist."""
+
+    filter: str
+    phase: str
+    op: str
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What FILTER() says of a filter."""
+
+    name: str
+    altitude: int
+    wants: int
+    doc: str
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One compiled source file."""
+
+    path: str
+    functions: dict[str, Function]
+    maps: dict[str, MapDefinition]
+    btf: bytes
+    filters: dict[str, Declaration]
+    warnings: str
+
+    @cached_property
+    def hooks_by_function(self) -> dict[str, HookFunction]:
+        """All hook functions of the file, by function name."""
+        taken_apart = {name: hook_function(name) for name in self.functions}
+        return {name: hook for name, hook in taken_apart.items() if hook}
+
+    def hooks(self, filter_name: str) -> dict[str, HookFunction]:
+        """The hook functions of a filter, by function name."""
+        return {name: hook for name, hook in self.hooks_by_function.items() if hook.filter == filter_name}
+
+
+class SourceLine(NamedTuple):
+    """Where an instruction comes from."""
+
+    file: str
+    line: int
+    text: str
+
+
+def hook_function(name: str) -> HookFunction | None:
+    """Take a function's name apart; None if it is no hook's."""
+    match = _HOOK.fullmatch(name)
+    return HookFunction(match["filter"], match["phase"], match["op"]) if match else None
+
+
+def stock() -> Path:
+    """The file of the stock filters."""
+    return bpf_dir() / "filters.c"
+
+
+def stock_names() -> list[str]:
+    """The stock filters, in the order of the file."""
+    return re.findall(r"^FILTER\((\w+)", stock().read_text(), re.MULTILINE)
+
+
+def compile_source(path: str | os.PathLike[str]) -> Compiled:
+    """Compile a file of filters, and check what it declares.
+
+    Raises:
+        CompileError: The compiler refused it; the message is "FILE:LINE: …".
+        FilterError: It cannot be read, or what it declares is wrong.
+        PlatformError: There is no bcc, or no BPF.
+    """
+    shown, text = os.fspath(path), _read(Path(path))
+    compiled = _compile(shown, _segments(shown, text), [f"-I{Path(path).absolute().parent}"])
+    declared = [name.removesuffix("__filter") for name in compiled.functions if name.endswith("__filter")]
+    for name in sorted(declared, key=lambda name: _position(text, "FILTER", name)):
+        compiled.filters[name] = _declare(compiled, name, text)
+    _check_names(compiled, text)
+    return compiled
+
+
+def compile_header() -> Compiled:
+    """Compile the bare ABI: the types of the shared maps, and no filter.
+
+    Raises:
+        PlatformError: There is no bcc, or no BPF.
+    """
+    return _compile("fusebpf.h", _segments("", ""), [])
+
+
+def source_lines(path: str, function: str) -> dict[int, SourceLine]:
+    """Which source line each instruction of a function comes from; for explaining a refusal.
+
+    Returns:
+        By index of the instruction. Empty if the file no longer compiles.
+    """
+    segments = _segments(path, _read(Path(path)))
+    joined = "".join(text for _, _, text in segments)
+    flags = [f"-I{Path(path).absolute().parent}"]
+    code, _, messages = _run_child(joined, flags, compiler_child.DEBUG_SOURCE)
+    if code != 0:
+        return {}
+    places = [(file, start + i) for file, start, text in segments for i in range(text.count("\n"))]
+    found: dict[int, SourceLine] = {}
+    current, is_wanted = None, False
+    for line in messages.splitlines():
+        if line.startswith("Disassembly of function "):
+            is_wanted = line.removeprefix("Disassembly of function ").strip(":") == function
+        elif match := re.fullmatch(r"; (.*) // Line\s*(\d+)", line):
+            number = int(match[2])
+            current = SourceLine(*places[number - 1], match[1].strip()) if 0 < number <= len(places) else None
+        elif is_wanted and current and (match := re.match(r"\s*(\d+):\t", line)):
+            found[int(match[1])] = current
+    return found
+
+
+# ------------------------------------------------------------------------------------ the child
+
+
+def _segments(shown: str, text: str) -> list[tuple[str, int, str]]:
+    """The text for bcc as (file, its line, lines).
+
+    bcc rewrites map methods in the main text only: so the headers stand in it, and a filter's own
+    #include "fusebpf.h" does nothing more.
+    """
+    header = (bpf_dir() / "fusebpf.h").read_text()
+    before, include, after = header.partition('#include "fusebpf_filter.h"\n')
+    return [
+        ("fusebpf.h", 1, before),
+        ("fusebpf_filter.h", 1, (bpf_dir() / "fusebpf_filter.h").read_text()),
+        ("fusebpf.h", before.count("\n") + 1 + len(include.splitlines()), after),
+        ("fusebpf.h", 1, _SHARED_TYPES),
+        (shown, 1, text + "\n"),
+    ]
+
+
+def _compile(shown: str, segments: list[tuple[str, int, str]], flags: list[str]) -> Compiled:
+    bpf.require()
+    text = "".join(f"#line {line} {json.dumps(file)}\n{part}" for file, line, part in segments)
+    code, answer, messages = _run_child(text, flags, 0)
+    if code == compiler_child.EXIT_PLATFORM:
+        raise PlatformError(messages.strip() or "the compiler's process lost its parent")
+    if code != 0:
+        raise _compile_error(shown, code, messages)
+    data: dict[str, Any] = json.loads(answer)
+    functions = {
+        name: Function(base64.b64decode(code), tuple((index, used) for index, used in uses))
+        for name, (code, uses) in data["functions"].items()
+    }
+    maps = {row[0]: MapDefinition(*row) for row in data["maps"]}
+    return Compiled(shown, functions, maps, base64.b64decode(data["btf"]), {}, messages.strip())
+
+
+def _run_child(text: str, flags: list[str], debug: int) -> tuple[int, bytes, str]:
+    """Compile in a child; returns its exit code, its answer and the compiler's messages."""
+    job = {
+        "parent": os.getpid(),
+        "text": text,
+        "flags": [f"-I{bpf_dir()}", *flags, *_FLAGS],
+        "debug": debug,
+    }
+    # Nothing else of the environment: C_INCLUDE_PATH and its like would change what the compiler reads.
+    passed_on = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "TMPDIR") if name in os.environ}
+    with tempfile.TemporaryDirectory(prefix="fusebpf-") as stub:
+        kernel_stub.make(Path(stub))
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _CHILD, str(Path(__file__).parent)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**passed_on, "BCC_KERNEL_SOURCE": stub, "LC_ALL": "C"},
+            start_new_session=True,
+        )
+        with child:
+            try:
+                answer, messages = child.communicate(json.dumps(job).encode(), _COMPILE_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                raise CompileError(
+                    f"the compiler gave no answer within {_COMPILE_SECONDS:g} seconds"
+                ) from None
+            except BaseException:
+                child.kill()
+                raise
+    return child.returncode, answer, messages.decode(errors="replace").replace(stub + "/", "")
+
+
+def _compile_error(shown: str, code: int, messages: str) -> CompileError:
+    for form in (_MESSAGE, _BACKEND_MESSAGE):
+        if match := form.search(messages):
+            return CompileError(f"{match['file']}:{match['line']}: {match['text']}", messages.strip())
+    if code < 0:
+        return CompileError(f"{shown}: the compiler died of {signal.Signals(-code).name}", messages.strip())
+    lines = [line.strip() for line in messages.splitlines() if line.strip()]
+    telling = [line for line in lines if "error" in line.lower()] or lines or ["the compiler gave no reason"]
+    return CompileError(f"{shown}: {telling[0]}", messages.strip())
+
+
+# ---------------------------------------------------------------------------- what a file declares
+
+
+def _read(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FilterError(f"{path}: no such file; a stock filter is given by its bare name") from None
+    except UnicodeDecodeError as error:
+        raise FilterError(f"{path}: is not text in UTF-8 (byte {error.start})") from None
+    except OSError as error:
+        raise FilterError(f"{path}: cannot be read: {os.strerror(error.errno or 0)}") from None
+    if not text.strip():
+        raise FilterError(f"{path}: is empty; a filter begins with FILTER(name, .altitude = FB_POLICY)")
+    if "\0" in text:
+        raise FilterError(f"{path}: is not C source, it holds zero bytes")
+    if match := _PINNED_MAP.search(text):
+        raise FilterError(
+            f"{path}:{_line(text, match.start())}: BPF_TABLE_PINNED is not supported: "
+            "a mount pins the maps of its filters itself"
+        )
+    return text
+
+
+def _line(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1
+
+
+def _position(text: str, *words: str) -> int:
+    """Where the macro call `words[0](words[1], …)` is; the end of the text if it is not spelled out there."""
+    pattern = r"^[ \t]*" + words[0] + r"\s*\(\s*" + r"\s*,\s*".join(words[1:]) + r"\b"
+    match = re.search(pattern, text, re.MULTILINE)
+    return match.start() if match else len(text)
+
+
+def _where(compiled: Compiled, text: str, *words: str) -> str:
+    """FILE:LINE of a macro call, FILE alone if it is not spelled out there."""
+    position = _position(text, *words)
+    return compiled.path if position == len(text) else f"{compiled.path}:{_line(text, position)}"
+
+
+def _declare(compiled: Compiled, name: str, text: str) -> Declaration:
+    """Run a FILTER()'s program, and check what it leaves in its context."""
+    function = f"{name}__filter"
+    where = _where(compiled, text, "FILTER", name)
+    if len(name) > _FILTER_NAME_BYTES:
+        size = f"{len(name)} bytes, at most {_FILTER_NAME_BYTES}"
+        raise FilterError(f"{where}: the filter's name {name!r} has {size}")
+    if "__" in name or name.strip("_") != name:
+        raise FilterError(f"{where}: the filter's name {name!r} may not begin or end with `_` nor hold `__`")
+    if name in _RESERVED_NAMES:
+        taken = ", ".join(sorted(_RESERVED_NAMES))
+        raise FilterError(f"{where}: no filter can be called {name!r}; these are a mount's own: {taken}")
+    try:
+        fd = bpf.prog_load(compiled.functions[function].code, function)
+        try:
+            _, raw = bpf.prog_run(fd, bytes(_DECLARATION_BYTES))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise FilterError(f"{where}: FILTER({name}) takes constants only", str(error)) from None
+    abi, altitude, wants, doc_bytes = _DECLARATION.unpack_from(raw)
+    _check_abi(where, name, abi)
+    if altitude not in _ALTITUDES:
+        raise FilterError(
+            f"{where}: the altitude of {name!r} is {altitude}, not 1 to 999; "
+            f"say FILTER({name}, .altitude = FB_POLICY)"
+        )
+    if doc_bytes > _DOC_BYTES:
+        raise FilterError(f"{where}: the doc of {name!r} has {doc_bytes} bytes, at most {_DOC_BYTES}")
+    doc = raw[_DECLARATION.size : _DECLARATION.size + doc_bytes].decode(errors="replace")
+    return Declaration(name, altitude, wants, doc)
+
+
+def _check_abi(where: str, name: str, abi: int) -> None:
+    from fusebpf import _core  # noqa: PLC0415 -- a compile needs no core but for this number
+
+    ours = _core.ABI_VERSION
+    if abi >> 16 != ours >> 16 or abi > ours:
+        theirs_text, ours_text = (f"{version >> 16}.{version & 0xFFFF}" for version in (abi, ours))
+        raise FilterError(
+            f"{where}: the filter {name!r} is built for ABI {theirs_text}; this is ABI {ours_text}"
+        )
+
+
+def _check_names(compiled: Compiled, text: str) -> None:
+    if not compiled.filters:
+        raise FilterError(f"{compiled.path}: declares no filter; say FILTER(name, .altitude = FB_POLICY)")
+    declared = ", ".join(compiled.filters)
+    for function in compiled.functions:
+        hook = hook_function(function)
+        if hook and hook.filter not in compiled.filters:
+            where = _where(compiled, text, hook.phase.upper(), hook.filter, hook.op)
+            raise FilterError(
+                f"{where}: a hook of {hook.filter!r}, which is not declared; declared are: {declared}"
+            )
+    for name in compiled.filters:
+        if not compiled.hooks(name):
+            where = _where(compiled, text, "FILTER", name)
+            raise FilterError(f"{where}: the filter {name!r} has no hooks; say PRE({name}, lookup) {{ … }}")
+    for name in compiled.maps:
+        owner, separator, _ = name.partition("__")
+        if name not in SHARED_MAPS and name.startswith("fb_"):
+            raise FilterError(
+                f"{compiled.path}: the map {name!r}: names that begin with `fb_` are fusebpf's own"
+            )
+        if separator and owner not in compiled.filters:
+            raise FilterError(
+                f"{compiled.path}: the map {name!r} belongs to {owner!r}, which is not declared; "
+                f"declared are: {declared}"
+            )

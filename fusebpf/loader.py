@@ -1,0 +1,373 @@
+"""Compiled filters → the kernel: maps with their types, verified programs, pins.
+
+A `Filter` is loaded and attached nowhere; whoever holds it closes it. What goes wrong half-way is undone:
+nothing stays loaded, open or pinned after an exception. Needs root; any thread may call, one at a time per
+object.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from fusebpf import _core, bpf
+from fusebpf.bpf import MapType
+from fusebpf.btf import Btf
+from fusebpf.compiler import (
+    SHARED_MAPS,
+    Compiled,
+    Declaration,
+    Function,
+    HookFunction,
+    compile_source,
+    stock,
+    stock_names,
+)
+from fusebpf.errors import FilterError, MapValueError, UnknownHook
+from fusebpf.pins import close_all, hold, pin_all
+from fusebpf.policy_map import PolicyMap
+from fusebpf.refusal import explain
+from fusebpf.shared_maps import SharedMaps
+
+__all__ = [
+    "CheckedFilter",
+    "Compiled",
+    "Filter",
+    "Hook",
+    "Program",
+    "SharedMaps",
+    "check",
+    "compile_source",
+    "load",
+    "stock",
+    "stock_names",
+]
+
+PHASES = {"pre": 0, "post": 1}
+"""FB_PRE and FB_POST."""
+
+_OP_POST_ONLY = 1 << 10
+_OP_XATTR = 1 << 12
+_MAPS_OF_MAPS = frozenset({MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS})
+_GROUPS = ("name", "any")
+
+
+@dataclass(frozen=True)
+class Program:
+    """One hook function in the kernel. Functions of one code share a descriptor, which their filter owns."""
+
+    name: str
+    """As compiled: `hide__pre__lookup`."""
+    fd: int
+    pin_name: str
+    """As pinned: `pre_lookup`."""
+
+
+class Hook(NamedTuple):
+    """What runs at one place of one op; groups are taken apart already."""
+
+    phase: int
+    opcode: int
+    program: Program
+
+
+class Filter:
+    """A filter in the kernel, attached nowhere. It owns its descriptors."""
+
+    def __init__(
+        self,
+        declaration: Declaration,
+        path: str,
+        hooks: tuple[Hook, ...],
+        programs: tuple[Program, ...],
+        maps: dict[str, PolicyMap],
+    ) -> None:
+        self.name = declaration.name
+        self.altitude = declaration.altitude
+        self.wants = declaration.wants
+        self.doc = declaration.doc
+        self.path = path
+        self.hooks = hooks
+        self.programs = programs
+        self.maps = maps
+        self._is_open = True
+
+    def set(self, map_name: str, value: str) -> None:
+        """Replace the content of a map (`--set FILTER.MAP=VALUE`); PolicyMap.set lists the forms.
+
+        Raises:
+            MapValueError: There is no such map, or the value does not fit it.
+            OSError: The kernel refused an element.
+        """
+        if map_name not in self.maps:
+            known = ", ".join(f"{name} ({each.describe()})" for name, each in self.maps.items())
+            has = f"it has: {known}" if known else "it has none"
+            raise MapValueError(f"the filter {self.name!r} has no map {map_name!r}; {has}")
+        self.maps[map_name].set(value)
+
+    def pin(self, directory: Path) -> None:
+        """Pin maps and programs as DIRECTORY/names, DIRECTORY/pre_lookup, …; the directory is made.
+
+        Raises:
+            MountError: Something could not be pinned; nothing is.
+        """
+        pins = [(each.name, each.fd) for each in self.maps.values()]
+        pin_all(directory, [*pins, *((each.pin_name, each.fd) for each in self.programs)])
+
+    def close(self) -> None:
+        """Give the descriptors back. Pins, and chains that use the hooks, keep what they need."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        close_all({each.fd for each in self.programs})
+        for each in self.maps.values():
+            each.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class CheckedFilter:
+    """What `check` found in a file."""
+
+    name: str
+    altitude: int
+    wants: int
+    doc: str
+    path: str
+    hooks: tuple[str, ...]
+    """The hook functions as their author wrote them: `PRE(hide, name)`."""
+    maps: dict[str, str]
+    """What each map is, by its name."""
+    n_programs: int
+    """Distinct programs that were verified."""
+
+
+def check(path: str | os.PathLike[str]) -> list[CheckedFilter]:
+    """Compile, load and verify all filters of a file, and let go of them again.
+
+    Raises:
+        FilterError: Something is wrong with the file.
+        PlatformError: There is no bcc, or no BPF.
+    """
+    compiled = compile_source(path)
+    found = []
+    with SharedMaps.create(1, compiled) as shared, contextlib.ExitStack() as loaded:
+        for each in [loaded.enter_context(each) for each in load(compiled, shared)]:
+            hooks = tuple(_macro(hook) for hook in compiled.hooks(each.name).values())
+            maps = {name: policy_map.describe() for name, policy_map in each.maps.items()}
+            n_programs = len({program.fd for program in each.programs})
+            row = (each.name, each.altitude, each.wants, each.doc, each.path, hooks, maps, n_programs)
+            found.append(CheckedFilter(*row))
+    return found
+
+
+def load(
+    source: Compiled | str | os.PathLike[str], shared: SharedMaps, *, names: Sequence[str] | None = None
+) -> list[Filter]:
+    """Load the filters of a file.
+
+    Args:
+        source: Compiled, or a path to compile.
+        shared: The maps of the mount that they are for.
+        names: Which filters, in this order. None: all of the file.
+
+    Returns:
+        The filters, which the caller closes.
+
+    Raises:
+        CompileError: The compiler refused the file.
+        UnknownHook: A hook on an op that does not exist.
+        VerifierError: The kernel refused a hook; `detail` has the end of its log.
+        FilterError: Something else is wrong with the file, or it has no filter of that name.
+        PlatformError: There is no bcc, or no BPF.
+    """
+    compiled = source if isinstance(source, Compiled) else compile_source(source)
+    wanted = list(compiled.filters) if names is None else list(dict.fromkeys(names))
+    for name in wanted:
+        if name not in compiled.filters:
+            declared = ", ".join(compiled.filters)
+            raise FilterError(f"{compiled.path}: declares no filter {name!r}; it declares: {declared}")
+    places = {name: _places(compiled, name) for name in wanted}
+    with contextlib.ExitStack() as undo, _Kernel(compiled, shared) as kernel:
+        filters = []
+        for name in wanted:
+            filters.append(kernel.filter(name, places[name]))
+            undo.callback(filters[-1].close)
+        undo.pop_all()
+    return filters
+
+
+# ------------------------------------------------------------------------------ hooks by name
+
+
+def _places(compiled: Compiled, filter_name: str) -> dict[tuple[int, int], str]:
+    """Which function runs at (phase, opcode): one for the op itself beats `name`, and that beats `any`."""
+    hooks = compiled.hooks(filter_name)
+    ranks = {op: rank for rank, op in enumerate(_GROUPS)}
+    by_rank = sorted(hooks.items(), key=lambda item: ranks.get(item[1].op, -1), reverse=True)
+    places: dict[tuple[int, int], str] = {}
+    for function, hook in by_rank:
+        for opcode in _opcodes(compiled.path, hook):
+            places[PHASES[hook.phase], opcode] = function
+    return dict(sorted(places.items()))
+
+
+def _opcodes(path: str, hook: HookFunction) -> list[int]:
+    """The ops of a hook: one, or those of its group.
+
+    Raises:
+        UnknownHook: No such op, or none that filters see.
+    """
+    hookable = {name: (opcode, n, flags) for name, opcode, n, flags, kind, _ in _core.OPS if kind == "hook"}
+    if hook.op in _GROUPS:
+        return [
+            opcode
+            for opcode, n_names, flags in hookable.values()
+            if not flags & _OP_POST_ONLY and (hook.op == "any" or (n_names and not flags & _OP_XATTR))
+        ]
+    if hook.op not in hookable:
+        reason = "there is no such op"
+        for name, _, _, _, kind, of in _core.OPS:
+            if name == hook.op:
+                reason = f"it comes as {of}" if kind == "alias" else "no filter sees it"
+        ops = " ".join([*sorted(hookable), *_GROUPS])
+        raise UnknownHook(f"{path}: {_macro(hook)}: {reason}; the ops are: {ops}")
+    opcode, _, flags = hookable[hook.op]
+    if hook.phase == "pre" and flags & _OP_POST_ONLY:
+        instead = f"POST({hook.filter}, {hook.op})"
+        raise FilterError(f"{path}: {_macro(hook)}: {hook.op} has no pre stage; say {instead}")
+    return [opcode]
+
+
+def _macro(hook: HookFunction) -> str:
+    return f"{hook.phase.upper()}({hook.filter}, {hook.op})"
+
+
+# ------------------------------------------------------------------------------ into the kernel
+
+
+class _Kernel:
+    """What one load has in the kernel so far; filters take duplicates of what they need."""
+
+    def __init__(self, compiled: Compiled, shared: SharedMaps) -> None:
+        self._compiled = compiled
+        self._maps = shared.by_name()
+        self._btf = Btf(compiled.btf)
+        self._programs: dict[Function, int] = {}
+        self._undo = contextlib.ExitStack()
+        self._btf_fd = -1
+
+    def __enter__(self) -> Self:
+        self._btf_fd = bpf.btf_load(self._compiled.btf)
+        self._undo.callback(os.close, self._btf_fd)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def filter(self, name: str, places: dict[tuple[int, int], str]) -> Filter:
+        """Load one filter."""
+        compiled = self._compiled
+        functions = compiled.hooks(name)
+        with contextlib.ExitStack() as undo:
+            programs, duplicates = {}, {}
+            for function, hook in functions.items():
+                fd = self._program(function)
+                if fd not in duplicates:
+                    duplicates[fd] = hold(undo, os.dup(fd))
+                programs[function] = Program(function, duplicates[fd], f"{hook.phase}_{hook.op}")
+            maps = self._policy_maps(undo, name, functions)
+            for program in programs.values():
+                if program.pin_name in maps:
+                    both = f"a map and a hook of {name!r} are both called {program.pin_name!r}"
+                    raise FilterError(f"{compiled.path}: {both}")
+            undo.pop_all()
+        hooks = tuple(Hook(phase, opcode, programs[function]) for (phase, opcode), function in places.items())
+        return Filter(compiled.filters[name], compiled.path, hooks, tuple(programs.values()), maps)
+
+    def _policy_maps(
+        self, undo: contextlib.ExitStack, filter_name: str, functions: Iterable[str]
+    ) -> dict[str, PolicyMap]:
+        """The filter's own maps, and those of no filter that its hooks use."""
+        used = {name for function in functions for _, name in self._compiled.functions[function].uses}
+        maps: dict[str, PolicyMap] = {}
+        for full_name, definition in self._compiled.maps.items():
+            owner, is_owned, short = full_name.partition("__")
+            if full_name in SHARED_MAPS or (owner != filter_name if is_owned else full_name not in used):
+                continue
+            name = short if is_owned else full_name
+            if name in maps:
+                raise FilterError(f"{self._compiled.path}: {filter_name!r} has two maps called {name!r}")
+            shown = f"{filter_name}.{name}"
+            fd = hold(undo, os.dup(self._map(full_name)))
+            maps[name] = PolicyMap(name, fd, self._btf, definition.btf_key, definition.btf_value, shown=shown)
+        return maps
+
+    def _map(self, name: str) -> int:
+        """The descriptor of a map, which is created at its first use."""
+        if name in self._maps:
+            return self._maps[name]
+        compiled, definition = self._compiled, self._compiled.maps[name]
+        if name in SHARED_MAPS:
+            raise FilterError(f"{compiled.path}: hooks do not use {name!r} themselves; fb_emit() does")
+        if definition.type in _MAPS_OF_MAPS:
+            raise FilterError(f"{compiled.path}: the map {name!r} is a map of maps: not supported in filters")
+        shape = (definition.type, definition.key_size, definition.value_size, definition.max_entries)
+        btf = (self._btf_fd, definition.btf_key, definition.btf_value) if definition.btf_value else (0, 0, 0)
+        try:
+            fd = bpf.map_create(*shape, name=name.replace("__", "_"), flags=definition.flags, btf=btf)
+        except OSError as error:
+            raise FilterError(f"{compiled.path}: the map {name!r} cannot be made: {error.strerror}") from None
+        self._maps[name] = hold(self._undo, fd)
+        return fd
+
+    def _program(self, function: str) -> int:
+        """The descriptor of a function's program; the same code is verified once."""
+        compiled = self._compiled
+        body = compiled.functions[function]
+        if body in self._programs:
+            return self._programs[body]
+        code = bytearray(body.code)
+        for index, map_name in body.uses:
+            code[index * 8 + 4 : index * 8 + 8] = self._map(map_name).to_bytes(4, "little")
+        try:
+            fd = bpf.prog_load(bytes(code), self._kernel_name(function))
+        except bpf.ProgramRefusedError as refusal:
+            raise explain(compiled, function, refusal) from None
+        except OSError as error:
+            raise FilterError(f"{compiled.path}: {function} cannot be loaded: {error.strerror}") from None
+        self._programs[body] = hold(self._undo, fd)
+        return fd
+
+    def _kernel_name(self, function: str) -> str:
+        """At most 15 characters for bpftool: `hide_pre_name`, or what functions of one code share."""
+        hook = self._compiled.hooks_by_function[function]
+        body = self._compiled.functions[function]
+        same = [
+            other
+            for name, other in self._compiled.hooks_by_function.items()
+            if self._compiled.functions[name] == body and other.filter == hook.filter
+        ]
+        words = [hook.filter]
+        if len({other.phase for other in same}) == 1:
+            words.append(hook.phase)
+        if len(same) == 1:
+            words.append(hook.op)
+        short = "_".join(words)
+        return short if len(short) <= 15 else _shortened(words)
+
+
+def _shortened(words: list[str]) -> str:
+    """Words cut to 15 characters in all, the longest first: `reado_pre_lookup`."""
+    cut = list(words)
+    while len("_".join(cut)) > 15:
+        longest = max(range(len(cut)), key=lambda i: (len(cut[i]), -i))
+        cut[longest] = cut[longest][:-1]
+    return "_".join(cut)

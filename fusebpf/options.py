@@ -1,0 +1,260 @@
+"""What stands behind `-o`: mount(8)'s options, FUSE's and ours, as one value.
+
+An option that is not known, or a value that cannot be used, is a UsageError that names it. Between options
+stands a comma; a comma inside a value is escaped with a backslash (as libfuse has it) or the value is put in
+double quotes (as mount(8) has it).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from fusebpf import mounts
+from fusebpf.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+SUBTYPE = "fusebpf"
+
+_SECURE = mounts.MS_NOSUID | mounts.MS_NODEV
+_ATIMES = mounts.MS_NOATIME | mounts.MS_RELATIME | mounts.MS_STRICTATIME
+
+# Option: the MS_ flags that it clears, and those that it then sets.
+_FLAGS: dict[str, tuple[int, int]] = {
+    "defaults": (0, 0),
+    "rw": (mounts.MS_RDONLY, 0),
+    "ro": (0, mounts.MS_RDONLY),
+    "suid": (mounts.MS_NOSUID, 0),
+    "nosuid": (0, mounts.MS_NOSUID),
+    "dev": (mounts.MS_NODEV, 0),
+    "nodev": (0, mounts.MS_NODEV),
+    "exec": (mounts.MS_NOEXEC, 0),
+    "noexec": (0, mounts.MS_NOEXEC),
+    "async": (mounts.MS_SYNCHRONOUS, 0),
+    "sync": (0, mounts.MS_SYNCHRONOUS),
+    "dirsync": (0, mounts.MS_DIRSYNC),
+    "atime": (mounts.MS_NOATIME, 0),
+    "noatime": (_ATIMES, mounts.MS_NOATIME),
+    "diratime": (mounts.MS_NODIRATIME, 0),
+    "nodiratime": (0, mounts.MS_NODIRATIME),
+    "relatime": (_ATIMES, mounts.MS_RELATIME),
+    "norelatime": (mounts.MS_RELATIME, 0),
+    "strictatime": (_ATIMES, mounts.MS_STRICTATIME),
+    "nostrictatime": (mounts.MS_STRICTATIME, 0),
+    "lazytime": (0, mounts.MS_LAZYTIME),
+    "nolazytime": (mounts.MS_LAZYTIME, 0),
+    "symfollow": (mounts.MS_NOSYMFOLLOW, 0),
+    "nosymfollow": (0, mounts.MS_NOSYMFOLLOW),
+    "loud": (mounts.MS_SILENT, 0),
+    "silent": (0, mounts.MS_SILENT),
+    # Who may mount is mount(8)'s business; what it implies is ours (mount(8): "unless overridden").
+    "user": (0, _SECURE | mounts.MS_NOEXEC),
+    "users": (0, _SECURE | mounts.MS_NOEXEC),
+    "owner": (0, _SECURE),
+    "group": (0, _SECURE),
+}
+
+# Options that are meant for mount(8), for the init system or for older kernels, and mean nothing here.
+_IGNORED = frozenset(
+    (
+        *("auto", "noauto", "nouser", "nousers", "noowner", "nogroup", "_netdev", "nofail", "nonempty"),
+        *("mand", "nomand", "iversion", "noiversion"),
+    )
+)
+_IGNORED_PREFIXES = ("x-", "X-", "comment=", "uhelper=", "helper=")
+
+# What fusebpf alone tells the kernel, and why an option cannot change it; a remount reads them back from the
+# kernel.
+_KERNELS = {
+    "fd": "fusebpf opens /dev/fuse itself",
+    "rootmode": "it is the mode of SRC",
+    "user_id": "the mount belongs to who makes it",
+    "group_id": "the mount belongs to who makes it",
+    "blksize": "it is for block devices",
+}
+_LABELS = frozenset(("context", "fscontext", "defcontext", "rootcontext", "seclabel"))
+
+
+@dataclass(frozen=True)
+class MountOptions:
+    """How a mount is to be made, apart from what its filters say.
+
+    Attributes:
+        flags: MS_… of mount(2).
+        allow_other: Users other than the mount's owner may use it.
+        default_permissions: The kernel checks modes and owners before it asks.
+        fsname: What mount(8) shows as the device; None: SRC.
+        max_read: The largest read in bytes; 0: the kernel's own limit.
+        passthrough: Files that no filter hooks are read and written by the kernel alone, where it can.
+        max_workers: How many threads may serve the mount.
+        ttl: For how many seconds the kernel may cache entries and attributes that no filter hooks.
+        name: The mount's name; None: from MNT.
+        filters: Filters as for --filter.
+        sets: Map values as for --set.
+        is_remount: Change the flags of the mount that is there.
+    """
+
+    flags: int = _SECURE
+    allow_other: bool = True
+    default_permissions: bool = True
+    fsname: str | None = None
+    max_read: int = 0
+    passthrough: bool = True
+    max_workers: int = 64
+    ttl: float = 1.0
+    name: str | None = None
+    filters: tuple[str, ...] = field(default=())
+    sets: tuple[str, ...] = field(default=())
+    is_remount: bool = False
+
+
+def split(text: str) -> list[str]:
+    """Split the text behind `-o` at its commas; escapes and quotes are undone.
+
+    Raises:
+        UsageError: A quote is not closed.
+
+    Source: libfuse, lib/fuse_opt.c: process_real_option_group; util-linux, libmount: optstr.c.
+    """
+    options = [""]
+    is_quoted = False
+    for match in re.finditer(r"\\([0-7]{3})|\\(.)|(.)", text, re.DOTALL):
+        octal, escaped, plain = match.groups()
+        if octal:
+            options[-1] += os.fsdecode(bytes((int(octal, 8) & 0xFF,)))
+        elif escaped:
+            options[-1] += escaped
+        elif plain == '"':
+            is_quoted = not is_quoted
+        elif plain == "," and not is_quoted:
+            options.append("")
+        else:
+            options[-1] += plain
+    if is_quoted:
+        raise UsageError(f'option text {text!r}: a double quote is not closed (write \\" for the character)')
+    # Bytes that were escaped one by one may be one character together.
+    return [os.fsdecode(os.fsencode(option)) for option in options if option]
+
+
+def parse(
+    texts: str | Iterable[str], base: MountOptions | None = None, *, is_sloppy: bool = False
+) -> MountOptions:
+    """Read the texts behind one or more `-o`; what comes later wins.
+
+    Args:
+        texts: Such as "ro,noatime", or several of them.
+        base: What they change; None: the defaults.
+        is_sloppy: Pass over options that are not known, as `mount -s` asks for.
+
+    Raises:
+        UsageError: An option is not known, or its value is of no use.
+    """
+    options = base or MountOptions()
+    found = [option for text in ((texts,) if isinstance(texts, str) else texts) for option in split(text)]
+    if "remount" in found:
+        options = replace(options, is_remount=True)
+    for option in found:
+        options = _apply(options, option, is_sloppy=is_sloppy)
+    return options
+
+
+def _apply(options: MountOptions, option: str, *, is_sloppy: bool) -> MountOptions:
+    key, equals, value = option.partition("=")
+    if option in _FLAGS:
+        clear, flags = _FLAGS[option]
+        return replace(options, flags=options.flags & ~clear | flags)
+    if option in _IGNORED or option.startswith(_IGNORED_PREFIXES) or option == "remount":
+        return options
+    if key in _KERNELS or key in _LABELS:
+        if not options.is_remount:
+            raise UsageError(_reason(key, option))
+        return options
+    if option in _SWITCHES:
+        return _SWITCHES[option](options)
+    if key in _VALUES and equals:
+        return _VALUES[key](options, option, value)
+    if key in _VALUES:
+        raise UsageError(f"mount option {option!r} needs a value: {key}=…")
+    if is_sloppy:
+        return options
+    raise UsageError(f"unknown mount option {option!r}")
+
+
+def _reason(key: str, option: str) -> str:
+    if key in _LABELS:
+        return f"mount option {option!r} is not supported: a fusebpf mount carries the labels of its files"
+    return f"mount option {option!r} cannot be set: {_KERNELS[key]}"
+
+
+def _number(option: str, value: str, lowest: int, highest: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", value) or not lowest <= int(value) <= highest:
+        raise UsageError(f"mount option {option!r}: not a number from {lowest} to {highest}")
+    return int(value)
+
+
+def _fsname(options: MountOptions, option: str, value: str) -> MountOptions:
+    if not value:
+        raise UsageError(f"mount option {option!r} needs a value")
+    return replace(options, fsname=value)
+
+
+def _subtype(options: MountOptions, option: str, value: str) -> MountOptions:
+    if value != SUBTYPE:
+        raise UsageError(f"mount option {option!r} cannot be set: the subtype is always {SUBTYPE!r}")
+    return options
+
+
+def _max_read(options: MountOptions, option: str, value: str) -> MountOptions:
+    return replace(options, max_read=_number(option, value, 0, (1 << 32) - 1))
+
+
+def _max_workers(options: MountOptions, option: str, value: str) -> MountOptions:
+    return replace(options, max_workers=_number(option, value, 1, 64))
+
+
+def _ttl(options: MountOptions, option: str, value: str) -> MountOptions:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
+        raise UsageError(f"mount option {option!r}: not a number of seconds, such as 1 or 0.5")
+    return replace(options, ttl=float(value))
+
+
+def _name(options: MountOptions, option: str, value: str) -> MountOptions:
+    if options.name is not None and options.name != value:
+        raise UsageError(f"mount option {option!r}: the mount is named {options.name!r} already")
+    return replace(options, name=value)
+
+
+def _filter(options: MountOptions, option: str, value: str) -> MountOptions:
+    if not value:
+        raise UsageError(f"mount option {option!r} needs a filter")
+    return replace(options, filters=(*options.filters, value))
+
+
+def _set(options: MountOptions, _option: str, value: str) -> MountOptions:
+    return replace(options, sets=(*options.sets, value))
+
+
+_SWITCHES: dict[str, Callable[[MountOptions], MountOptions]] = {
+    "allow_other": partial(replace, allow_other=True),
+    "noallow_other": partial(replace, allow_other=False),
+    "default_permissions": partial(replace, default_permissions=True),
+    "nodefault_permissions": partial(replace, default_permissions=False),
+    "passthrough": partial(replace, passthrough=True),
+    "nopassthrough": partial(replace, passthrough=False),
+}
+
+_VALUES: dict[str, Callable[[MountOptions, str, str], MountOptions]] = {
+    "fsname": _fsname,
+    "subtype": _subtype,
+    "max_read": _max_read,
+    "max_workers": _max_workers,
+    "ttl": _ttl,
+    "name": _name,
+    "filter": _filter,
+    "set": _set,
+}

@@ -1,0 +1,73 @@
+"""Why the verifier refused a hook: its log, put into one line with the place in the filter's source."""
+
+import re
+
+from fusebpf.bpf import MapType, ProgramRefusedError
+from fusebpf.compiler import Compiled, SourceLine, source_lines
+from fusebpf.errors import VerifierError
+
+_N_DETAIL_LINES = 24
+_STATISTICS = re.compile(r"verification time \d+|stack depth |processed \d+ insns|insns processed")
+_STEP = re.compile(r"^(\d+): \(", re.MULTILINE)
+_SLEEPABLE_MAPS = "Sleepable programs can only use"
+_MAPS_THAT_SLEEP = frozenset(
+    {
+        MapType.HASH,
+        MapType.ARRAY,
+        MapType.PERCPU_HASH,
+        MapType.PERCPU_ARRAY,
+        MapType.LRU_HASH,
+        MapType.LRU_PERCPU_HASH,
+        MapType.ARRAY_OF_MAPS,
+        MapType.HASH_OF_MAPS,
+        MapType.RINGBUF,
+        MapType.QUEUE,
+        MapType.STACK,
+        MapType.BLOOM_FILTER,
+    }
+)
+
+
+def explain(compiled: Compiled, function: str, refusal: ProgramRefusedError) -> VerifierError:
+    """The exception for a refused hook. Compiles the file once more, to find the line (about a second)."""
+    hook = compiled.hooks_by_function[function]
+    macro = f"{hook.phase.upper()}({hook.filter}, {hook.op})"
+    log, steps = _lines(refusal.log), _lines(refusal.steps)
+    decision = log[-1] if log else refusal.strerror
+    if _SLEEPABLE_MAPS in refusal.log:
+        decision = _map_advice(compiled, function) or decision
+    place = _place(compiled, function, "\n".join(steps))
+    where = f"{place.file}:{place.line}" if place and place.file == compiled.path else compiled.path
+    shown = f"{where}: the kernel's verifier refuses {macro}: {decision}"
+    head = [f"{place.file}:{place.line}: {place.text}"] if place else []
+    return VerifierError(shown, "\n".join([f"in {function}", *head, *(steps or log)[-_N_DETAIL_LINES:]]))
+
+
+def _lines(log: str) -> list[str]:
+    return [line for line in log.splitlines() if line.strip() and not _STATISTICS.match(line)]
+
+
+def _place(compiled: Compiled, function: str, steps: str) -> SourceLine | None:
+    """The source line of the last instruction that was looked at, in the filter's own file if possible."""
+    numbers = [int(number) for number in _STEP.findall(steps)]
+    if not numbers:
+        return None
+    lines = source_lines(compiled.path, function)
+    behind = [lines[index] for index in sorted(lines, reverse=True) if index <= numbers[-1]]
+    own = [line for line in behind if line.file == compiled.path]
+    return next(iter([*own, *behind]), None)
+
+
+def _map_advice(compiled: Compiled, function: str) -> str:
+    unfit = []
+    for name in dict.fromkeys(name for _, name in compiled.functions[function].uses):
+        definition = compiled.maps[name]
+        if definition.type not in _MAPS_THAT_SLEEP:
+            known = {each.value: each.name for each in MapType}
+            kind = known.get(definition.type, f"type {definition.type}").lower().replace("_", " ")
+            unfit.append(f"{name!r} ({kind})")
+    if not unfit:
+        return ""
+    return (
+        f"hooks may sleep and cannot use the map {', '.join(unfit)}: use an array, hash, queue or ring buffer"
+    )

@@ -1,0 +1,310 @@
+"""What mounts there are: /run/fusebpf/NAME.json for each, and whose server is dead.
+
+One lock (flock on the directory) stands around every look-and-change; it is held for milliseconds, never
+while something is waited for. An entry belongs to the process that reserved it. A dead server's mount, pins
+and state are removed by whoever comes next; nothing is touched that is not known to be that server's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusebpf import bpf, mounts
+from fusebpf.errors import MountError, PlatformError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DIRECTORY = Path("/run/fusebpf")
+PINS = bpf.BPFFS / "fusebpf"
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
+_LOCK_SECONDS = 10.0
+
+
+@dataclass
+class Entry:
+    """One mount, as its state file has it.
+
+    Attributes:
+        name: Its name.
+        pid: The process that serves it; with `start_time` and `boot_id`, since pids are used again.
+        is_server: That process is a server of `fusebpf mount`, which ends with its mount.
+        src: The backing root, as a path.
+        mnt: The mount point, free of symlinks.
+        under: The id of the mount that the mount point lies in.
+        options: Texts of -o.
+        filter_texts: Filters as for --filter, paths absolute.
+        set_texts: Map values as for --set.
+        filters: The loaded chain, top first: name, altitude, source.
+        mount_id: Of the mount; None: it is not mounted yet.
+        device: "major:minor" of the mount.
+    """
+
+    name: str
+    pid: int
+    start_time: int
+    boot_id: str
+    is_server: bool
+    src: str
+    mnt: str
+    under: int
+    options: list[str] = field(default_factory=list)
+    filter_texts: list[str] = field(default_factory=list)
+    set_texts: list[str] = field(default_factory=list)
+    filters: list[dict[str, Any]] = field(default_factory=list)
+    mount_id: int | None = None
+    device: str | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process that serves it runs."""
+        return self.boot_id == boot_id() and self.start_time == start_time(self.pid)
+
+    @property
+    def mounted(self) -> mounts.Mounted | None:
+        """Its mount, as this mount namespace has it now; None: there is none."""
+        table = mounts.table()
+        if self.mount_id is not None:
+            return next((one for one in table if one.mount_id == self.mount_id and self._is_mine(one)), None)
+        # It died between the mount and the note of its id: nobody else may mount there meanwhile.
+        found = [
+            one for one in table if one.point == self.mnt and one.parent_id == self.under and one.is_ours
+        ]
+        return next((one for one in found if not _is_claimed(one)), None)
+
+    def _is_mine(self, mounted: mounts.Mounted) -> bool:
+        return mounted.is_ours and mounted.device == self.device
+
+    @property
+    def state(self) -> str:
+        """running, starting, detached (no longer to be seen, but still served) or dead."""
+        if not self.is_alive:
+            return "dead"
+        if self.mount_id is None:
+            return "starting"
+        return "running" if self.mounted else "detached"
+
+
+def _is_claimed(mounted: mounts.Mounted) -> bool:
+    return any(entry.mount_id == mounted.mount_id and entry.is_alive for entry in entries())
+
+
+def boot_id() -> str:
+    """What tells this boot from all others."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None if it does not run (a zombie does not).
+
+    Source: proc_pid_stat(5), fields 3 and 22.
+    """
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if after_name[0] in {b"Z", b"X"} else int(after_name[19])
+
+
+def check_name(name: str) -> None:
+    """See that a mount may have this name.
+
+    Raises:
+        UsageError: It may not.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot be a mount's name: 1 to 63 of A-Z, a-z, 0-9, '_' and '-' are wanted"
+        )
+
+
+def name_for(mnt: str, taken: set[str]) -> str:
+    """A name that is not taken, after the last component of a mount point."""
+    base = re.sub(r"[^A-Za-z0-9_-]", "_", os.path.basename(mnt))[:63] or "root"  # noqa: PTH119 - bytes as they are
+    name, number = base, 1
+    while name in taken:
+        number += 1
+        name = f"{base[: 62 - len(str(number))]}-{number}"
+    return name
+
+
+def pins(name: str) -> Path:
+    """The directory of a mount's pins."""
+    check_name(name)
+    return PINS / name
+
+
+def log_path(name: str) -> Path:
+    """The file that a background server logs to."""
+    return DIRECTORY / f"{name}.log"
+
+
+def _state_path(name: str) -> Path:
+    return DIRECTORY / f"{name}.json"
+
+
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    """Hold the registry's lock for the time of a `with` block; not to be nested.
+
+    Raises:
+        PlatformError: The directory is not root's own, or cannot be made.
+        MountError: Somebody holds the lock for ten seconds.
+    """
+    try:
+        DIRECTORY.mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise PlatformError(f"{str(DIRECTORY)!r} cannot be used: {error.strerror}") from error
+    try:
+        status = os.fstat(fd)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise PlatformError(f"{str(DIRECTORY)!r} is not root's alone: chown root and chmod 700 it")
+        _lock(fd)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int) -> None:
+    end = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise MountError(
+                    f"another fusebpf holds the lock on {str(DIRECTORY)!r} for {_LOCK_SECONDS:.0f} s now"
+                ) from None
+            time.sleep(0.01)
+        else:
+            return
+
+
+def entries() -> list[Entry]:
+    """All mounts that there are state files of, by name; an unreadable file counts as a dead mount's."""
+    return [_read(path) for path in sorted(DIRECTORY.glob("*.json")) if _NAME.fullmatch(path.stem)]
+
+
+def _read(path: Path) -> Entry:
+    unreadable = Entry(path.stem, 0, 0, "", is_server=True, src="", mnt="", under=0)
+    try:
+        data = json.loads(path.read_bytes())
+        known = {key: data[key] for key in (one.name for one in fields(Entry)) if key in data}
+        return Entry(**{**known, "name": path.stem})
+    except (OSError, ValueError, TypeError):
+        return unreadable
+
+
+def write(entry: Entry) -> None:
+    """Write an entry's state file, whole or not at all."""
+    scratch = DIRECTORY / f".{entry.name}.new"
+    scratch.write_text(json.dumps(asdict(entry), indent=1) + "\n")
+    scratch.chmod(0o600)
+    scratch.rename(_state_path(entry.name))
+
+
+def reserve(entry: Entry) -> Entry:
+    """Take a name and a mount point, so that no other mount takes them; dead servers are cleaned up before.
+
+    Args:
+        entry: With the name wanted, or "" for one after the mount point.
+
+    Raises:
+        UsageError: It cannot be a name.
+        MountError: The name or the mount point is in use.
+    """
+    if entry.name:
+        check_name(entry.name)
+    with locked():
+        clean_dead()
+        there = entries()
+        for other in there:
+            if other.name == entry.name:
+                raise MountError(
+                    f"the name {entry.name!r} is in use, for the mount on {other.mnt!r}: "
+                    f"give another with --name"
+                )
+            if other.mnt == entry.mnt and other.mount_id is None:
+                raise MountError(f"{entry.mnt!r} is being mounted by another fusebpf (pid {other.pid})")
+        if not entry.name:
+            entry.name = name_for(entry.mnt, {other.name for other in there})
+        # Nobody has this name, so pins of that name are left-overs; so is an old log.
+        remove_pins(entry.name)
+        log_path(entry.name).unlink(missing_ok=True)
+        write(entry)
+    return entry
+
+
+def release(entry: Entry) -> None:
+    """Remove an entry's pins and state; a log that says something stays until the next mount of that name."""
+    with locked():
+        _forget(entry)
+
+
+def _forget(entry: Entry) -> None:
+    remove_pins(entry.name)
+    log = log_path(entry.name)
+    with contextlib.suppress(FileNotFoundError):
+        if log.stat().st_size == 0:
+            log.unlink()
+    _state_path(entry.name).unlink(missing_ok=True)
+
+
+def clean_dead() -> list[Entry]:
+    """Take down what dead servers left: their mounts, pins and state files. Call it with the lock held.
+
+    Returns:
+        The entries that were removed. One whose mount cannot be reached (another covers it) stays for the
+        next time.
+    """
+    removed = []
+    for entry in entries():
+        if entry.is_alive:
+            continue
+        with contextlib.suppress(OSError):
+            mounted = entry.mounted if entry.mnt else None
+            if mounted:
+                mounts.unmount(mounted, is_lazy=True)
+            _forget(entry)
+            removed.append(entry)
+    return removed
+
+
+def remove_pins(name: str) -> None:
+    """Remove a mount's directory of pins with everything in it, and the one above it if it is empty."""
+    directory = pins(name)
+    if directory.is_symlink() or not directory.is_dir():
+        return
+    shutil.rmtree(directory)
+    with contextlib.suppress(OSError):
+        PINS.rmdir()
+
+
+def make_pins(name: str) -> Path:
+    """Make a mount's directory of pins, in a BPF file system that is mounted if need be.
+
+    Raises:
+        PlatformError: There is no BPF file system and none can be mounted.
+    """
+    directory = pins(name)
+    with locked():
+        bpf.ensure_bpffs()
+        directory.mkdir(mode=0o700, parents=True)
+    return directory
+
+
+def own_entry(*, name: str, src: str, mnt: str, under: int, is_server: bool) -> Entry:
+    """An entry of this process."""
+    started = start_time(os.getpid()) or 0
+    return Entry(name, os.getpid(), started, boot_id(), is_server=is_server, src=src, mnt=mnt, under=under)

@@ -1,0 +1,44 @@
+#!/bin/bash
+# install.sh [--remove] PREFIX SBIN: the command, in an environment of its own that sees Debian's bcc, and mount(8)'s
+# helper for the type fuse.fusebpf. `make install` and `make uninstall` call it; it takes the wheel from dist/.
+set -euo pipefail
+
+is_removal=false
+if [ "${1:-}" = --remove ]; then
+	is_removal=true
+	shift
+fi
+prefix=$(realpath --canonicalize-missing "$1") sbin=$(realpath --canonicalize-missing "$2")
+home=$prefix/lib/fusebpf
+helper=$sbin/mount.fuse.fusebpf
+command=$prefix/bin/fusebpf
+
+if $is_removal; then
+	if [ -L "$command" ] && [ "$(readlink "$command")" = "$home/bin/fusebpf" ]; then
+		rm "$command"
+	fi
+	if grep -qs "^exec '$command'" "$helper"; then
+		rm "$helper"
+	fi
+	if [ -x "$home/bin/fusebpf" ]; then
+		rm -r "$home"
+	fi
+	exit 0
+fi
+
+for path in "$command" "$helper"; do
+	if [ -e "$path" ] && ! [ -x "$home/bin/fusebpf" ]; then
+		echo "install: $path is there and is not ours: remove it or choose another PREFIX or SBIN" >&2
+		exit 1
+	fi
+done
+mkdir -p "$prefix/lib" "$prefix/bin" "$sbin"
+/usr/bin/python3 -m venv --clear --system-site-packages "$home"
+"$home/bin/python" -m pip -qq --disable-pip-version-check --no-input install "$(dirname "$0")"/../dist/*.whl
+ln -sfn "$home/bin/fusebpf" "$command"
+cat >"$helper" <<END
+#!/bin/sh
+exec '$command' mount-helper "\$@"
+END
+chmod 755 "$helper"
+echo "installed: $command, $helper"

@@ -1,0 +1,267 @@
+"""Each bad input: one clear line, its exit code, and nothing left behind (the fixture `tree` looks)."""
+
+import ctypes
+import os
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+import support
+from cli_support import assert_refused, fusebpf, write_filter
+
+NOBODY = 65534
+EVERYBODYS_MODE = 0o777
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ([], ["Missing argument 'SRC'"]),
+        (["src"], ["MNT"]),
+        (["src", "mnt", "more"], ["more"]),
+        (["src", "mnt", "--frobnicate"], ["--frobnicate"]),
+        (["src", "mnt", "-o", "frobnicate"], ["unknown mount option 'frobnicate'"]),
+        (["src", "mnt", "-o", "max_read=x"], ["max_read=x"]),
+        (["src", "mnt", "--name", "a/b"], ["'a/b' cannot be a mount's name"]),
+        (["src", "mnt", "--filter", "nosuch"], ["no stock filter 'nosuch'", "hide"]),
+        (["src", "mnt", "--filter", "hide@0"], ["'0' is not a number from 1 to 999"]),
+        (["src", "mnt", "--filter", "hide@top"], ["'top' is not a number"]),
+        (["src", "mnt", "--filter", "hide", "--set", "hide.names"], ["FILTER.MAP=VALUE"]),
+        (["src", "mnt", "--filter", "hide", "--set", "hide=x"], ["FILTER.MAP=VALUE"]),
+        (["src", "mnt", "--filter", "hide", "--set", "deny.rules=x"], ["'deny' is no filter of this mount", "hide"]),
+        (["src", "mnt", "--set", "hide.names=x"], ["'hide' is no filter of this mount", "no filter"]),
+        (["src", "mnt", "--filter", "hide", "--set", "hide.nosuch=x"], ["hide", "nosuch", "names"]),
+        (["src", "mnt", "--root-fd", "0"], ["leave 'src' out"]),
+        (["mnt", "--root-fd", "77"], ["root descriptor 77 is not open"]),
+        (["mnt", "--root-fd", "-1"], ["--root-fd"]),
+        (["src", "mnt", "--name", "a", "-o", "name=b"], ["two names"]),
+        (["src", "mnt", "-o", "remount,ro"], ["mount -o remount"]),
+    ],
+)
+def test_a_command_put_wrongly_ends_with_2_and_names_the_word(tree: Path, words: list[str], parts: list[str]) -> None:
+    done = fusebpf("mount", *words, cwd=tree)
+
+    assert_refused(done, 2, *parts)
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["nosuch", "mnt"], ["source 'nosuch'", "No such file or directory"]),
+        (["src/file", "mnt"], ["source 'src/file' is not a directory"]),
+        (["src", "nosuch"], ["mount point 'nosuch'", "No such file or directory"]),
+        (["src", "src/file"], ["mount point 'src/file' is not a directory"]),
+        (["src", "src/inside"], ["inside the source"]),
+        (["src", "loop/inside"], ["inside the source"]),
+        (["src/inside", "src"], ["around the source"]),
+        (["src", "."], ["around the source"]),
+        (["src", "mnt", "--filter", "./nosuch.c"], ["nosuch.c", "No such file or directory"]),
+        (["src", "mnt", "--filter", "hide", "--filter", "hide@5"], ["two filters are named 'hide'"]),
+        (
+            ["src", "mnt", "--filter", "hide@5", "--filter", "audit@5"],
+            ["'hide' and 'audit' both stand at altitude 5", "4 and 6"],
+        ),
+    ],
+)
+def test_what_cannot_be_mounted_ends_with_1_and_says_why(tree: Path, words: list[str], parts: list[str]) -> None:
+    (tree / "src" / "inside").mkdir()
+    (tree / "loop").symlink_to("src")
+
+    done = fusebpf("mount", *words, cwd=tree)
+
+    assert_refused(done, 1, *parts)
+
+
+def test_a_mount_point_in_a_bind_mount_of_the_source_is_inside_it(tree: Path) -> None:
+    """By the directory itself where the source is bound, by propagation where a part of it is."""
+    (tree / "src" / "sub" / "point").mkdir(parents=True)
+    script = (
+        'mount --bind "$1" "$1" && mount --make-shared "$1" && mount --bind "$1"/src/sub "$1"/mnt && cd "$1" &&'
+        ' "$2" mount src mnt/point; code=$?; umount "$1"/mnt; umount "$1"; exit $code'
+    )
+
+    done = support.run("unshare", "-m", "sh", "-c", script, "sh", tree, support.COMMAND, check=False)
+
+    assert_refused(done, 1, "inside the source")
+
+
+def test_a_bad_filter_is_told_with_file_and_line_and_its_details_indented(tree: Path) -> None:
+    (tree / "bad.c").write_text('#include "fusebpf.h"\nFILTER(bad, .altitude = 5, .doc = "")\nPRE(bad, lookup) { return oops; }\n')
+
+    done = fusebpf("mount", "src", "mnt", "--filter", "./bad.c", cwd=tree)
+
+    assert_refused(done, 1, "bad.c:3", n_lines=None)
+    assert all(line.startswith("  ") for line in done.stderr.splitlines()[1:])
+
+
+def test_an_unknown_hook_lists_the_ops(tree: Path) -> None:
+    (tree / "bad.c").write_text('#include "fusebpf.h"\nFILTER(bad, .altitude = 5)\nPRE(bad, lokup) { return FB_CONTINUE; }\n')
+
+    done = fusebpf("mount", "src", "mnt", "--filter", "bad.c", cwd=tree)
+
+    assert_refused(done, 1, "lokup", "lookup", "rename", n_lines=None)
+
+
+def test_a_hook_that_the_verifier_refuses_is_told_with_its_function(tree: Path) -> None:
+    (tree / "bad.c").write_text(
+        '#include "fusebpf.h"\nFILTER(bad, .altitude = 5)\n'
+        "PRE(bad, lookup) { return ctx->name.text[ctx->name_len + 100000]; }\n"
+    )
+
+    done = fusebpf("mount", "src", "mnt", "--filter", "./bad.c", cwd=tree)
+
+    assert_refused(done, 1, "bad.c", "lookup", n_lines=None)
+
+
+def test_a_filter_that_uses_the_daemon_is_refused(tree: Path) -> None:
+    write_filter(tree / "asks.c", "asks", more=", .wants = FB_WANTS_DAEMON")
+
+    done = fusebpf("mount", "src", "mnt", "--filter", "./asks.c", cwd=tree)
+
+    assert_refused(done, 1, "'asks' uses the daemon")
+
+
+def test_one_altitude_for_a_file_of_several_filters_is_a_usage_error(tree: Path) -> None:
+    write_filter(tree / "two.c", "first", "second")
+
+    done = fusebpf("mount", "src", "mnt", "--filter", "./two.c@77", cwd=tree)
+
+    assert_refused(done, 2, "one altitude, 77, for the 2 filters", "first@77")
+
+
+def test_a_filter_that_a_file_does_not_have_is_named(tree: Path) -> None:
+    write_filter(tree / "two.c", "first", "second")
+
+    done = fusebpf("mount", "src", "mnt", "--filter", "two.c:third", cwd=tree)
+
+    assert_refused(done, 1, "'third'", "first")
+
+
+def test_more_filters_than_a_chain_holds_are_refused(tree: Path) -> None:
+    write_filter(tree / "many.c", *(f"f{number}" for number in range(33)), altitude=100)
+
+    done = fusebpf("mount", "src", "mnt", "--filter", "./many.c", cwd=tree, seconds=60)
+
+    assert_refused(done, 1, "33 filters are too many", "at most 32")
+
+
+@pytest.mark.parametrize("words", [["mount", "src", "mnt"], ["umount", "mnt"], ["list"], ["check", "x.c"], ["stock"]])
+def test_others_than_root_are_told_so(tree: Path, words: list[str]) -> None:
+    for path in (tree, tree / "src", tree / "mnt"):
+        path.chmod(EVERYBODYS_MODE)
+
+    done = fusebpf(*words, cwd=tree, user=NOBODY)
+
+    assert_refused(done, 1, "only root", "sudo")
+
+
+def test_root_without_the_capability_is_told_so(tree: Path) -> None:
+    done = support.run(
+        "setpriv", "--bounding-set=-sys_admin", support.COMMAND, "mount", "src", "mnt", cwd=tree, check=False
+    )
+
+    assert_refused(done, 1, "CAP_SYS_ADMIN")
+
+
+@pytest.mark.parametrize(
+    ("script", "parts"),
+    [
+        ("mount -t tmpfs none /dev", ["/dev/fuse' is missing", "modprobe fuse"]),
+        ("mount --bind /dev/null /dev/fuse", ["/dev/fuse' is not the FUSE device", "modprobe fuse"]),
+    ],
+)
+def test_a_machine_without_fuse_is_told_what_to_load(tree: Path, script: str, parts: list[str]) -> None:
+    words = ["unshare", "-m", "sh", "-c", f'{script} && exec "$0" "$@"', support.COMMAND, "mount", "src", "mnt"]
+
+    done = support.run(*words, cwd=tree, check=False)
+
+    assert_refused(done, 1, *parts)
+
+
+def refuse_bpf() -> None:
+    """In a child: let bpf(2) fail with EPERM, as in a container that has none (seccomp(2))."""
+    code = b"".join(
+        struct.pack("=HBBI", *instruction)
+        for instruction in (
+            (0x20, 0, 0, 0),  # the number of the call
+            (0x15, 0, 1, {"x86_64": 321}.get(os.uname().machine, 280)),
+            (0x06, 0, 0, 0x00050001),  # EPERM
+            (0x06, 0, 0, 0x7FFF0000),  # allowed
+        )
+    )
+    buffer = ctypes.create_string_buffer(code)
+    program = struct.pack("HxxxxxxQ", 4, ctypes.addressof(buffer))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(22, 2, program, 0, 0) != 0:
+        os._exit(99)
+
+
+def without_bpf(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["timeout", "-s", "KILL", "30", support.COMMAND, *words],
+        check=False,
+        cwd=cwd,
+        preexec_fn=refuse_bpf,  # noqa: PLW1509 - there are no other threads that matter here
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_a_machine_without_bpf_is_told_so_where_filters_are_asked_for(tree: Path) -> None:
+    done = without_bpf("mount", "src", "mnt", "--filter", "hide", cwd=tree)
+
+    assert_refused(done, 1, "BPF", "Operation not permitted")
+
+
+def test_a_machine_without_bpf_still_mounts_without_filters(tree: Path) -> None:
+    assert without_bpf("mount", "src", "mnt", cwd=tree).returncode == 0
+
+    assert (tree / "mnt" / "file").read_text() == "text\n"
+    assert fusebpf("umount", "mnt", cwd=tree).returncode == 0
+
+
+def test_a_mount_point_that_is_mounted_already_is_refused(tree: Path) -> None:
+    assert fusebpf("mount", "src", "mnt", cwd=tree).returncode == 0
+
+    assert_refused(fusebpf("mount", "src", "mnt", cwd=tree), 1, "is a fusebpf mount already")
+    assert fusebpf("umount", "mnt", cwd=tree).returncode == 0
+
+
+def test_a_name_in_use_is_refused(tree: Path) -> None:
+    (tree / "other").mkdir()
+    name = f"t{os.getpid()}"
+    assert fusebpf("mount", "src", "mnt", "--name", name, cwd=tree).returncode == 0
+
+    assert_refused(fusebpf("mount", "src", "other", "--name", name, cwd=tree), 1, f"'{name}' is in use")
+    assert fusebpf("umount", name, cwd=tree).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "parts"),
+    [
+        ("nosuch", ["no mount named 'nosuch'"]),
+        ("./nosuch", ["'./nosuch' does not exist"]),
+        ("mnt", ["'mnt' is not a fusebpf mount"]),
+        ("/proc", ["'/proc' is not a fusebpf mount"]),
+        ("src/file", ["'src/file' is not a fusebpf mount"]),
+    ],
+)
+def test_what_is_no_fusebpf_mount_is_not_unmounted(tree: Path, target: str, parts: list[str]) -> None:
+    assert_refused(fusebpf("umount", target, cwd=tree), 1, *parts)
+
+
+def test_an_unexpected_error_is_one_line_that_says_that_it_is_a_bug(tree: Path) -> None:
+    program = (
+        "import sys, fusebpf.checks, fusebpf.cli\n"
+        "def broken(*_): raise ZeroDivisionError('two\\nlines')\n"
+        "fusebpf.checks.check_root = broken\nfusebpf.cli.main()\n"
+    )
+    words = [support.COMMAND.with_name("python"), "-c", program, "list"]
+
+    done = support.run(*words, cwd=tree, check=False)
+    told = support.run(*words, cwd=tree, check=False, env={"FUSEBPF_DEBUG": "1"})
+
+    assert_refused(done, 1, "ZeroDivisionError: two lines", "this is a bug")
+    assert "line 2, in broken" in told.stderr

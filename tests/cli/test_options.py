@@ -1,0 +1,123 @@
+"""What stands behind -o."""
+
+import pytest
+
+from fusebpf import mounts
+from fusebpf.errors import UsageError
+from fusebpf.options import MountOptions, parse, split
+
+SECURE = mounts.MS_NOSUID | mounts.MS_NODEV
+
+
+def test_without_options_a_mount_is_secure_and_for_all_users() -> None:
+    options = parse("")
+
+    assert options == MountOptions()
+    assert options.flags == SECURE
+    assert options.allow_other
+    assert options.default_permissions
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("ro", SECURE | mounts.MS_RDONLY),
+        ("ro,rw", SECURE),
+        ("suid", mounts.MS_NODEV),
+        ("dev,suid", 0),
+        ("dev,nodev", SECURE),
+        ("noexec,sync,dirsync", SECURE | mounts.MS_NOEXEC | mounts.MS_SYNCHRONOUS | mounts.MS_DIRSYNC),
+        ("noatime", SECURE | mounts.MS_NOATIME),
+        ("noatime,relatime", SECURE | mounts.MS_RELATIME),
+        ("strictatime,noatime", SECURE | mounts.MS_NOATIME),
+        ("noatime,atime", SECURE),
+        ("nodiratime,lazytime,nosymfollow", SECURE | mounts.MS_NODIRATIME | mounts.MS_LAZYTIME | 256),
+        ("defaults,rw", SECURE),
+        ("suid,dev,user", SECURE | mounts.MS_NOEXEC),
+        ("user,exec", SECURE),
+    ],
+)
+def test_generic_options_become_mount_flags_and_the_last_one_wins(text: str, flags: int) -> None:
+    assert parse(text).flags == flags
+
+
+def test_options_of_other_programs_are_passed_over() -> None:
+    text = "auto,noauto,nouser,_netdev,nofail,x-systemd.automount,X-y=z,comment=hi there,nonempty,mand,nomand"
+
+    assert parse(text) == MountOptions()
+
+
+def test_fuse_options_are_taken() -> None:
+    options = parse("noallow_other,nodefault_permissions,fsname=my disk,max_read=8192,subtype=fusebpf")
+
+    assert not options.allow_other
+    assert not options.default_permissions
+    assert (options.fsname, options.max_read) == ("my disk", 8192)
+
+
+def test_our_options_are_taken_and_filters_add_up() -> None:
+    options = parse(["filter=hide,filter=./a.c:b@500", "set=hide.names=a\\,b,name=n_1,nopassthrough,ttl=0.5"])
+
+    assert options.filters == ("hide", "./a.c:b@500")
+    assert options.sets == ("hide.names=a,b",)
+    assert (options.name, options.passthrough, options.ttl) == ("n_1", False, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("a,b", ["a", "b"]),
+        (",a,,b,", ["a", "b"]),
+        (r"a\,b,c", ["a,b", "c"]),
+        (r"a\\,b", ["a\\", "b"]),
+        ('x="a,b",c', ["x=a,b", "c"]),
+        (r"x=\"a", ['x="a']),
+        (r"fsname=a\040b", ["fsname=a b"]),
+        (r"fsname=\303\244", ["fsname=ä"]),
+        ("a\\", ["a\\"]),
+    ],
+)
+def test_commas_are_escaped_as_in_libfuse_or_quoted_as_in_mount(text: str, options: list[str]) -> None:
+    assert split(text) == options
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rw,frobnicate", "unknown mount option 'frobnicate'"),
+        ("frobnicate=1", "unknown mount option 'frobnicate=1'"),
+        ("ro=1", "unknown mount option 'ro=1'"),
+        ("allow_other=1", "unknown mount option 'allow_other=1'"),
+        ("max_read=lots", "'max_read=lots': not a number"),
+        ("max_read=-1", "'max_read=-1': not a number"),
+        ("max_read", "'max_read' needs a value"),
+        ("fsname=", "'fsname=' needs a value"),
+        ("subtype=other", "'subtype=other'"),
+        ("user_id=0", "'user_id=0' cannot be set"),
+        ("rootmode=40000", "'rootmode=40000' cannot be set"),
+        ("fd=3", "'fd=3' cannot be set"),
+        ("context=system_u:object_r:tmp_t", "'context=system_u:object_r:tmp_t' is not supported"),
+        ("ttl=soon", "'ttl=soon'"),
+        ("name=a,name=b", "'name=b'"),
+        ('set="a', "double quote"),
+    ],
+)
+def test_unknown_options_and_useless_values_are_named(text: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(text)
+
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sloppy_mount_passes_over_unknown_options_only() -> None:
+    assert parse("frobnicate,ro", is_sloppy=True).flags == SECURE | mounts.MS_RDONLY
+    with pytest.raises(UsageError):
+        parse("max_read=lots", is_sloppy=True)
+
+
+def test_a_remount_accepts_what_the_kernel_shows() -> None:
+    options = parse("rw,nosuid,nodev,relatime,user_id=0,group_id=0,default_permissions,allow_other,remount")
+
+    assert options.is_remount
+    assert options.flags == SECURE | mounts.MS_RELATIME

@@ -1,0 +1,180 @@
+"""State files, names, and dead servers, without a mount: below a directory of the test."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import support
+
+from fusebpf import registry
+from fusebpf.errors import MountError, PlatformError, UsageError
+from fusebpf.registry import Entry
+
+
+@pytest.fixture(autouse=True)
+def state(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = directory / "state"
+    monkeypatch.setattr(registry, "DIRECTORY", path)
+    monkeypatch.setattr(registry, "PINS", directory / "pins")
+    return path
+
+
+def entry(name: str = "", mnt: str = "/a/mnt") -> Entry:
+    return registry.own_entry(name=name, src="/a/src", mnt=mnt, under=1, is_server=True)
+
+
+def dead_entry(name: str, mnt: str = "/a/mnt") -> Entry:
+    """An entry whose process has ended."""
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    one = entry(name, mnt)
+    one.pid = ended.pid
+    return one
+
+
+def test_a_reserved_name_is_written_for_root_alone_and_released_without_a_trace(state: Path) -> None:
+    one = registry.reserve(entry("one"))
+
+    assert json.loads((state / "one.json").read_text())["pid"] == os.getpid()
+    assert (state / "one.json").stat().st_mode & 0o777 == 0o600
+    assert state.stat().st_mode & 0o777 == 0o700
+    assert [found.state for found in registry.entries()] == ["starting"]
+
+    registry.release(one)
+
+    assert list(state.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("mnt", "name"),
+    [("/a/mnt", "mnt"), ("/a/my files", "my_files"), ("/", "root"), ("/" + "x" * 90, "x" * 63), ("/a/ä.b", "__b")],
+)
+def test_a_name_is_made_from_the_mount_point(mnt: str, name: str) -> None:
+    assert registry.name_for(mnt, set()) == name
+
+
+def test_a_name_that_is_taken_gets_a_number_and_stays_within_its_limit() -> None:
+    long = "x" * 63
+
+    assert registry.name_for("/m", {"m"}) == "m-2"
+    assert registry.name_for("/m", {"m", "m-2"}) == "m-3"
+    assert registry.name_for(f"/{long}", {long}) == "x" * 61 + "-2"
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "a b", "x" * 64, "a\n", "ä"])
+def test_a_name_that_cannot_be_one_is_a_usage_error(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be a mount's name"):
+        registry.reserve(entry(name))
+
+
+def test_a_name_in_use_is_refused_and_says_for_what() -> None:
+    registry.reserve(entry("one"))
+
+    with pytest.raises(MountError, match="'one' is in use, for the mount on '/a/mnt'"):
+        registry.reserve(entry("one", "/b"))
+
+
+def test_a_mount_point_that_is_being_mounted_is_refused() -> None:
+    registry.reserve(entry("one"))
+
+    with pytest.raises(MountError, match="is being mounted by another"):
+        registry.reserve(entry("two"))
+
+
+def test_what_a_dead_server_left_goes_with_the_next_reservation(state: Path) -> None:
+    registry.reserve(entry("keeps", "/other"))
+    registry.write(dead_entry("one"))
+    registry.pins("one").mkdir(parents=True)
+    (registry.pins("one") / "stats").touch()
+
+    registry.reserve(entry("one"))
+
+    assert {path.name for path in state.iterdir()} == {"keeps.json", "one.json"}
+    assert not registry.pins("one").exists()
+
+
+def test_a_pid_that_was_used_again_does_not_keep_an_entry_alive() -> None:
+    one = entry("one")
+    one.start_time -= 1
+
+    assert one.state == "dead"
+
+
+def test_an_entry_of_an_earlier_boot_is_dead() -> None:
+    one = entry("one")
+    one.boot_id = "another"
+
+    assert one.state == "dead"
+
+
+def test_a_zombie_is_dead() -> None:
+    with subprocess.Popen(["true"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+
+        assert registry.start_time(process.pid) is None
+
+
+def test_an_unreadable_state_file_counts_as_dead_and_is_removed(state: Path) -> None:
+    registry.reserve(entry("keeps"))
+    (state / "one.json").write_text("{")
+    (state / "two.json").write_text('{"pid": 1}')
+
+    with registry.locked():
+        removed = registry.clean_dead()
+
+    assert {one.name for one in removed} == {"one", "two"}
+    assert [one.name for one in registry.entries()] == ["keeps"]
+
+
+def test_a_log_that_says_something_outlives_its_mount_and_goes_with_the_next(state: Path) -> None:
+    one = registry.reserve(entry("one"))
+    registry.log_path("one").write_text("it broke\n")
+    two = registry.reserve(entry("two", "/two"))
+    registry.log_path("two").touch()
+
+    registry.release(one)
+    registry.release(two)
+
+    assert [path.name for path in state.iterdir()] == ["one.log"]
+
+    registry.reserve(entry("one"))
+
+    assert [path.name for path in state.iterdir()] == ["one.json"]
+
+
+def test_a_state_directory_of_others_is_not_used(state: Path) -> None:
+    state.mkdir(mode=0o755)
+
+    with pytest.raises(PlatformError, match="not root's alone"):
+        registry.reserve(entry("one"))
+
+
+def test_a_state_directory_that_is_a_symlink_is_not_used(state: Path) -> None:
+    (state.parent / "elsewhere").mkdir(mode=0o700)
+    state.symlink_to("elsewhere")
+
+    with pytest.raises(PlatformError, match="cannot be used"):
+        registry.reserve(entry("one"))
+
+
+def test_two_processes_cannot_take_one_name(state: Path) -> None:
+    """Twenty at once, each with the lock: one wins."""
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom fusebpf import registry, errors\n"
+        f"registry.DIRECTORY = Path({os.fspath(state)!r})\n"
+        "one = registry.own_entry(name='one', src='/s', mnt=sys.argv[1], under=1, is_server=True)\n"
+        "try:\n    registry.reserve(one)\nexcept errors.MountError:\n    sys.exit(3)\n"
+        "sys.stdin.read()\n"
+    )
+    words = [sys.executable, "-c", program]
+    racers = [subprocess.Popen([*words, f"/m{number}"], stdin=subprocess.PIPE) for number in range(20)]
+    try:
+        support.wait_until(lambda: sum(racer.poll() == 3 for racer in racers) == len(racers) - 1, 60)
+    finally:
+        for racer in racers:
+            racer.communicate()
+
+    assert sorted(racer.returncode for racer in racers) == [0] + [3] * 19

@@ -1,0 +1,93 @@
+"""`make demo`: says what the filters did, on any tree, and leaves nothing behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import CHECKOUT, PINS, mountpoints, run, wait_until
+
+DEMO = CHECKOUT / "examples/demo/demo.py"
+SECONDS = 90
+
+
+def left_behind() -> set[Path]:
+    """Mounts and pins of demos."""
+    pins = set(PINS.glob("demo-*")) if PINS.exists() else set()
+    return pins | {path for path in mountpoints() if "fusebpf-demo" in str(path)}
+
+
+def listing(directory: Path) -> set[Path]:
+    """Everything below a directory."""
+    return set(directory.rglob("*"))
+
+
+@pytest.fixture
+def tree(directory: Path) -> Path:
+    """A small tree of a user."""
+    path = directory / "tree"
+    path.mkdir()
+    (path / "letter.txt").write_text("dear reader\n")
+    (path / "my.key").write_text("secret\n")
+    return path
+
+
+def test_the_demo_tells_what_each_filter_did_to_each_program(directory: Path) -> None:
+    said = run(sys.executable, DEMO, seconds=SECONDS, cwd=directory).stdout
+
+    for words in (
+        "left 2 of 5 entries out of listings",
+        "hello from below",
+        "cat: server.key: No such file or directory",
+        "mkdir: cannot create directory",
+        "Read-only file system",
+        "nothing to commit, working tree clean",
+        "bpftool prog show pinned",
+        "FB_OP_lookup",
+    ):
+        assert words in said
+    assert left_behind() == set()
+
+
+def test_the_demo_takes_a_tree_and_a_mount_point_of_the_users(tree: Path, directory: Path) -> None:
+    mnt = directory / "mnt"
+    mnt.mkdir()
+    before = listing(tree)
+
+    said = run(sys.executable, DEMO, "--src", tree, "--mnt", mnt, seconds=SECONDS).stdout
+
+    assert "dear reader" in said
+    assert listing(tree) == before
+    assert left_behind() == set()
+
+
+def test_the_demo_shows_what_it_can_on_a_tree_that_takes_no_files(tmpfs: Path) -> None:
+    (tmpfs / "letter.txt").write_text("dear reader\n")
+    run("mount", "-o", "remount,ro", tmpfs)
+
+    said = run(sys.executable, DEMO, "--src", tmpfs, seconds=SECONDS).stdout
+
+    assert "takes no files (Read-only file system)" in said
+    assert "dear reader" in said
+    assert left_behind() == set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_that_is_stopped_cleans_up(number: signal.Signals, tree: Path) -> None:
+    before = listing(tree)
+    command = [sys.executable, str(DEMO), "--src", str(tree)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as demo:
+        try:
+            output = demo.stdout
+            assert output is not None
+            wait_until(lambda: "$ cat" in output.readline(), SECONDS)
+            os.kill(demo.pid, number)
+            output.read()
+            assert demo.wait(SECONDS) == 128 + number
+        finally:
+            demo.kill()
+
+    assert listing(tree) == before
+    assert left_behind() == set()
