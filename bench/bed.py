@@ -10,12 +10,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 COMMAND = Path(sys.executable).parent / "fusebpf"
 CLIENT = Path(__file__).resolve().parent / "out" / "client"
 STATE = Path("/run/fusebpf")
 PINS = Path("/sys/fs/bpf/fusebpf")
 CLIENT_SECONDS = 120
+# A server that uses less CPU time than this in 20 ms has nothing left to do.
+QUIET_NS = 500_000
+
+
+class Sample(NamedTuple):
+    """What one op cost, on average over one run of a client."""
+
+    ns: float
+    cpu_ns: float
 
 
 @dataclass
@@ -39,10 +49,12 @@ class Target:
         said = call("bpftool", "--json", "map", "dump", "pinned", PINS / self.name / "stats")
         return sum(row["formatted"]["value"]["count"] for row in json.loads(said))
 
-    def cpu_ticks(self) -> int:
-        """CPU time that the server has used, in clock ticks."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])
+    def cpu_ns(self) -> int:
+        """CPU time that the server has used, all its threads together.
+
+        Source: Linux, include/linux/posix-timers.h: make_process_cpuclock; 2 is CPUCLOCK_SCHED.
+        """
+        return time.clock_gettime_ns((~self.pid << 3) | 2) if self.pid else 0
 
     def pin(self, cores: set[int]) -> None:
         """Let the server's threads run on these cores only."""
@@ -70,16 +82,17 @@ def call(*argv: str | os.PathLike[str]) -> str:
     return done.stdout
 
 
-def client_ns(*words: str | int | os.PathLike[str]) -> float:
-    """Nanoseconds per op of one run of bench/client.c."""
-    return float(call(CLIENT, *(str(word) for word in words)))
+def client(*words: str | int | os.PathLike[str]) -> Sample:
+    """Run bench/client.c once; what an op took, and its CPU time without the server's."""
+    ns, cpu_ns = call(CLIENT, *(str(word) for word in words)).split()
+    return Sample(float(ns), float(cpu_ns))
 
 
-def program_ns(*argv: str | os.PathLike[str]) -> float:
-    """Nanoseconds that a whole program takes."""
+def program(*argv: str | os.PathLike[str]) -> Sample:
+    """Run a program; what it took as a whole."""
     started_ns = time.perf_counter_ns()
     call(*argv)
-    return time.perf_counter_ns() - started_ns
+    return Sample(time.perf_counter_ns() - started_ns, 0)
 
 
 def run_on(cores: set[int], targets: Sequence[Target]) -> None:
@@ -94,9 +107,11 @@ def forget_caches(targets: Sequence[Target]) -> None:
     Path("/proc/sys/vm/drop_caches").write_text("2")
     servers = [target for target in targets if target.pid]
     end = time.monotonic() + 5
-    ticks = [-1]
-    while ticks != (ticks := [server.cpu_ticks() for server in servers]) and time.monotonic() < end:
-        time.sleep(0.05)
+    busy_ns = 1_000_000
+    while busy_ns > QUIET_NS and time.monotonic() < end:
+        before_ns = sum(server.cpu_ns() for server in servers)
+        time.sleep(0.02)
+        busy_ns = sum(server.cpu_ns() for server in servers) - before_ns
 
 
 class Bed:

@@ -1,6 +1,6 @@
 /*
- * The benchmark's client: does one kind of op in a loop and prints nanoseconds per op. One run is one sample;
- * bench/run.py alternates runs between the targets.
+ * The benchmark's client: does one kind of op in a loop and prints nanoseconds per op: elapsed, and its own CPU
+ * time. One run is one sample; bench/run.py alternates runs between the targets.
  *
  *   client stat|open DIR N LOOPS             fstatat, open+close of DIR/f0 … f(N-1)
  *   client getattr DIR N LOOPS               forced getattr of DIR
@@ -26,17 +26,30 @@
 
 static const char *where;
 
-static uint64_t now_ns(void)
+struct moment {
+	uint64_t ns;
+	uint64_t cpu_ns;
+};
+
+static uint64_t read_clock(clockid_t clock)
 {
 	struct timespec t;
 
-	clock_gettime(CLOCK_MONOTONIC, &t);
+	clock_gettime(clock, &t);
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static void done(uint64_t started_ns, uint64_t n_ops)
+static struct moment now(void)
 {
-	printf("%.1f\n", (double)(now_ns() - started_ns) / (double)n_ops);
+	return (struct moment){ read_clock(CLOCK_MONOTONIC), read_clock(CLOCK_PROCESS_CPUTIME_ID) };
+}
+
+static void done(struct moment start, uint64_t n_ops)
+{
+	struct moment end = now();
+
+	printf("%.1f %.1f\n", (double)(end.ns - start.ns) / (double)n_ops,
+	       (double)(end.cpu_ns - start.cpu_ns) / (double)n_ops);
 }
 
 static int open_dir(void)
@@ -137,11 +150,11 @@ static bool run_by_name(const char *op, int argc, char **argv)
 			pass(by_name_ops[row].run, dir, names, n);
 
 		long passes = loops > 0 ? loops : 1;
-		uint64_t started_ns = now_ns();
+		struct moment start = now();
 
 		for (long i = 0; i < passes; i++)
 			pass(by_name_ops[row].run, dir, names, n);
-		done(started_ns, (uint64_t)n * (uint64_t)passes);
+		done(start, (uint64_t)n * (uint64_t)passes);
 		return true;
 	}
 	return false;
@@ -171,11 +184,11 @@ static void run_list(long loops)
 
 	if (loops > 0)
 		list_once();
-	uint64_t started_ns = now_ns();
+	struct moment start = now();
 
 	for (long i = 0; i < (loops > 0 ? loops : 1); i++)
 		n += list_once();
-	done(started_ns, n);
+	done(start, n);
 }
 
 /* ------------------------------------------------------------------------------------ data */
@@ -205,7 +218,7 @@ static void run_data(bool writes, size_t block, long n, bool is_random)
 	for (long i = 0; i < n_blocks; i++)
 		move(writes, fd, buffer, block, (off_t)i * (off_t)block);
 
-	uint64_t started_ns = now_ns();
+	struct moment start = now();
 
 	for (long i = 0; i < n; i++) {
 		random ^= random << 13;
@@ -215,7 +228,7 @@ static void run_data(bool writes, size_t block, long n, bool is_random)
 
 		move(writes, fd, buffer, block, (off_t)at * (off_t)block);
 	}
-	done(started_ns, (uint64_t)n);
+	done(start, (uint64_t)n);
 }
 
 int main(int argc, char **argv)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bed import Bed, Target, client_ns, forget_caches, program_ns, run_on, stop_on_sigterm
+from bed import Bed, Sample, Target, client, forget_caches, program, run_on, stop_on_sigterm
 from tabulate import tabulate
 
 FILTERS = Path(__file__).resolve().parent / "filters"
@@ -50,10 +50,10 @@ QUICK = Size(n_files=300, big_bytes=16 << 20, rounds=3, pair_rounds=10, loops=10
 
 @dataclass(frozen=True)
 class Op:
-    """One line of the table: how a sample of it is taken, in nanoseconds."""
+    """One line of the table, and how a sample of it is taken."""
 
     name: str
-    sample: Callable[[Target], float]
+    sample: Callable[[Target], Sample]
     target: float | None = None
 
 
@@ -61,33 +61,33 @@ def ops(bed: Bed, size: Size, targets: Sequence[Target]) -> list[Op]:
     """The table's lines."""
     n, loops = size.n_files, size.loops
 
-    def cold(*words: str | int) -> Callable[[Target], float]:
-        def sample(target: Target) -> float:
+    def cold(*words: str | int) -> Callable[[Target], Sample]:
+        def sample(target: Target) -> Sample:
             forget_caches(targets)
-            return client_ns(words[0], target.path / "files", *words[1:])
+            return client(words[0], target.path / "files", *words[1:])
 
         return sample
 
-    def files(*words: str | int) -> Callable[[Target], float]:
-        return lambda target: client_ns(words[0], target.path / "files", *words[1:])
+    def files(*words: str | int) -> Callable[[Target], Sample]:
+        return lambda target: client(words[0], target.path / "files", *words[1:])
 
-    def create(target: Target) -> float:
-        return client_ns("create", bed.fresh(target), n)
+    def create(target: Target) -> Sample:
+        return client("create", bed.fresh(target), n)
 
-    def unlink(target: Target) -> float:
+    def unlink(target: Target) -> Sample:
         directory = bed.fresh(target)
-        client_ns("create", directory, n)
-        return client_ns("unlink", directory, n)
+        client("create", directory, n)
+        return client("unlink", directory, n)
 
-    def data(op: str, block: int, order: str, total_bytes: int) -> Callable[[Target], float]:
-        return lambda target: client_ns(op, target.path / "big", block, total_bytes // block, order)
+    def data(op: str, block: int, order: str, total_bytes: int) -> Callable[[Target], Sample]:
+        return lambda target: client(op, target.path / "big", block, total_bytes // block, order)
 
-    def git_status(target: Target) -> float:
+    def git_status(target: Target) -> Sample:
         repository = target.path / bed.repository(target.label).name
-        return program_ns("git", "-C", repository, "status", "--porcelain")
+        return program("git", "-C", repository, "status", "--porcelain")
 
-    def tar_x(target: Target) -> float:
-        return program_ns("tar", "xf", bed.directory / "tree.tar", "-C", bed.fresh(target))
+    def tar_x(target: Target) -> Sample:
+        return program("tar", "xf", bed.directory / "tree.tar", "-C", bed.fresh(target))
 
     sequential, scattered = 2 * size.big_bytes, size.big_bytes
     return [
@@ -115,7 +115,7 @@ def take_turns(op: Op, targets: Sequence[Target], rounds: int) -> dict[str, list
             target = targets[(number + index) % len(targets)]
             taken = op.sample(target)
             if number >= 0:
-                samples[target.label].append(taken)
+                samples[target.label].append(taken.ns)
     return samples
 
 
@@ -165,28 +165,29 @@ class Pair:
     name: str
     filters: tuple[str | Path, ...]
     sets: tuple[str, ...]
-    sample: Callable[[Target], float]
+    sample: Callable[[Target], Sample]
     options: str = ""
+    is_creating: bool = False
 
 
 def pairs(bed: Bed, size: Size) -> list[Pair]:
     """What is compared with a mount without filters."""
     n, loops = size.n_files, size.loops
 
-    def files(op: str) -> Callable[[Target], float]:
-        return lambda target: client_ns(op, target.path / "files", n, loops)
+    def files(op: str) -> Callable[[Target], Sample]:
+        return lambda target: client(op, target.path / "files", n, loops)
 
-    def create(target: Target) -> float:
-        return client_ns("create", bed.fresh(target), n)
+    def create(target: Target) -> Sample:
+        return client("create", bed.fresh(target), n)
 
     return [
         Pair("a hook on getattr", (FILTERS / "getattr.c",), (), files("getattr")),
         Pair("a hook on lookup", (FILTERS / "lookup.c",), (), files("stat"), UNCACHED),
         Pair("a hook on open", (FILTERS / "open.c",), (), files("open")),
-        Pair("a hook on create", (FILTERS / "create.c",), (), create),
+        Pair("a hook on create", (FILTERS / "create.c",), (), create, is_creating=True),
         Pair("hide, two names, on lookup", ("hide",), DEMO_SETS[:1], files("stat"), UNCACHED),
         Pair("readonly, one path, on open to read", ("readonly",), DEMO_SETS[1:], files("open")),
-        Pair("readonly, one path, on create", ("readonly",), DEMO_SETS[1:], create),
+        Pair("readonly, one path, on create", ("readonly",), DEMO_SETS[1:], create, is_creating=True),
     ]
 
 
@@ -208,6 +209,7 @@ def measure_pairs(bed: Bed, size: Size, modes: dict[str, set[int]]) -> list[dict
         rows.append([*row, runs, judged])
     print("\r\033[K", end="", file=sys.stderr)
     print("\nwhat a filter adds to an op: median of the differences in pairs of runs, ± half the middle half")
+    print("(one core: CPU time of client and server together; free: elapsed)")
     heads = [""]
     for mode in modes:
         heads += [f"unhooked, {mode}", "added", "±"]
@@ -217,24 +219,35 @@ def measure_pairs(bed: Bed, size: Size, modes: dict[str, set[int]]) -> list[dict
 
 
 def measure_pair(bed: Bed, size: Size, pair: Pair, cores: set[int]) -> dict[str, Any]:
-    """Alternate runs on a mount without filters and on one with the pair's."""
+    """Alternate runs on a mount without filters and on one with the pair's.
+
+    On one core an op takes what client and server need of it, so their CPU time is counted: what else runs on
+    the machine does not come into it.
+    """
+    n_ops = size.n_files * (1 if pair.is_creating else size.loops + 1)
     with (
         bed.mounted("unhooked", (), (), pair.options) as unhooked,
         bed.mounted("hooked", pair.filters, pair.sets, pair.options) as hooked,
     ):
         run_on(cores, (unhooked, hooked))
-        op = Op(pair.name, pair.sample)
+
+        def sample(target: Target) -> Sample:
+            server_ns = target.cpu_ns()
+            taken = pair.sample(target)
+            server_ns = target.cpu_ns() - server_ns
+            cpu_ns = taken.cpu_ns + server_ns / n_ops
+            return Sample(cpu_ns if len(cores) == 1 else taken.ns, cpu_ns)
+
         runs = hooked.hook_runs()
-        samples = take_turns(op, (unhooked, hooked), size.pair_rounds)
+        samples = take_turns(Op(pair.name, sample), (unhooked, hooked), size.pair_rounds)
         runs = hooked.hook_runs() - runs
     added = [with_hook - without for without, with_hook in zip(*samples.values(), strict=True)]
     quarters = statistics.quantiles(added, n=4)
-    per_client = size.n_files * (1 if "create" in pair.name else size.loops + 1)
     return {
         "unhooked_ns": statistics.median(samples["unhooked"]),
         "added_ns": statistics.median(added),
         "spread_ns": (quarters[2] - quarters[0]) / 2,
-        "runs_per_op": runs / (per_client * (size.pair_rounds + 1)),
+        "runs_per_op": runs / (n_ops * (size.pair_rounds + 1)),
         "ns": samples,
     }
 

@@ -8,6 +8,7 @@ walk to a path still asks the file systems above it.) Any thread may call; there
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import stat
@@ -59,6 +60,10 @@ _libc.mount.argtypes = (
 )
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
+
+
+class CoveredError(OSError):
+    """A mount cannot be reached, since another stands on top of it."""
 
 
 class Mounted(NamedTuple):
@@ -223,14 +228,15 @@ def unmount(mounted: Mounted, *, is_lazy: bool = False) -> bool:
         False if it was not there any more.
 
     Raises:
-        OSError: EBUSY, or it failed otherwise; also EBUSY if another mount covers it.
+        CoveredError: Another mount stands on top of it.
+        OSError: EBUSY, or it failed otherwise.
     """
     now = by_id(mounted.mount_id)
     if now is None or (now.device, now.fs_type) != (mounted.device, mounted.fs_type):
         return False
     with opened(now.point) as fd:
         if place_of(fd).mount_id != mounted.mount_id:
-            raise OSError(16, "another mount covers it", now.point)
+            raise CoveredError(errno.EBUSY, "another mount covers it", now.point)
         # A lazy unmount goes through the descriptor, which cannot be another mount; a plain one cannot,
         # since the descriptor itself would keep the mount busy.
         if is_lazy:
@@ -242,7 +248,7 @@ def _umount2(path: str, flags: int, name: str) -> bool:
     if _libc.umount2(os.fsencode(path), flags) == 0:
         return True
     # EINVAL: no mount point; somebody else was faster.
-    if ctypes.get_errno() == 22:
+    if ctypes.get_errno() == errno.EINVAL:
         return False
     _raise_errno("umount", name)
     return False

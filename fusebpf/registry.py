@@ -247,9 +247,17 @@ def reserve(entry: Entry) -> Entry:
 
 
 def release(entry: Entry) -> None:
-    """Remove an entry's pins and state; a log that says something stays until the next mount of that name."""
+    """Remove an entry's pins and state; a log that says something stays until the next mount of that name.
+
+    Where its mount is still there, since another covers it, it stays as a dead server's, for whoever comes next.
+    """
     with locked():
-        _forget(entry)
+        if entry.mounted is None:
+            _forget(entry)
+        else:
+            remove_pins(entry.name)
+            entry.start_time = 0
+            write(entry)
 
 
 def _forget(entry: Entry) -> None:

@@ -192,7 +192,7 @@ class Stack:
             registry.clean_dead()
         places = checks.check_places(src, mnt)
         self._root_fd = places.root_fd
-        self._undo.callback(os.close, places.root_fd)
+        self._undo.callback(self._close_root)
         try:
             entry = registry.own_entry(
                 name=self._name, src=places.src, mnt=places.mnt, under=places.under, is_server=self._is_server
@@ -240,6 +240,12 @@ class Stack:
             )
         except OSError as error:
             raise MountError(f"a mount of {self.src!r} cannot be prepared: {error.strerror}") from error
+        self._close_root()
+
+    def _close_root(self) -> None:
+        if self._root_fd >= 0:
+            os.close(self._root_fd)
+            self._root_fd = -1
 
     def _load(self) -> None:
         core = self._core
@@ -268,7 +274,7 @@ class Stack:
         except OSError as error:
             raise MountError(f"the filters cannot be attached: {error.strerror or error}") from error
 
-    def _load_file(self, path: Path, compiled: Compiled, shared: SharedMaps) -> dict[str, Filter]:
+    def _load_file(self, path: str, compiled: Compiled, shared: SharedMaps) -> dict[str, Filter]:
         """Load the filters of one file that are wanted; together, since they may share maps."""
         picks = [_pick_of(spec) for spec in self._specs if _source_of(spec) == path]
         names = None if None in picks else [pick for pick in picks if pick is not None]
@@ -384,8 +390,8 @@ class Stack:
         return rest
 
 
-def _source_of(spec: FilterSpec) -> Path:
-    return loader.stock() if spec.is_stock else Path(spec.source)
+def _source_of(spec: FilterSpec) -> str:
+    return os.fspath(loader.stock()) if spec.is_stock else spec.source
 
 
 def _pick_of(spec: FilterSpec) -> str | None:

@@ -59,20 +59,14 @@ def _find(target: str, dead: list[registry.Entry]) -> tuple[mounts.Mounted | Non
             raise UsageError(
                 f"{target!r} is a mount's name and another's mount point: write ./{target} for the latter"
             )
-        there = named.mounted
-        if there is None:
-            raise MountError(_not_here(named))
-        return there, named
+        return _mount_of(named), named
     if is_ours and mounted:
         return mounted, next((entry for entry in entries if entry.mount_id == mounted.mount_id), None)
     if any(target == entry.name or path == entry.mnt for entry in dead):
         return None, None
-    stacked = next((entry for entry in entries if entry.mnt == path and entry.mounted), None)
-    if stacked and mounted:
-        raise MountError(f"{target!r} is covered by another mount ({mounted.fs_type}): unmount that first")
-    away = next((entry for entry in entries if entry.mnt == path), None)
-    if away:
-        raise MountError(_not_here(away))
+    at_path = next((entry for entry in entries if entry.mnt == path), None)
+    if at_path:
+        return _mount_of(at_path), at_path
     if "/" not in target and not path:
         raise MountError(f"there is no mount named {target!r}, and no such directory (see `fusebpf list`)")
     if not path:
@@ -87,10 +81,13 @@ def _canonical(target: str) -> str | None:
         return None
 
 
-def _not_here(entry: registry.Entry) -> str:
+def _mount_of(entry: registry.Entry) -> mounts.Mounted:
+    mounted = entry.mounted
+    if mounted is not None:
+        return mounted
     if entry.mount_id is None:
-        return f"{entry.name!r} is being mounted just now (pid {entry.pid})"
-    return (
+        raise MountError(f"{entry.name!r} is being mounted just now (pid {entry.pid})")
+    raise MountError(
         f"{entry.name!r} is not mounted here any more, but still in use (unmounted lazily, or in another "
         f"mount namespace); its server, pid {entry.pid}, ends when nothing uses it"
     )
@@ -99,6 +96,8 @@ def _not_here(entry: registry.Entry) -> str:
 def _take_down(mounted: mounts.Mounted, entry: registry.Entry | None, *, is_lazy: bool) -> None:
     try:
         mounts.unmount(mounted, is_lazy=is_lazy)
+    except mounts.CoveredError as error:
+        raise MountError(f"{mounted.point!r} is covered by another mount: unmount that first") from error
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise MountError(f"{mounted.point!r} cannot be unmounted: {error.strerror}") from error

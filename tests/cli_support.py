@@ -6,6 +6,9 @@ from pathlib import Path
 
 import support
 
+MARK = "FUSEBPF_TEST"
+"""In the environment of what a test starts: its directory."""
+
 GOOD_FILTER = """
 #include "fusebpf.h"
 
@@ -37,26 +40,26 @@ def assert_refused(
 
 
 def left_behind(directory: Path) -> list[str]:
-    """Mounts, state files, pins and processes that have to do with a directory."""
-    text = os.fspath(directory)
+    """Mounts, state files, pins and processes that have to do with the directory of a test."""
     left = [f"mount {path}" for path in support.mountpoints(directory)]
-    left += [f"state {name}" for name, _ in support.servers_below(directory)]
-    left += [f"pins {path}" for path in support.PINS.glob("*") if path.name.startswith(directory.name[:20])]
-    left += [f"process {pid}" for pid in processes(text)]
+    names = [name for name, _ in support.servers_below(directory)]
+    left += [f"state {name}" for name in names]
+    left += [f"process {pid}" for pid in processes(directory)]
     return left
 
 
-def processes(text: str) -> list[int]:
-    """The fusebpf processes with this text among their arguments."""
+def processes(directory: Path) -> list[int]:
+    """The fusebpf processes that a test has started, by the mark that they have from its environment."""
+    mark = f"{MARK}={directory}".encode()
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            words = path.read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError):
+            is_ours = mark in (path / "environ").read_bytes().split(b"\0")
+            words = (path / "cmdline").read_bytes().split(b"\0")
+        except OSError:
             continue
-        is_ours = any(word.endswith(b"/fusebpf") for word in words[:3])
-        if is_ours and any(text.encode() in word for word in words) and support.is_alive(int(path.parent.name)):
-            found.append(int(path.parent.name))
+        if is_ours and any(word.endswith(b"/fusebpf") for word in words[:3]) and support.is_alive(int(path.name)):
+            found.append(int(path.name))
     return found
 
 

@@ -224,7 +224,8 @@ struct request {
 	uint64_t entry_ttl_ns, attr_ttl_ns;
 	struct inode *entry;   /* the inode that the reply counts once; taken back if the reply does not arrive */
 	struct handle *opened; /* the handle that the reply hands out; closed if it does not arrive */
-	uint64_t n_listed;
+	uint64_t n_listed;     /* entries */
+	bool has_plus_entries; /* the payload counts inodes: taken back if it does not arrive */
 	union {
 		struct {
 			struct fuse_entry_out entry;
@@ -269,7 +270,8 @@ struct worker {
 	struct fb_slot *image;
 	struct chain *chain; /* the snapshot that it holds */
 	_Atomic uint64_t unique; /* of the request that it serves, 0: none */
-	_Atomic bool is_interrupted, is_retiring, is_idle;
+	_Atomic uint64_t interrupted; /* the request that the kernel wants interrupted, 0: none */
+	_Atomic bool is_retiring, is_idle;
 	/* Its verdict ring, mapped when it first runs a hook: */
 	_Atomic unsigned long *ring_consumer;
 	const _Atomic unsigned long *ring_producer;
@@ -327,6 +329,8 @@ void mount_log(struct mount *m, const char *level, const char *format, ...)
 int creds_init_thread(void);
 void creds_enter(const struct request *rq, uint32_t uid, uint32_t gid, bool keep_rights);
 void creds_leave(void);
+void creds_lift(void);
+void creds_unlift(void);
 void creds_drop_fsetid(void);
 void creds_raise_fsetid(void);
 
@@ -338,8 +342,7 @@ int inode_fd_get(struct mount *m, struct inode *inode);
 void inode_fd_put(struct mount *m, struct inode *inode);
 void inode_fd_adopt(struct mount *m, struct inode *inode, int fd);
 void inode_fd_drop(struct mount *m, struct inode *inode);
-int inode_fd_pin(struct mount *m, struct inode *inode);
-void inode_fd_unpin(struct mount *m, struct inode *inode);
+void inode_fd_pin(struct mount *m, struct inode *inode);
 void proc_path(char out[PROC_PATH_SIZE], int fd);
 
 /* inodes.c */
@@ -414,6 +417,8 @@ int attr_of_fd(struct request *rq, int fd, struct fuse_attr *out);
 void ttl_set(uint64_t ttl_ns, uint64_t *seconds, uint32_t *nanoseconds);
 int reply_opened(struct request *rq, struct inode *inode, int fd, bool is_dir, struct fb_fuse_open_out *out);
 int backing_open_flags(uint32_t flags);
+
+void listing_undo(struct request *rq);
 
 /* route.c */
 void request_run(struct request *rq);

@@ -14,9 +14,15 @@ struct caps {
 };
 
 static __thread struct caps thread_caps; /* what the thread had when it started */
+static __thread uint64_t caps_now;	 /* its effective ones */
 static __thread bool is_other;		 /* creds_enter is in force */
 
 static const uint64_t fsetid_bit = 1ULL << CAP_FSETID;
+
+/* What setfsuid(2) takes from an fsuid that is not 0 (include/linux/capability.h: CAP_FS_SET). */
+static const uint64_t fs_bits = 1ULL << CAP_CHOWN | 1ULL << CAP_DAC_OVERRIDE | 1ULL << CAP_DAC_READ_SEARCH |
+				1ULL << CAP_FOWNER | 1ULL << CAP_FSETID | 1ULL << CAP_LINUX_IMMUTABLE |
+				1ULL << CAP_MKNOD | 1ULL << CAP_MAC_OVERRIDE;
 
 static void caps_set_effective(uint64_t effective)
 {
@@ -28,7 +34,7 @@ static void caps_set_effective(uint64_t effective)
 	syscall(SYS_capset, &header, caps.data);
 }
 
-static uint64_t caps_effective(void)
+static uint64_t all_caps(void)
 {
 	return thread_caps.data[0].effective | (uint64_t)thread_caps.data[1].effective << 32;
 }
@@ -40,6 +46,7 @@ int creds_init_thread(void)
 
 	if (syscall(SYS_capget, &header, thread_caps.data) < 0)
 		return -errno;
+	caps_now = all_caps();
 	if (unshare(CLONE_FS) < 0)
 		return -errno;
 	umask(0);
@@ -61,8 +68,10 @@ void creds_enter(const struct request *rq, uint32_t uid, uint32_t gid, bool keep
 	syscall(SYS_setgroups, rq->has_supplementary_group ? 1 : 0, &rq->supplementary_group);
 	syscall(SYS_setfsgid, gid);
 	syscall(SYS_setfsuid, uid);
-	if (uid != 0 && keep_rights)
-		caps_set_effective(caps_effective() & ~fsetid_bit);
+	if (uid == 0)
+		return;
+	caps_now = all_caps() & ~(keep_rights ? fsetid_bit : fs_bits);
+	caps_set_effective(caps_now);
 }
 
 void creds_leave(void)
@@ -74,16 +83,30 @@ void creds_leave(void)
 	syscall(SYS_setfsuid, 0);
 	syscall(SYS_setfsgid, 0);
 	syscall(SYS_setgroups, 0, NULL);
-	caps_set_effective(caps_effective());
+	caps_now = all_caps();
+	caps_set_effective(caps_now);
+}
+
+/** All capabilities for a moment, whoever the thread acts as; undone by creds_unlift. */
+void creds_lift(void)
+{
+	if (is_other)
+		caps_set_effective(all_caps());
+}
+
+void creds_unlift(void)
+{
+	if (is_other)
+		caps_set_effective(caps_now);
 }
 
 /** Without CAP_FSETID a write or truncate clears suid and sgid bits, as it does for a caller that lacks it. */
 void creds_drop_fsetid(void)
 {
-	caps_set_effective(caps_effective() & ~fsetid_bit);
+	caps_set_effective(caps_now & ~fsetid_bit);
 }
 
 void creds_raise_fsetid(void)
 {
-	caps_set_effective(caps_effective());
+	caps_set_effective(caps_now);
 }

@@ -115,11 +115,16 @@ static int reopen(struct inode *inode)
 		char bytes[sizeof(struct file_handle) + MAX_HANDLE_SIZE];
 	} h;
 
+	if (!inode->mnt || !inode->mnt->can_reopen)
+		return -ESTALE;
 	h.handle.handle_bytes = inode->handle_bytes;
 	h.handle.handle_type = inode->handle_type;
 	memcpy(h.handle.f_handle, inode->handle, inode->handle_bytes);
+	creds_lift(); // it takes CAP_DAC_READ_SEARCH
 	int fd = open_by_handle_at(inode->mnt->fd, &h.handle, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-	return fd < 0 ? -errno : fd;
+	int e = fd < 0 ? -errno : 0;
+	creds_unlift();
+	return e ? e : fd;
 }
 
 /**
@@ -186,31 +191,14 @@ void inode_fd_drop(struct mount *m, struct inode *inode)
 	pthread_mutex_unlock(stripe);
 }
 
-/** Keep the descriptor open from here on: before the last link goes, and with it the way back by handle. */
-int inode_fd_pin(struct mount *m, struct inode *inode)
+/** Keep the descriptor open for good: the last link is gone, and with it the way back by handle. Called between
+ * inode_fd_get and inode_fd_put. */
+void inode_fd_pin(struct mount *m, struct inode *inode)
 {
-	int fd = inode_fd_get(m, inode);
-
-	if (fd < 0)
-		return fd;
 	pthread_mutex_lock(fds_stripe(m, inode));
 	inode->fd_pinned = true;
-	inode->fd_users--;
 	pthread_mutex_lock(&m->fds.clock_lock);
 	clock_remove(&m->fds, inode);
 	pthread_mutex_unlock(&m->fds.clock_lock);
-	pthread_mutex_unlock(fds_stripe(m, inode));
-	return fd;
-}
-
-/** Undo inode_fd_pin where the file still has a link; of no effect where there is no way to reopen. */
-void inode_fd_unpin(struct mount *m, struct inode *inode)
-{
-	pthread_mutex_lock(fds_stripe(m, inode));
-	if (inode->fd_pinned && inode->mnt && inode->mnt->can_reopen && inode->fd >= 0) {
-		inode->fd_pinned = false;
-		atomic_fetch_sub(&m->fds.n_open, 1);
-		fd_insert(m, inode, inode->fd);
-	}
 	pthread_mutex_unlock(fds_stripe(m, inode));
 }

@@ -307,6 +307,15 @@ static struct inode *find_locked(struct inode_shard *s, const struct inode_key *
 	return inode;
 }
 
+static int reopen_as_path(int fd)
+{
+	char path[PROC_PATH_SIZE];
+
+	proc_path(path, fd);
+	fd = open(path, O_PATH | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
 /**
  * The inode of an open file, counted once more for the kernel. It is made if it is not known.
  *
@@ -322,6 +331,11 @@ int inodes_enter(struct mount *m, int fd, uint32_t type, struct inode *parent, c
 	key.mnt = NULL;
 	if (!e && id >= 0 && !(key.mnt = backing_mount_get(m, id, fd, type)))
 		e = -ENOMEM;
+	if (!e && !adopt_fd && !(key.mnt && key.mnt->can_reopen)) {
+		e = fd = reopen_as_path(fd); // no way back by handle: it needs a descriptor of its own
+		e = fd < 0 ? fd : 0;
+		adopt_fd = !e;
+	}
 	if (e) {
 		if (adopt_fd)
 			close(fd);
@@ -332,6 +346,11 @@ int inodes_enter(struct mount *m, int fd, uint32_t type, struct inode *parent, c
 	struct inode *inode = find_locked(s, &key);
 	bool is_new = !inode;
 	if (is_new && (inode = inode_create(m, &key, type))) {
+		if (inode->fd_pinned) {
+			inode->fd = fd; // before anybody finds it
+			atomic_fetch_add(&m->fds.n_open, 1);
+			adopt_fd = false;
+		}
 		struct inode **bucket = key_bucket(s, key.hash);
 		inode->next_by_key = *bucket;
 		*bucket = inode;
@@ -350,18 +369,6 @@ int inodes_enter(struct mount *m, int fd, uint32_t type, struct inode *parent, c
 	pthread_mutex_unlock(&s->lock);
 	inode_release(m, old_parent);
 	*out = inode;
-	if (is_new && !adopt_fd && inode->fd_pinned) {
-		// No way back by handle: it needs a descriptor of its own from the start.
-		char path[PROC_PATH_SIZE];
-		proc_path(path, fd);
-		fd = open(path, O_PATH | O_CLOEXEC);
-		if (fd < 0) {
-			e = -errno;
-			inodes_forget(m, inode, 1);
-			return e;
-		}
-		adopt_fd = true;
-	}
 	if (adopt_fd)
 		inode_fd_adopt(m, inode, fd);
 	return 0;

@@ -110,11 +110,11 @@ static int listing_add(struct request *rq, struct listing *l, const struct backi
 	return 1;
 }
 
-/* Take back the lookups of a listing that does not arrive. */
-static void listing_undo(struct request *rq, const struct listing *l)
+/** Take back the lookups of a listing with attributes that does not arrive. */
+void listing_undo(struct request *rq)
 {
-	for (size_t at = 0; l->is_plus && at < l->len;) {
-		const struct fuse_direntplus *plus = (const void *)(l->out + at);
+	for (size_t at = 0; at < rq->payload_len;) {
+		const struct fuse_direntplus *plus = (const void *)((const char *)rq->payload + at);
 		if (plus->entry_out.nodeid)
 			inodes_forget(rq->mount, inodes_get(rq->mount, plus->entry_out.nodeid), 1);
 		at += FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET_DIRENTPLUS + plus->dirent.namelen);
@@ -133,14 +133,13 @@ static int listing_fill(struct request *rq, struct listing *l)
 			return e;
 		const char *name = d->name;
 		uint32_t name_len = (uint32_t)strlen(name);
-		int added = 1;
-		if (dirent_allowed(rq, d->ino, d->type, &name, &name_len))
-			added = listing_add(rq, l, d, name, name_len);
+		bool is_listed = dirent_allowed(rq, d->ino, d->type, &name, &name_len);
 		if (rq->error)
 			return -rq->error;
+		int added = is_listed ? listing_add(rq, l, d, name, name_len) : 1;
 		if (added <= 0)
 			return added;
-		rq->n_listed = l->len;
+		rq->n_listed += is_listed;
 		h->dir_at += d->len;
 		h->dir_offset = d->offset;
 		if (request_is_interrupted(rq))
@@ -175,16 +174,15 @@ static int list(struct request *rq, bool is_plus)
 	pthread_mutex_unlock(&l.h->dir_lock);
 	if (is_plus)
 		inode_fd_put(rq->mount, rq->inode);
-	if (e)
-		listing_undo(rq, &l);
 	rq->image->args.rw = args; // dirent hooks saw theirs there
 	if (rq->chain) {
 		memset(&rq->image->name, 0, sizeof(rq->image->name));
 		rq->image->name_len = 0;
 	}
 	rq->payload = l.out;
-	rq->payload_len = e ? 0 : l.len;
-	return e;
+	rq->payload_len = l.len;
+	rq->has_plus_entries = is_plus && l.with_inodes;
+	return e; // then the lookups are taken back (route.c: result_undo)
 }
 
 int op_readdir(struct request *rq)

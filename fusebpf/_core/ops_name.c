@@ -150,27 +150,28 @@ int op_link(struct request *rq)
 
 /* ------------------------------------------------------------------------------- removing */
 
-/* An inode that may be about to lose its last link: keep a way to it. NULL where the kernel does not know it. */
-static struct inode *victim_pin(struct mount *m, int parent_fd, const char *name)
+/* An inode that may be about to lose its last link: hold a descriptor. NULL where the kernel does not know it. */
+static struct inode *victim_hold(struct mount *m, int parent_fd, const char *name)
 {
 	struct inode *victim = inodes_find_at(m, parent_fd, name);
 
-	if (victim && inode_fd_pin(m, victim) < 0) {
+	if (victim && inode_fd_get(m, victim) < 0) {
 		inode_release(m, victim);
 		return NULL;
 	}
 	return victim;
 }
 
-/* Let go of it, unless its last link is gone now. */
-static void victim_unpin(struct mount *m, struct inode *victim)
+/* Let go of it; if its last link is gone its descriptor stays, since its handle leads nowhere now. */
+static void victim_release(struct mount *m, struct inode *victim, int error)
 {
 	struct stat st;
 
 	if (!victim)
 		return;
-	if (!fstat(victim->fd, &st) && st.st_nlink > 0)
-		inode_fd_unpin(m, victim);
+	if (!error && (victim->type == S_IFDIR || fstat(victim->fd, &st) < 0 || st.st_nlink == 0))
+		inode_fd_pin(m, victim);
+	inode_fd_put(m, victim);
 	inode_release(m, victim);
 }
 
@@ -181,9 +182,9 @@ static int remove_entry(struct request *rq, int flags)
 
 	if (fd < 0)
 		return fd;
-	struct inode *victim = victim_pin(m, fd, rq->name);
+	struct inode *victim = victim_hold(m, fd, rq->name);
 	int e = unlinkat(fd, rq->name, flags) < 0 ? -errno : 0;
-	victim_unpin(m, victim);
+	victim_release(m, victim, e);
 	inode_fd_put(m, rq->inode);
 	return e;
 }
@@ -203,14 +204,14 @@ static int rename_between(struct request *rq, struct inode *newdir, int fd, int 
 	struct mount *m = rq->mount;
 	uint32_t flags = rq->image->args.rename.flags;
 	struct inode *moved = inodes_find_at(m, fd, rq->name);
-	struct inode *victim = victim_pin(m, new_fd, rq->name2);
+	struct inode *victim = victim_hold(m, new_fd, rq->name2);
 	int e = AS_CREATOR(rq, (int)syscall(SYS_renameat2, fd, rq->name, new_fd, rq->name2, flags));
 
 	if (!e && moved)
 		inode_moved(m, moved, newdir, rq->name2);
 	if (!e && victim && flags & RENAME_EXCHANGE)
 		inode_moved(m, victim, rq->inode, rq->name);
-	victim_unpin(m, victim);
+	victim_release(m, victim, flags & RENAME_EXCHANGE ? -EEXIST : e); // exchanged: it is not gone
 	if (moved)
 		inode_release(m, moved);
 	return e;

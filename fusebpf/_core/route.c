@@ -290,6 +290,9 @@ static void result_undo(struct request *rq)
 		inodes_forget(rq->mount, rq->entry, 1);
 	rq->opened = NULL;
 	rq->entry = NULL;
+	if (rq->has_plus_entries)
+		listing_undo(rq);
+	rq->has_plus_entries = false;
 }
 
 /* ---------------------------------------------------------------------------- after the op */
@@ -428,11 +431,17 @@ static bool acts_as_caller(const struct request *rq)
 
 static int op_run(struct request *rq)
 {
-	if (!acts_as_caller(rq))
-		return rq->op->run(rq);
-	creds_enter(rq, rq->create_uid, rq->create_gid, false);
-	int e = rq->op->run(rq);
-	creds_leave();
+	bool as_caller = acts_as_caller(rq);
+	int e;
+
+	if (as_caller)
+		creds_enter(rq, rq->create_uid, rq->create_gid, false);
+	do {
+		e = rq->op->run(rq);
+		// A kick that was meant for the op before this one, or for an idle worker, is not the caller's business.
+	} while (e == -EINTR && !request_is_interrupted(rq));
+	if (as_caller)
+		creds_leave();
 	return e;
 }
 

@@ -217,7 +217,7 @@ static void *worker_main(void *argument)
 			worker_start(m);
 		serve(w, (size_t)n);
 		atomic_store(&w->unique, 0);
-		if (atomic_exchange(&w->is_interrupted, false))
+		if (atomic_exchange(&w->interrupted, 0))
 			atomic_fetch_sub(&p->n_interrupted, 1);
 		atomic_store(&w->is_idle, true);
 		atomic_fetch_add(&p->n_idle, 1);
@@ -244,7 +244,7 @@ void worker_interrupt(struct worker *by, uint64_t unique, uint64_t own_unique)
 		if (atomic_load(&w->unique) != unique || w == by)
 			continue;
 		found = true;
-		if (!atomic_exchange(&w->is_interrupted, true))
+		if (!atomic_exchange(&w->interrupted, unique))
 			atomic_fetch_add(&p->n_interrupted, 1);
 		pthread_kill(w->thread, KICK_SIGNAL);
 		pthread_cond_broadcast(&p->changed);
@@ -254,9 +254,13 @@ void worker_interrupt(struct worker *by, uint64_t unique, uint64_t own_unique)
 		device_reply_raw(by->device_fd, own_unique, EAGAIN);
 }
 
+/** Is the op to end early: its caller was interrupted, or the mount stops? */
 bool request_is_interrupted(const struct request *rq)
 {
-	return atomic_load_explicit(&rq->worker->is_interrupted, memory_order_relaxed);
+	const struct worker *w = rq->worker;
+
+	return atomic_load_explicit(&w->interrupted, memory_order_relaxed) == rq->in->unique ||
+	       atomic_load_explicit(&rq->mount->workers.is_stopping, memory_order_relaxed);
 }
 
 /* -------------------------------------------------------------------------------- the janitor */
@@ -276,7 +280,7 @@ static void wait_at_most(struct workers *p, long ns)
 static void kick(struct workers *p, bool all)
 {
 	for (struct worker *w = p->all; w; w = w->next)
-		if (all || atomic_load(&w->is_interrupted))
+		if (all || atomic_load(&w->interrupted))
 			pthread_kill(w->thread, KICK_SIGNAL);
 }
 

@@ -1,0 +1,84 @@
+"""The commands that mount nothing."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import support
+from cli_support import assert_refused, fusebpf, write_filter
+
+from fusebpf._core import OPS
+
+
+def test_the_version_is_told() -> None:
+    assert re.fullmatch(r"fusebpf \d+\.\d+\.\d+\n", fusebpf("--version").stdout)
+
+
+def test_the_module_is_the_command() -> None:
+    done = support.run(support.COMMAND.with_name("python"), "-m", "fusebpf", "--version")
+
+    assert done.stdout == fusebpf("--version").stdout
+
+
+@pytest.mark.parametrize("command", ["mount", "umount", "list", "check", "stock", "ops"])
+def test_every_command_is_helped_with(command: str) -> None:
+    assert f"Usage: fusebpf {command}" in fusebpf(command, "--help").stdout
+    assert command in fusebpf("--help").stdout
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    assert_refused(fusebpf("frobnicate"), 2, "frobnicate")
+
+
+def test_every_op_of_the_table_is_listed() -> None:
+    rows = [line.split() for line in fusebpf("ops").stdout.splitlines()[1:]]
+
+    assert [(row[0], int(row[1])) for row in rows] == [(name, opcode) for name, opcode, *_ in OPS]
+
+
+def test_the_stock_filters_are_shown_with_their_docs() -> None:
+    shown = fusebpf("stock").stdout
+
+    for name in ("hide@", "readonly@", "deny@", "audit@"):
+        assert f"\n{name}" in "\n" + shown
+    assert "Hides the names and globs" in shown
+
+
+def test_a_checked_file_shows_each_filter_with_hooks_and_maps(tree: Path) -> None:
+    write_filter(tree / "two.c", "first", "second")
+
+    done = fusebpf("check", "two.c", cwd=tree)
+
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [
+        "first@500  two.c",
+        "  does nothing",
+        "  hooks  PRE(first, lookup)",
+        "second@501  two.c",
+        "  does nothing",
+        "  hooks  PRE(second, lookup)",
+    ]
+
+
+def test_a_check_of_several_files_ends_at_the_first_bad_one(tree: Path) -> None:
+    write_filter(tree / "good.c", "good")
+    (tree / "bad.c").write_text("int x")
+
+    done = fusebpf("check", "good.c", "bad.c", cwd=tree)
+
+    assert done.returncode == 1
+    assert done.stdout.startswith("good@500")
+    assert done.stderr.startswith("fusebpf: bad.c")
+
+
+def test_a_reader_that_has_had_enough_is_no_error() -> None:
+    done = subprocess.run(
+        ["timeout", "-s", "KILL", "20", "sh", "-c", '"$0" ops | true', support.COMMAND],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+    assert done.stderr == ""

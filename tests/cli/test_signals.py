@@ -1,0 +1,226 @@
+"""How servers end by signals, under load, and how starts are interrupted; nothing may be left behind."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import support
+from cli_support import assert_refused, fusebpf, left_behind, processes
+
+WORK = 'cd "$0" && while :; do echo x >f$$; cat f$$ file >/dev/null; ls -la >/dev/null; mv f$$ g$$; rm g$$; done'
+
+
+@contextmanager
+def load(mnt: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Four shells that work on a mount, and one that holds a file open in it."""
+    words = ["timeout", "-s", "KILL", "60", "sh", "-c", WORK, os.fspath(mnt)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    clients = [subprocess.Popen(words, start_new_session=True, **quiet) for _ in range(4)]  # type: ignore[call-overload]
+    try:
+        support.wait_until(lambda: any(path.name[0] == "f" and path.name != "file" for path in mnt.iterdir()))
+        yield clients
+    finally:
+        for client in clients:
+            os.killpg(client.pid, signal.SIGKILL)
+            client.wait(10)
+
+
+def server_of(tree: Path) -> int:
+    """The pid of the one server of this test."""
+    ((_, pid),) = support.servers_below(tree)
+    return pid
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("filters", [[], ["--filter", "hide", "--filter", "audit"]])
+def test_a_signal_under_load_unmounts_cleanly(tree: Path, number: signal.Signals, filters: list[str]) -> None:
+    fusebpf("mount", "src", "mnt", *filters, cwd=tree)
+    pid = server_of(tree)
+
+    with load(tree / "mnt"), (tree / "mnt" / "file").open() as held:
+        os.kill(pid, number)
+        support.wait_until(lambda: left_behind(tree) == [], 30)
+        with pytest.raises(OSError, match="not connected"):
+            os.stat(held.fileno())
+
+    assert fusebpf("mount", "src", "mnt", cwd=tree).returncode == 0
+    assert fusebpf("umount", "mnt", cwd=tree).returncode == 0
+
+
+def test_a_hangup_does_not_end_a_background_server(tree: Path) -> None:
+    fusebpf("mount", "src", "mnt", cwd=tree)
+
+    os.kill(server_of(tree), signal.SIGHUP)
+
+    assert (tree / "mnt" / "file").read_text() == "text\n"
+    assert fusebpf("umount", "mnt", cwd=tree).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["mount", "umount", "umount by name", "list"])
+def test_what_a_killed_server_left_goes_with_the_next_command(tree: Path, command: str) -> None:
+    fusebpf("mount", "src", "mnt", "--filter", "hide", cwd=tree)
+    ((name, pid),) = support.servers_below(tree)
+    with load(tree / "mnt"):
+        os.kill(pid, signal.SIGKILL)
+        support.wait_until(lambda: not support.is_alive(pid))
+    assert support.mountpoints(tree) == [tree / "mnt"]
+
+    if command == "mount":
+        assert fusebpf("mount", "src", "mnt", "--name", name, cwd=tree).returncode == 0
+        assert (tree / "mnt" / "file").read_text() == "text\n"
+        assert fusebpf("umount", "mnt", cwd=tree).returncode == 0
+    elif command == "list":
+        (row,) = (line for line in fusebpf("list").stdout.splitlines() if str(tree) in line)
+        assert row.endswith("dead")
+    else:
+        assert fusebpf("umount", name if "name" in command else "mnt", cwd=tree).returncode == 0
+
+    assert left_behind(tree) == []
+    assert not (support.PINS / name).exists()
+
+
+def test_a_killed_servers_mount_in_place_goes_too(tree: Path) -> None:
+    fusebpf("mount", "src", "src", cwd=tree)
+    pid = server_of(tree)
+    os.kill(pid, signal.SIGKILL)
+    support.wait_until(lambda: not support.is_alive(pid))
+
+    assert fusebpf("mount", "src", "src", cwd=tree).returncode == 0
+    assert (tree / "src" / "file").read_text() == "text\n"
+    assert fusebpf("umount", "src", cwd=tree).returncode == 0
+
+
+def test_a_mount_at_the_place_of_a_dead_servers_is_not_touched(tree: Path) -> None:
+    fusebpf("mount", "src", "mnt", cwd=tree)
+    ((name, pid),) = support.servers_below(tree)
+    os.kill(pid, signal.SIGKILL)
+    support.wait_until(lambda: not support.is_alive(pid))
+    state = (support.STATE / f"{name}.json").read_text()
+    support.run("umount", tree / "mnt")
+    assert fusebpf("mount", "src", "mnt", "--name", f"new{os.getpid()}", cwd=tree).returncode == 0
+    (support.STATE / f"{name}.json").write_text(state.replace('"mount_id"', '"was"').replace(f"{pid}", "4194304"))
+
+    fusebpf("list")
+
+    assert support.mountpoints(tree) == [tree / "mnt"]
+    assert (tree / "mnt" / "file").read_text() == "text\n"
+    assert fusebpf("umount", "mnt", cwd=tree).returncode == 0
+
+
+def test_a_stopped_server_does_not_stop_umount(tree: Path) -> None:
+    fusebpf("mount", "src", "mnt", cwd=tree)
+    pid = server_of(tree)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        done = fusebpf("umount", "mnt", "--lazy", cwd=tree)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+    assert done.returncode == 0
+    assert f"pid {pid}" in done.stderr
+    support.wait_until(lambda: left_behind(tree) == [])
+
+
+@pytest.fixture
+def slow(tree: Path) -> Path:
+    """A filter whose compilation takes seconds: a start that can be interrupted."""
+    text = '#include "fusebpf.h"\n'
+    for number in range(20):
+        text += f"FILTER(f{number}, .altitude = {100 + number})\nPRE(f{number}, any) {{ return FB_CONTINUE; }}\n"
+        text += f'POST(f{number}, any) {{ return fb_name_glob(ctx, "*a*b*c*{number}") ? FB_REWRITE : FB_CONTINUE; }}\n'
+    (tree / "slow.c").write_text(text)
+    return tree / "slow.c"
+
+
+def start(tree: Path, slow: Path) -> subprocess.Popen[str]:
+    """A mount that is on its way: its name is reserved, its filters are being compiled."""
+    words = [support.COMMAND, "mount", tree / "src", tree / "mnt", "--filter", slow]
+    command = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    support.wait_until(lambda: list(support.servers_below(tree)) or command.poll() is not None)
+    assert command.poll() is None
+    return command
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_start_that_is_interrupted_leaves_nothing(tree: Path, slow: Path, number: signal.Signals) -> None:
+    with start(tree, slow) as command:
+        os.killpg(command.pid, number)
+        _, said = command.communicate(timeout=60)
+
+    assert (command.returncode, said) == (128 + number, "")
+    assert left_behind(tree) == []
+
+
+def test_a_start_whose_command_is_killed_leaves_nothing(tree: Path, slow: Path) -> None:
+    with start(tree, slow) as command:
+        command.kill()
+        command.wait(10)
+
+    support.wait_until(lambda: left_behind(tree) == [], 60)
+
+
+def test_a_server_that_is_killed_while_it_starts_is_reported_and_cleaned_up(tree: Path, slow: Path) -> None:
+    with start(tree, slow) as command:
+        os.kill(server_of(tree), signal.SIGKILL)
+        _, said = command.communicate(timeout=60)
+
+    assert command.returncode == 1
+    assert said == "fusebpf: the server died before the mount was usable (exit status -9)\n"
+    assert left_behind(tree) == []
+
+
+def test_a_mount_that_is_on_its_way_is_not_mounted_twice(tree: Path, slow: Path) -> None:
+    with start(tree, slow) as command:
+        assert_refused(fusebpf("mount", "src", "mnt", cwd=tree), 1, "is being mounted by another")
+        os.killpg(command.pid, signal.SIGINT)
+        command.communicate(timeout=60)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_server_in_the_foreground(tree: Path, number: signal.Signals) -> None:
+    words = [support.COMMAND, "mount", "-f", tree / "src", tree / "mnt", "--filter", "audit"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server, load_when_ready(server, tree / "mnt"):
+        server.send_signal(number)
+
+        assert server.wait(30) == 0
+
+    assert left_behind(tree) == []
+
+
+@contextmanager
+def load_when_ready(server: subprocess.Popen[str], mnt: Path) -> Iterator[None]:
+    assert server.stderr is not None
+    assert "is mounted on" in server.stderr.readline()
+    with load(mnt):
+        yield
+
+
+def test_twenty_mounts_at_once_all_come_and_go(tree: Path) -> None:
+    points = [tree / f"mnt{number}" for number in range(20)]
+    for point in points:
+        point.mkdir()
+    words = ["timeout", "-s", "KILL", "60", support.COMMAND]
+
+    starts = [subprocess.Popen([*words, "mount", tree / "src", point, "--name", ""]) for point in points]
+    assert [one.wait(60) for one in starts] == [0] * 20
+    assert all((point / "file").read_text() == "text\n" for point in points)
+    ends = [subprocess.Popen([*words, "umount", point]) for point in points]
+
+    assert [one.wait(60) for one in ends] == [0] * 20
+
+
+def test_the_log_of_a_quiet_mount_goes_with_it(tree: Path) -> None:
+    fusebpf("mount", "src", "mnt", cwd=tree)
+    ((name, _),) = support.servers_below(tree)
+    assert (support.STATE / f"{name}.log").exists()
+
+    fusebpf("umount", "mnt", cwd=tree)
+
+    assert not (support.STATE / f"{name}.log").exists()
+    assert processes(tree) == []
+    shutil.rmtree(tree / "mnt")
