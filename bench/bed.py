@@ -70,16 +70,22 @@ def call(*argv: str | os.PathLike[str]) -> str:
         RuntimeError: It failed, or it hung and was killed.
     """
     words = [os.fspath(word) for word in argv]
-    done = subprocess.run(
+    with subprocess.Popen(
         ["timeout", "-s", "KILL", str(CLIENT_SECONDS), *words],
-        check=False,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "GIT_OPTIONAL_LOCKS": "1", "GIT_CONFIG_GLOBAL": "/dev/null", "LC_ALL": "C.UTF-8"},
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(words)}: exit code {done.returncode}: {done.stderr.strip()}")
-    return done.stdout
+        env={**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "LC_ALL": "C.UTF-8"},
+    ) as process:
+        try:
+            said, complaint = process.communicate()
+        except BaseException:
+            # Asked, not killed: `fusebpf mount` cleans up.
+            process.terminate()
+            raise
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(words)}: exit code {process.returncode}: {complaint.strip()}")
+    return said
 
 
 def client(*words: str | int | os.PathLike[str]) -> Sample:
@@ -187,10 +193,13 @@ class Bed:
         return self.src / ("repo-" + label.replace(" ", "-"))
 
 
-def stop_on_sigterm() -> None:
-    """Let SIGTERM end the program as ^C does: mounts are taken down."""
+def clean_up_on_signals() -> None:
+    """Let ^C and SIGTERM take the mounts down; a second one does not disturb that."""
 
     def stop(number: int, _frame: object) -> None:
+        for one in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(one, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)

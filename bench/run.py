@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bed import Bed, Sample, Target, client, forget_caches, program, run_on, stop_on_sigterm
+from bed import Bed, Sample, Target, clean_up_on_signals, client, forget_caches, program, run_on
 from tabulate import tabulate
 
 FILTERS = Path(__file__).resolve().parent / "filters"
@@ -44,7 +45,7 @@ class Size:
     loops: int
 
 
-FULL = Size(n_files=1000, big_bytes=64 << 20, rounds=11, pair_rounds=40, loops=20)
+FULL = Size(n_files=1000, big_bytes=64 << 20, rounds=11, pair_rounds=30, loops=10)
 QUICK = Size(n_files=300, big_bytes=16 << 20, rounds=3, pair_rounds=10, loops=10)
 
 
@@ -131,10 +132,12 @@ def speed(samples: dict[str, list[float]], label: str) -> float:
     return statistics.median(bare / mine for bare, mine in zip(samples["bare"], samples[label], strict=True))
 
 
-def measure_table(bed: Bed, size: Size, mode: str, targets: Sequence[Target]) -> list[dict[str, Any]]:
+def measure_table(
+    bed: Bed, size: Size, mode: str, targets: Sequence[Target], wanted: re.Pattern[str]
+) -> list[dict[str, Any]]:
     """Measure all lines, print the table, return the samples."""
     rows, results = [], []
-    for op in ops(bed, size, targets):
+    for op in filter(lambda op: wanted.search(op.name), ops(bed, size, targets)):
         print(f"\r\033[K  {mode}: {op.name}", end="", file=sys.stderr, flush=True)
         samples = take_turns(op, targets, size.rounds)
         speeds = {label: speed(samples, label) for label in LABELS[1:]}
@@ -191,10 +194,12 @@ def pairs(bed: Bed, size: Size) -> list[Pair]:
     ]
 
 
-def measure_pairs(bed: Bed, size: Size, modes: dict[str, set[int]]) -> list[dict[str, Any]]:
+def measure_pairs(
+    bed: Bed, size: Size, modes: dict[str, set[int]], wanted: re.Pattern[str]
+) -> list[dict[str, Any]]:
     """Measure what filters add, print the table, return the samples."""
     rows, results = [], []
-    for pair in pairs(bed, size):
+    for pair in filter(lambda pair: wanted.search(pair.name), pairs(bed, size)):
         row: list[str] = [pair.name]
         runs = judged = ""
         for mode, cores in modes.items():
@@ -259,8 +264,10 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all samples there")
     parser.add_argument("--dir", metavar="DIR", default=DISK, help="a directory on the disk to measure")
     parser.add_argument("--only", choices=("table", "filters"), help="one of the two parts")
+    parser.add_argument("--match", metavar="REGEX", default="", help="only the lines whose name it matches")
     arguments = parser.parse_args()
-    stop_on_sigterm()
+    clean_up_on_signals()
+    wanted = re.compile(arguments.match)
     size = QUICK if arguments.quick else FULL
     all_cores = os.sched_getaffinity(0)
     modes = {"one core": {min(all_cores)}, "free": all_cores}
@@ -280,9 +287,11 @@ def main() -> None:
                 ]
                 for mode, cores in modes.items():
                     run_on(cores, targets)
-                    results += measure_table(bed, size, mode, targets)
+                    results += measure_table(bed, size, mode, targets, wanted)
         if arguments.only != "table":
-            results += measure_pairs(bed, size, modes)
+            results += measure_pairs(bed, size, modes, wanted)
+    except RuntimeError as error:
+        sys.exit(f"\nbench: {error}")
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     if arguments.json:

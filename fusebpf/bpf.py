@@ -260,15 +260,19 @@ def prog_load(code: bytes, name: str) -> int:
     try:
         return _prog_load(code, name, 0, None)
     except OSError as refusal:
-        last = _refusal_log(code, name, _LOG_LEVEL_STATS)
+        last = _refusal_log(code, name, _LOG_LEVEL_STATS, "")
         if not last:
             raise
         number = refusal.errno or errno.EINVAL
-        raise ProgramRefusedError(number, name, last, _refusal_log(code, name, _LOG_LEVEL_STEPS)) from None
+        steps = _refusal_log(code, name, _LOG_LEVEL_STEPS, last.splitlines()[0])
+        raise ProgramRefusedError(number, name, last, steps) from None
 
 
-def _refusal_log(code: bytes, name: str, level: int) -> str:
-    """The log of a load that fails. One that is too long loses its start, on older kernels its end."""
+def _refusal_log(code: bytes, name: str, level: int, awaited: str) -> str:
+    """The log of a load that fails, as far as the line that is awaited.
+
+    One that is too long for its buffer loses its start; on kernels before 6.4 its end, and a larger one is tried.
+    """
     text = ""
     for size in _LOG_SIZES:
         log = ctypes.create_string_buffer(size)
@@ -276,7 +280,7 @@ def _refusal_log(code: bytes, name: str, level: int) -> str:
             os.close(_prog_load(code, name, level, log))
         except OSError as error:
             text = log.value.decode(errors="replace")
-            if error.errno != errno.ENOSPC:
+            if error.errno != errno.ENOSPC or (awaited and awaited in text):
                 break
     return text
 

@@ -5,6 +5,7 @@ server and a compiler that hangs or dies takes nothing with it. Everything retur
 """
 
 import base64
+import difflib
 import json
 import os
 import re
@@ -12,8 +13,7 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +39,12 @@ _RESERVED_NAMES = frozenset({"stats", "recent", "filters", "slots"})
 _ALTITUDES = range(1, 1000)
 _HOOK = re.compile(r"(?P<filter>\w+?)__(?P<phase>pre|post)__(?P<op>\w+)")
 _MESSAGE = re.compile(r"(?P<file>[^\n:]+):(?P<line>\d+):\d+: (?:fatal )?error: (?P<text>.*)")
-_BACKEND_MESSAGE = re.compile(r"error: (?P<file>[^\n:]+):(?P<line>\d+):\d+: (?P<text>.*)")
+_BACKEND_FUNCTION = re.compile(r"in function:? (?P<function>\w+)(?: [^:\n]*: (?P<text>.*))?", re.IGNORECASE)
+_BACKEND_FAULT = re.compile(r"Error at line \d+: (?P<text>.*?) for DAG")
+_REWRITTEN_BEGINS = "#if defined(BPF_LICENSE)"
+_DISASSEMBLY = "Disassembly of function "
+_DISASSEMBLY_LINE = re.compile(r"; .* // Line\s*(\d+)")
+_DISASSEMBLY_STEP = re.compile(r"\s*(\d+):\t")
 _PINNED_MAP = re.compile(r"^[ \t]*BPF_TABLE_PINNED", re.MULTILINE)
 # The package without its __init__, which would load trio and the core.
 _CHILD = (
@@ -77,6 +82,11 @@ class HookFunction(NamedTuple):
     phase: str
     op: str
 
+    @property
+    def macro(self) -> str:
+        """As its author wrote it: `PRE(hide, lookup)`."""
+        return f"{self.phase.upper()}({self.filter}, {self.op})"
+
 
 @dataclass(frozen=True)
 class Declaration:
@@ -98,6 +108,13 @@ class Compiled:
     btf: bytes
     filters: dict[str, Declaration]
     warnings: str
+    lines: dict[str, int] = field(default_factory=dict)
+    """In which line of the file each function is made, 0 if that is not in it."""
+
+    def where(self, function: str) -> str:
+        """FILE:LINE of a function, FILE alone if the line is not known."""
+        line = self.lines.get(function, 0)
+        return f"{self.path}:{line}" if line else self.path
 
     @cached_property
     def hooks_by_function(self) -> dict[str, HookFunction]:
@@ -144,10 +161,12 @@ def compile_source(path: str | os.PathLike[str]) -> Compiled:
     """
     shown, text = os.fspath(path), _read(Path(path))
     compiled = _compile(shown, _segments(shown, text), [f"-I{Path(path).absolute().parent}"])
-    declared = [name.removesuffix("__filter") for name in compiled.functions if name.endswith("__filter")]
-    for name in sorted(declared, key=lambda name: _position(text, "FILTER", name)):
-        compiled.filters[name] = _declare(compiled, name, text)
-    _check_names(compiled, text)
+    compiled.lines.update({name: _macro_line(text, name) for name in compiled.functions})
+    declarations = [name for name in compiled.functions if name.endswith("__filter")]
+    for function in sorted(declarations, key=lambda function: compiled.lines[function]):
+        declaration = _declare(compiled, function)
+        compiled.filters[declaration.name] = declaration
+    _check_names(compiled)
     return compiled
 
 
@@ -165,25 +184,43 @@ def source_lines(path: str, function: str) -> dict[int, SourceLine]:
     """Which source line each instruction of a function comes from; for explaining a refusal.
 
     Returns:
-        By index of the instruction. Empty if the file no longer compiles.
+        By index of the instruction. Empty if the file does not compile any more.
     """
     segments = _segments(path, _read(Path(path)))
     joined = "".join(text for _, _, text in segments)
     flags = [f"-I{Path(path).absolute().parent}"]
-    code, _, messages = _run_child(joined, flags, compiler_child.DEBUG_SOURCE)
+    code, _, messages = _run_child(joined, flags, compiler_child.DEBUG_TEXT | compiler_child.DEBUG_SOURCE)
     if code != 0:
         return {}
-    places = [(file, start + i) for file, start, text in segments for i in range(text.count("\n"))]
+    places = [
+        SourceLine(file, start + i, line.strip())
+        for file, start, text in segments
+        for i, line in enumerate(text.splitlines())
+    ]
+    listing = messages[messages.find(_REWRITTEN_BEGINS) :].splitlines()
+    rewritten = _rewritten_lines(joined.splitlines(), listing)
     found: dict[int, SourceLine] = {}
     current, is_wanted = None, False
-    for line in messages.splitlines():
-        if line.startswith("Disassembly of function "):
-            is_wanted = line.removeprefix("Disassembly of function ").strip(":") == function
-        elif match := re.fullmatch(r"; (.*) // Line\s*(\d+)", line):
-            number = int(match[2])
-            current = SourceLine(*places[number - 1], match[1].strip()) if 0 < number <= len(places) else None
-        elif is_wanted and current and (match := re.match(r"\s*(\d+):\t", line)):
+    for line in listing:
+        if line.startswith(_DISASSEMBLY):
+            is_wanted = line.removeprefix(_DISASSEMBLY).strip(" :") == function
+        elif match := _DISASSEMBLY_LINE.fullmatch(line):
+            original = rewritten.get(int(match[1]) - 1)
+            current = None if original is None else places[original]
+        elif is_wanted and current and (match := _DISASSEMBLY_STEP.match(line)):
             found[int(match[1])] = current
+    return found
+
+
+def _rewritten_lines(original: list[str], listing: list[str]) -> dict[int, int]:
+    """Lines of the text as bcc rewrote it (attributes added, map methods spelled out) → of the original."""
+    matcher = difflib.SequenceMatcher(None, listing, original, autojunk=False)
+    found: dict[int, int] = {}
+    for kind, a, a_end, b, b_end in matcher.get_opcodes():
+        if kind in {"equal", "replace"}:
+            # Of a changed block the additions stand in front.
+            n = min(a_end - a, b_end - b)
+            found.update(zip(range(a_end - n, a_end), range(b_end - n, b_end), strict=True))
     return found
 
 
@@ -214,7 +251,7 @@ def _compile(shown: str, segments: list[tuple[str, int, str]], flags: list[str])
     if code == compiler_child.EXIT_PLATFORM:
         raise PlatformError(messages.strip() or "the compiler's process lost its parent")
     if code != 0:
-        raise _compile_error(shown, code, messages)
+        raise _compile_error(shown, segments[-1][2], code, messages)
     data: dict[str, Any] = json.loads(answer)
     functions = {
         name: Function(base64.b64decode(code), tuple((index, used) for index, used in uses))
@@ -234,14 +271,14 @@ def _run_child(text: str, flags: list[str], debug: int) -> tuple[int, bytes, str
     }
     # Nothing else of the environment: C_INCLUDE_PATH and its like would change what the compiler reads.
     passed_on = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "TMPDIR") if name in os.environ}
-    with tempfile.TemporaryDirectory(prefix="fusebpf-") as stub:
-        kernel_stub.make(Path(stub))
+    with kernel_stub.stub() as (stub, passed_fds):
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _CHILD, str(Path(__file__).parent)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**passed_on, "BCC_KERNEL_SOURCE": stub, "LC_ALL": "C"},
+            env={**passed_on, "BCC_KERNEL_SOURCE": str(stub), "LC_ALL": "C"},
+            pass_fds=passed_fds,
             start_new_session=True,
         )
         with child:
@@ -255,18 +292,26 @@ def _run_child(text: str, flags: list[str], debug: int) -> tuple[int, bytes, str
             except BaseException:
                 child.kill()
                 raise
-    return child.returncode, answer, messages.decode(errors="replace").replace(stub + "/", "")
+    return child.returncode, answer, messages.decode(errors="replace").replace(f"{stub}/", "")
 
 
-def _compile_error(shown: str, code: int, messages: str) -> CompileError:
-    for form in (_MESSAGE, _BACKEND_MESSAGE):
-        if match := form.search(messages):
-            return CompileError(f"{match['file']}:{match['line']}: {match['text']}", messages.strip())
+def _compile_error(shown: str, source: str, code: int, messages: str) -> CompileError:
+    """The compiler's first error in one line. Its back end knows no lines of ours, but the function."""
+    detail = messages.strip()
+    if match := _MESSAGE.search(messages):
+        return CompileError(f"{match['file']}:{match['line']}: {match['text']}", detail)
+    if match := _BACKEND_FUNCTION.search(messages):
+        fault = _BACKEND_FAULT.search(messages)
+        text = match["text"] or (fault["text"] if fault else "the compiler cannot translate it")
+        hook = hook_function(match["function"])
+        line = _macro_line(source, match["function"])
+        where = f"{shown}:{line}" if line else shown
+        return CompileError(f"{where}: {hook.macro if hook else match['function']}: {text}", detail)
     if code < 0:
-        return CompileError(f"{shown}: the compiler died of {signal.Signals(-code).name}", messages.strip())
+        return CompileError(f"{shown}: the compiler died of {signal.Signals(-code).name}", detail)
     lines = [line.strip() for line in messages.splitlines() if line.strip()]
     telling = [line for line in lines if "error" in line.lower()] or lines or ["the compiler gave no reason"]
-    return CompileError(f"{shown}: {telling[0]}", messages.strip())
+    return CompileError(f"{shown}: {telling[0]}", detail)
 
 
 # ---------------------------------------------------------------------------- what a file declares
@@ -297,23 +342,20 @@ def _line(text: str, position: int) -> int:
     return text.count("\n", 0, position) + 1
 
 
-def _position(text: str, *words: str) -> int:
-    """Where the macro call `words[0](words[1], …)` is; the end of the text if it is not spelled out there."""
-    pattern = r"^[ \t]*" + words[0] + r"\s*\(\s*" + r"\s*,\s*".join(words[1:]) + r"\b"
-    match = re.search(pattern, text, re.MULTILINE)
-    return match.start() if match else len(text)
+def _macro_line(text: str, function: str) -> int:
+    """The line of the FILTER, PRE or POST that makes a function; 0 if it is not spelled out there."""
+    hook = hook_function(function)
+    name = function.removesuffix("__filter")
+    pattern = (
+        rf"{hook.phase.upper()}\s*\(\s*{hook.filter}\s*,\s*{hook.op}" if hook else rf"FILTER\s*\(\s*{name}"
+    )
+    match = re.search(rf"^[ \t]*{pattern}\b", text, re.MULTILINE)
+    return _line(text, match.start()) if match else 0
 
 
-def _where(compiled: Compiled, text: str, *words: str) -> str:
-    """FILE:LINE of a macro call, FILE alone if it is not spelled out there."""
-    position = _position(text, *words)
-    return compiled.path if position == len(text) else f"{compiled.path}:{_line(text, position)}"
-
-
-def _declare(compiled: Compiled, name: str, text: str) -> Declaration:
+def _declare(compiled: Compiled, function: str) -> Declaration:
     """Run a FILTER()'s program, and check what it leaves in its context."""
-    function = f"{name}__filter"
-    where = _where(compiled, text, "FILTER", name)
+    name, where = function.removesuffix("__filter"), compiled.where(function)
     if len(name) > _FILTER_NAME_BYTES:
         size = f"{len(name)} bytes, at most {_FILTER_NAME_BYTES}"
         raise FilterError(f"{where}: the filter's name {name!r} has {size}")
@@ -354,20 +396,20 @@ def _check_abi(where: str, name: str, abi: int) -> None:
         )
 
 
-def _check_names(compiled: Compiled, text: str) -> None:
+def _check_names(compiled: Compiled) -> None:
     if not compiled.filters:
         raise FilterError(f"{compiled.path}: declares no filter; say FILTER(name, .altitude = FB_POLICY)")
     declared = ", ".join(compiled.filters)
     for function in compiled.functions:
         hook = hook_function(function)
         if hook and hook.filter not in compiled.filters:
-            where = _where(compiled, text, hook.phase.upper(), hook.filter, hook.op)
+            where = compiled.where(function)
             raise FilterError(
                 f"{where}: a hook of {hook.filter!r}, which is not declared; declared are: {declared}"
             )
     for name in compiled.filters:
         if not compiled.hooks(name):
-            where = _where(compiled, text, "FILTER", name)
+            where = compiled.where(f"{name}__filter")
             raise FilterError(f"{where}: the filter {name!r} has no hooks; say PRE({name}, lookup) {{ … }}")
     for name in compiled.maps:
         owner, separator, _ = name.partition("__")

@@ -21,6 +21,8 @@ EXIT_COMPILE = 3
 EXIT_PLATFORM = 4
 """The library is missing or unusable; the reason is on standard error."""
 
+DEBUG_TEXT = 4
+"""bcc's flag that writes the text as it rewrote it to standard error."""
 DEBUG_SOURCE = 8
 """bcc's flag that writes each function's instructions with their source lines to standard error."""
 

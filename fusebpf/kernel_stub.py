@@ -1,15 +1,25 @@
 """The header tree that bcc is given in place of a kernel's: filters touch their own maps and helpers only.
 
 bcc insists on kernel headers, of which it needs a handful for such programs; what filters may want to include
-(linux/*.h, asm-generic/*.h) is linked to the C library's copies.
+(linux/*.h, asm-generic/*.h) is linked to the C library's copies. The tree lies in a tmpfs that is mounted nowhere
+and goes with its descriptor, so that a process that is killed leaves nothing behind.
 """
 
+import contextlib
+import ctypes
 import os
 import sysconfig
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from fusebpf.errors import PlatformError
 
+# These numbers are the same on every machine.
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
+_FSCONFIG_CMD_CREATE = 6
+_libc = ctypes.CDLL(None, use_errno=True)
 _INCLUDE = Path("/usr/include")
 _EMPTY = ("include/linux/kconfig.h", "include/linux/log2.h", "include/asm/page.h", "include/uapi/linux/bpf.h")
 _VERSION = """\
@@ -41,12 +51,39 @@ typedef int pid_t;
 """
 
 
-def make(root: Path) -> None:
-    """Fill an empty directory, to be named in BCC_KERNEL_SOURCE.
+@contextlib.contextmanager
+def stub() -> Iterator[tuple[Path, list[int]]]:
+    """The tree, to be named in BCC_KERNEL_SOURCE, and the descriptors that a child needs to reach it.
 
     Raises:
         PlatformError: The C library's kernel headers are not installed.
     """
+    with contextlib.ExitStack() as undo:
+        tmpfs = _detached_tmpfs()
+        if tmpfs is None:
+            root, passed = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="fusebpf-"))), []
+        else:
+            undo.callback(os.close, tmpfs)
+            root, passed = Path(f"/proc/self/fd/{tmpfs}"), [tmpfs]
+        _make(root)
+        yield root, passed
+
+
+def _detached_tmpfs() -> int | None:
+    """A descriptor of the root of a fresh tmpfs, None where that is not allowed."""
+    context = _libc.syscall(_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC)
+    if context < 0:
+        return None
+    try:
+        if _libc.syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0) < 0:
+            return None
+        mounted = int(_libc.syscall(_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0))
+    finally:
+        os.close(context)
+    return None if mounted < 0 else mounted
+
+
+def _make(root: Path) -> None:
     uapi = root / "include/uapi"
     for name in _EMPTY:
         _write(root / name, "")

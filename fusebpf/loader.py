@@ -160,7 +160,7 @@ def check(path: str | os.PathLike[str]) -> list[CheckedFilter]:
     found = []
     with SharedMaps.create(1, compiled) as shared, contextlib.ExitStack() as loaded:
         for each in [loaded.enter_context(each) for each in load(compiled, shared)]:
-            hooks = tuple(_macro(hook) for hook in compiled.hooks(each.name).values())
+            hooks = tuple(hook.macro for hook in compiled.hooks(each.name).values())
             maps = {name: policy_map.describe() for name, policy_map in each.maps.items()}
             n_programs = len({program.fd for program in each.programs})
             row = (each.name, each.altitude, each.wants, each.doc, each.path, hooks, maps, n_programs)
@@ -214,12 +214,12 @@ def _places(compiled: Compiled, filter_name: str) -> dict[tuple[int, int], str]:
     by_rank = sorted(hooks.items(), key=lambda item: ranks.get(item[1].op, -1), reverse=True)
     places: dict[tuple[int, int], str] = {}
     for function, hook in by_rank:
-        for opcode in _opcodes(compiled.path, hook):
+        for opcode in _opcodes(compiled.where(function), hook):
             places[PHASES[hook.phase], opcode] = function
     return dict(sorted(places.items()))
 
 
-def _opcodes(path: str, hook: HookFunction) -> list[int]:
+def _opcodes(where: str, hook: HookFunction) -> list[int]:
     """The ops of a hook: one, or those of its group.
 
     Raises:
@@ -238,16 +238,12 @@ def _opcodes(path: str, hook: HookFunction) -> list[int]:
             if name == hook.op:
                 reason = f"it comes as {of}" if kind == "alias" else "no filter sees it"
         ops = " ".join([*sorted(hookable), *_GROUPS])
-        raise UnknownHook(f"{path}: {_macro(hook)}: {reason}; the ops are: {ops}")
+        raise UnknownHook(f"{where}: {hook.macro}: {reason}; the ops are: {ops}")
     opcode, _, flags = hookable[hook.op]
     if hook.phase == "pre" and flags & _OP_POST_ONLY:
         instead = f"POST({hook.filter}, {hook.op})"
-        raise FilterError(f"{path}: {_macro(hook)}: {hook.op} has no pre stage; say {instead}")
+        raise FilterError(f"{where}: {hook.macro}: {hook.op} has no pre stage; say {instead}")
     return [opcode]
-
-
-def _macro(hook: HookFunction) -> str:
-    return f"{hook.phase.upper()}({hook.filter}, {hook.op})"
 
 
 # ------------------------------------------------------------------------------ into the kernel

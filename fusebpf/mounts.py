@@ -186,7 +186,7 @@ def opened(path: StrPath, *, dir_fd: int | None = None) -> Iterator[int]:
 
 def path_of(fd: int) -> str:
     """The absolute path, free of symlinks, that an open file has now."""
-    return os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115 - Path would normalize it
+    return os.readlink(f"/proc/self/fd/{fd}")
 
 
 def canonical(path: StrPath) -> str:
@@ -284,7 +284,7 @@ def aliases(path: str, mounted: Mounted, mounts: list[Mounted]) -> list[str]:
 
 def _moved(path: str, top: str, other: str) -> str:
     """What `path`, which lies below `top`, is called below `other`."""
-    return os.path.normpath(os.path.join(other, os.path.relpath(path, top)))  # noqa: PTH118 - bytes as they are
+    return os.path.normpath(os.path.join(other, os.path.relpath(path, top)))
 
 
 def is_below(path: str, top: str) -> bool:

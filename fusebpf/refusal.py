@@ -1,14 +1,17 @@
 """Why the verifier refused a hook: its log, put into one line with the place in the filter's source."""
 
 import re
+from itertools import pairwise
 
+from fusebpf import bpf
 from fusebpf.bpf import MapType, ProgramRefusedError
-from fusebpf.compiler import Compiled, SourceLine, source_lines
+from fusebpf.compiler import Compiled, Function, SourceLine, source_lines
 from fusebpf.errors import VerifierError
 
 _N_DETAIL_LINES = 24
 _STATISTICS = re.compile(r"verification time \d+|stack depth |processed \d+ insns|insns processed")
 _STEP = re.compile(r"^(\d+): \(", re.MULTILINE)
+_NO_POINTER = re.compile(r"invalid mem access '(scalar|inv)'")
 _SLEEPABLE_MAPS = "Sleepable programs can only use"
 _MAPS_THAT_SLEEP = frozenset(
     {
@@ -31,14 +34,17 @@ _MAPS_THAT_SLEEP = frozenset(
 def explain(compiled: Compiled, function: str, refusal: ProgramRefusedError) -> VerifierError:
     """The exception for a refused hook. Compiles the file once more, to find the line (about a second)."""
     hook = compiled.hooks_by_function[function]
-    macro = f"{hook.phase.upper()}({hook.filter}, {hook.op})"
     log, steps = _lines(refusal.log), _lines(refusal.steps)
-    decision = log[-1] if log else refusal.strerror
+    decision = log[-1] if log else str(refusal.strerror)
     if _SLEEPABLE_MAPS in refusal.log:
         decision = _map_advice(compiled, function) or decision
+    elif _NO_POINTER.search(decision) and _has_global(compiled.functions[function]):
+        decision = f"{decision}: filters have no global variables, use a map"
     place = _place(compiled, function, "\n".join(steps))
-    where = f"{place.file}:{place.line}" if place and place.file == compiled.path else compiled.path
-    shown = f"{where}: the kernel's verifier refuses {macro}: {decision}"
+    where = (
+        f"{place.file}:{place.line}" if place and place.file == compiled.path else compiled.where(function)
+    )
+    shown = f"{where}: the kernel's verifier refuses {hook.macro}: {decision}"
     head = [f"{place.file}:{place.line}: {place.text}"] if place else []
     return VerifierError(shown, "\n".join([f"in {function}", *head, *(steps or log)[-_N_DETAIL_LINES:]]))
 
@@ -56,6 +62,16 @@ def _place(compiled: Compiled, function: str, steps: str) -> SourceLine | None:
     behind = [lines[index] for index in sorted(lines, reverse=True) if index <= numbers[-1]]
     own = [line for line in behind if line.file == compiled.path]
     return next(iter([*own, *behind]), None)
+
+
+def _has_global(body: Function) -> bool:
+    """Is there an address that nobody filled in? A constant of 64 zero bits would have been a plain move."""
+    used = {index for index, _ in body.uses}
+    words = [body.code[i : i + 8] for i in range(0, len(body.code), 8)]
+    return any(
+        a[0] == bpf.LD_IMM64 and not a[1] >> 4 and a[4:] == b[4:] == bytes(4) and index not in used
+        for index, (a, b) in enumerate(pairwise(words))
+    )
 
 
 def _map_advice(compiled: Compiled, function: str) -> str:

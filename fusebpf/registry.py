@@ -130,7 +130,7 @@ def check_name(name: str) -> None:
 
 def name_for(mnt: str, taken: set[str]) -> str:
     """A name that is not taken, after the last component of a mount point."""
-    base = re.sub(r"[^A-Za-z0-9_-]", "_", os.path.basename(mnt))[:63] or "root"  # noqa: PTH119 - bytes as they are
+    base = re.sub(r"[^A-Za-z0-9_-]", "_", os.path.basename(mnt))[:63] or "root"
     name, number = base, 1
     while name in taken:
         number += 1

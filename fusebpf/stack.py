@@ -242,14 +242,19 @@ class Stack:
             raise MountError(f"a mount of {self.src!r} cannot be prepared: {error.strerror}") from error
         self._close_root()
 
+    @property
+    def _prepared_core(self) -> Mount:
+        """The core; nobody else holds it, so that its descriptors go when we let go of it."""
+        if self._core is None:
+            raise MountError("the mount is not prepared")
+        return self._core
+
     def _close_root(self) -> None:
         if self._root_fd >= 0:
             os.close(self._root_fd)
             self._root_fd = -1
 
     def _load(self) -> None:
-        core = self._core
-        assert core is not None  # noqa: S101 - _prepare has run
         pins = registry.make_pins(self.name)
         compiled = {path: loader.compile_source(path) for path in {_source_of(spec) for spec in self._specs}}
         try:
@@ -267,7 +272,7 @@ class Stack:
         for setting in self._settings:
             by_name[setting.filter].set(setting.map, setting.value)
         try:
-            self._attach(core, shared)
+            self._attach(shared)
             shared.pin(pins)
             for link in self._links:
                 link.filter.pin(pins / link.filter.name)
@@ -290,21 +295,21 @@ class Stack:
             self._settings += [MapSetting(link.filter.name, *item) for item in spec.sets.items()]
         return links
 
-    def _attach(self, core: Mount, shared: SharedMaps) -> None:
-        core.share(slots=shared.slots, stats=shared.stats, recent=shared.recent, rings=shared.rings)
+    def _attach(self, shared: SharedMaps) -> None:
+        maps = {"slots": shared.slots, "stats": shared.stats, "recent": shared.recent}
+        self._prepared_core.share(**maps, rings=shared.rings)
         described, attached = [], []
         for index, (filter_, altitude) in enumerate(self._links):
             hooks = [(hook.opcode, hook.phase, hook.program.fd) for hook in filter_.hooks]
             described.append((index, filter_.name, altitude, filter_.wants))
             attached.append((index, filter_.name, altitude, filter_.wants, hooks))
         shared.describe_chain(described)
-        core.set_chain(attached)
+        self._prepared_core.set_chain(attached)
 
     def _start(self) -> None:
-        core, entry = self._core, self.entry
-        assert core is not None  # noqa: S101 - _prepare has run
+        entry = self.entry
         try:
-            core.start()
+            self._prepared_core.start()
         except OSError as error:
             raise MountError(
                 f"{entry.src!r} cannot be mounted on {entry.mnt!r}: {error.strerror or error}"
@@ -342,7 +347,7 @@ class Stack:
                     self._log_scope.cancel()
                     await self._log_done.wait()
             await _bounded(self._undo.close, UNMOUNT_SECONDS, "giving back what the mount held")
-            self._links, self._shared = [], None
+            self._core, self._links, self._shared = None, [], None
 
     def _unmount(self) -> None:
         """Unmount, lazily where it is busy: what uses it gets ENOTCONN once the core has stopped."""
@@ -359,8 +364,7 @@ class Stack:
     # ------------------------------------------------------------------------------------- the log
 
     def _start_log(self) -> None:
-        assert self._core is not None  # noqa: S101 - _prepare has run
-        fd = os.dup(self._core.log_fileno())
+        fd = os.dup(self._prepared_core.log_fileno())
         self._undo.callback(os.close, fd)
         os.set_blocking(fd, False)
         self._log_done = trio.Event()

@@ -25,6 +25,18 @@ def fusebpf(
     return support.run(support.COMMAND, *words, check=False, cwd=cwd, user=user, seconds=seconds)
 
 
+def mount(*words: str | os.PathLike[str], cwd: Path | None = None) -> None:
+    """Mount, which has to succeed and to say nothing."""
+    done = fusebpf("mount", *words, cwd=cwd)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def umount(*words: str | os.PathLike[str], cwd: Path | None = None) -> None:
+    """Unmount, which has to succeed and to say nothing."""
+    done = fusebpf("umount", *words, cwd=cwd)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def assert_refused(
     done: subprocess.CompletedProcess[str], exit_code: int, *parts: str, n_lines: int | None = 1
 ) -> None:
@@ -58,7 +70,11 @@ def processes(directory: Path) -> list[int]:
             words = (path / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if is_ours and any(word.endswith(b"/fusebpf") for word in words[:3]) and support.is_alive(int(path.name)):
+        if (
+            is_ours
+            and any(word.endswith(b"/fusebpf") for word in words[:3])
+            and support.is_alive(int(path.name))
+        ):
             found.append(int(path.name))
     return found
 
@@ -66,7 +82,8 @@ def processes(directory: Path) -> list[int]:
 def write_filter(path: Path, *names: str, altitude: int = 500, more: str = "") -> Path:
     """A C source with these filters, which do nothing."""
     texts = [
-        GOOD_FILTER.format(name=name, altitude=altitude + number, more=more) for number, name in enumerate(names)
+        GOOD_FILTER.format(name=name, altitude=altitude + number, more=more)
+        for number, name in enumerate(names)
     ]
     path.write_text("".join(texts))
     return path

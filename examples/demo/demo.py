@@ -124,7 +124,7 @@ def show(stack: ExitStack, src: Path | None, mnt: Path | None) -> None:
     if src is None:
         src = temporary / "src"
         sample.make(src)
-    else:
+    elif src.is_dir():
         try:
             scratch = Path(tempfile.mkdtemp(prefix="fusebpf-demo-", dir=src))
         except OSError as error:
@@ -146,7 +146,7 @@ def show(stack: ExitStack, src: Path | None, mnt: Path | None) -> None:
         words += ["--set", "readonly.paths=" + os.path.normpath(f"{cwd}/protected")]
     say(f"{BOLD}$ fusebpf {shlex.join(words)}{PLAIN}")
     stack.callback(unmount, mnt, name)
-    subprocess.run([COMMAND, *words], check=True)
+    mount(words)
     demo = Demo(mnt, name)
     if cwd != ".":
         demo.run_readers(temporary)
@@ -156,6 +156,18 @@ def show(stack: ExitStack, src: Path | None, mnt: Path | None) -> None:
     say(f"\n{BOLD}$ fusebpf umount {mnt}{PLAIN}")
 
 
+def mount(words: list[str]) -> None:
+    """Run `fusebpf mount`, which says what is wrong; stopped meanwhile, we ask it to end, so that it cleans up."""
+    with subprocess.Popen([COMMAND, *words]) as process:
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            raise
+    if code != 0:
+        raise SystemExit(code)
+
+
 def unmount(mnt: Path, name: str) -> None:
     """Take the mount down, if need be without waiting for who still uses it."""
     if (PINS / name).exists() and subprocess.run([COMMAND, "umount", mnt], check=False).returncode != 0:
@@ -163,7 +175,9 @@ def unmount(mnt: Path, name: str) -> None:
 
 
 def stop(number: int, _frame: object) -> None:
-    """SIGTERM ends the demo as ^C does: everything is undone."""
+    """End the demo; a second ^C does not end the cleaning up."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 
@@ -175,15 +189,18 @@ def main() -> int:
         "--mnt", type=Path, metavar="DIR", help="the mount point; without it, a temporary one"
     )
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     with ExitStack() as stack:
         try:
             show(stack, arguments.src, arguments.mnt)
         except subprocess.CalledProcessError as error:
+            # The program has said what is wrong.
+            print(f"demo: {shlex.join(map(str, error.cmd))} failed", file=sys.stderr)
+            return 1
+        except OSError as error:
             print(f"demo: {error}", file=sys.stderr)
             return 1
-        except KeyboardInterrupt:
-            return 130
     return 0
 
 

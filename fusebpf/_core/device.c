@@ -42,7 +42,9 @@ static uint32_t stack_depth(const struct mount *m)
 {
 	struct statfs fs;
 
-	return !fstatfs(m->root_fd, &fs) && fs.f_type == OVERLAYFS_SUPER_MAGIC ? 2 : 1;
+	if (fstatfs(m->root_fd, &fs) < 0)
+		return 1;
+	return fs.f_type == OVERLAYFS_SUPER_MAGIC || fs.f_type == FUSE_SUPER_MAGIC ? 2 : 1;
 }
 
 static uint64_t wanted_features(const struct mount *m)

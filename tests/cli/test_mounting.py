@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import support
-from cli_support import assert_refused, fusebpf, left_behind, processes, write_filter
+from cli_support import assert_refused, fusebpf, left_behind, mount, processes, umount, write_filter
 
 
 def entry_of(mnt: Path) -> dict[str, object]:
@@ -38,20 +38,20 @@ def test_a_mount_is_usable_when_the_command_returns_and_says_nothing(tree: Path)
 def test_relative_paths_and_symlinks_are_followed_when_the_command_runs(tree: Path) -> None:
     (tree / "link").symlink_to("mnt")
 
-    fusebpf("mount", "src/.", "link", cwd=tree)
+    mount("src/.", "link", cwd=tree)
 
     assert support.mountpoints(tree) == [tree / "mnt"]
-    assert fusebpf("umount", "link", cwd=tree).returncode == 0
+    umount("link", cwd=tree)
 
 
 def test_a_source_can_be_mounted_in_place(tree: Path) -> None:
     src = tree / "src"
 
-    assert fusebpf("mount", src, src, "--filter", "hide", "--set", "hide.names=f*").returncode == 0
+    mount(src, src, "--filter", "hide", "--set", "hide.names=f*")
     assert list(src.iterdir()) == []
     assert_refused(fusebpf("mount", src, src), 1, "is a fusebpf mount already")
 
-    assert fusebpf("umount", src).returncode == 0
+    umount(src)
     assert [path.name for path in src.iterdir()] == ["file"]
 
 
@@ -62,13 +62,13 @@ def test_a_root_descriptor_stands_for_the_source_and_may_be_closed(tree: Path) -
 
     assert done.stdout == "text\n"
     assert entry_of(tree / "mnt")["source"] == str(tree / "src")
-    assert fusebpf("umount", tree / "mnt").returncode == 0
+    umount(tree / "mnt")
 
 
 def test_a_filter_is_taken_from_a_file_with_its_altitude(tree: Path) -> None:
     write_filter(tree / "two.c", "first", "second", altitude=300)
 
-    fusebpf("mount", "src", "mnt", "--filter", "./two.c:second@77", "--filter", "hide", "--filter", "audit", cwd=tree)
+    mount("src", "mnt", "--filter", "./two.c:second@77", "--filter", "hide", "--filter", "audit", cwd=tree)
 
     row = entry_of(tree / "mnt")
     assert [(one["name"], one["altitude"]) for one in row["filters"]] == [  # type: ignore[attr-defined]
@@ -77,18 +77,26 @@ def test_a_filter_is_taken_from_a_file_with_its_altitude(tree: Path) -> None:
         ("second", 77),
     ]
     pins = support.PINS / str(row["name"])
-    assert {path.name for path in pins.iterdir()} >= {"audit", "hide", "second", "stats", "recent", "filters", "slots"}
-    assert fusebpf("umount", "mnt", cwd=tree).returncode == 0
+    assert {path.name for path in pins.iterdir()} >= {
+        "audit",
+        "hide",
+        "second",
+        "stats",
+        "recent",
+        "filters",
+        "slots",
+    }
+    umount("mnt", cwd=tree)
     assert not pins.exists()
 
 
 def test_all_filters_of_a_file_are_taken_where_none_is_picked(tree: Path) -> None:
     write_filter(tree / "two.c", "first", "second")
 
-    fusebpf("mount", "src", "mnt", "--filter", "./two.c", cwd=tree)
+    mount("src", "mnt", "--filter", "./two.c", cwd=tree)
 
     assert "second@501 first@500" in support.run(support.COMMAND, "list").stdout
-    assert fusebpf("umount", "mnt", cwd=tree).returncode == 0
+    umount("mnt", cwd=tree)
 
 
 def test_filters_of_one_file_that_are_picked_one_by_one_share_its_maps(tree: Path) -> None:
@@ -100,15 +108,15 @@ def test_filters_of_one_file_that_are_picked_one_by_one_share_its_maps(tree: Pat
         "PRE(judges, lookup) { u32 k = 0; u64 *v = both.lookup(&k); return v && *v ? -FB_EPERM : FB_CONTINUE; }\n"
     )
 
-    fusebpf("mount", "src", "mnt", "--filter", "./two.c:writes", "--filter", "./two.c:judges@7", cwd=tree)
+    mount("src", "mnt", "--filter", "./two.c:writes", "--filter", "./two.c:judges@7", cwd=tree)
     done = support.run("cat", "mnt/file", cwd=tree, check=False)
 
     assert "Operation not permitted" in done.stderr
-    assert fusebpf("umount", "mnt", cwd=tree).returncode == 0
+    umount("mnt", cwd=tree)
 
 
 def test_options_reach_the_kernel(tree: Path) -> None:
-    fusebpf("mount", "src", "mnt", "-o", "ro,noexec,noatime", "-o", "fsname=my disk,max_read=8192", cwd=tree)
+    mount("src", "mnt", "-o", "ro,noexec,noatime", "-o", "fsname=my disk,max_read=8192", cwd=tree)
 
     assert options_of(tree / "mnt") >= {
         "ro",
@@ -122,24 +130,24 @@ def test_options_reach_the_kernel(tree: Path) -> None:
     }
     assert support.run("findmnt", "-no", "SOURCE", tree / "mnt").stdout.strip() in {"my disk", "my\\x20disk"}
     assert "Read-only" in support.run("touch", "mnt/new", cwd=tree, check=False).stderr
-    assert fusebpf("umount", "mnt", cwd=tree).returncode == 0
+    umount("mnt", cwd=tree)
 
 
 def test_options_can_lift_the_defaults(tree: Path) -> None:
-    fusebpf("mount", "src", "mnt", "-o", "suid,dev,noallow_other,nodefault_permissions", cwd=tree)
+    mount("src", "mnt", "-o", "suid,dev,noallow_other,nodefault_permissions", cwd=tree)
 
     assert not options_of(tree / "mnt") & {"nosuid", "nodev", "allow_other", "default_permissions"}
-    assert fusebpf("umount", "mnt", cwd=tree).returncode == 0
+    umount("mnt", cwd=tree)
 
 
 def test_filters_can_be_said_among_the_options(tree: Path) -> None:
     (tree / "src" / "key").touch()
 
-    fusebpf("mount", "src", "mnt", "-o", r"ro,filter=hide@333,set=hide.names=f*\,key", cwd=tree)
+    mount("src", "mnt", "-o", r"ro,filter=hide@333,set=hide.names=f*\,key", cwd=tree)
 
     assert list((tree / "mnt").iterdir()) == []
     assert "hide@333" in support.run(support.COMMAND, "list").stdout
-    assert fusebpf("umount", "mnt", cwd=tree).returncode == 0
+    umount("mnt", cwd=tree)
 
 
 def test_paths_may_hold_any_bytes(tree: Path) -> None:
@@ -148,51 +156,51 @@ def test_paths_may_hold_any_bytes(tree: Path) -> None:
     mnt.mkdir()
     (src / "file").write_text("text\n")
 
-    assert fusebpf("mount", src, mnt).returncode == 0
+    mount(src, mnt)
     assert (mnt / "file").read_text() == "text\n"
     shown = support.run(support.COMMAND, "list").stdout
     assert f"{ascii(str(mnt))[1:-1]}" in shown
-    assert fusebpf("umount", mnt).returncode == 0
+    umount(mnt)
     assert left_behind(tree) == []
 
 
 def test_a_name_is_taken_and_unmounts(tree: Path) -> None:
     name = f"named-{os.getpid()}"
 
-    fusebpf("mount", tree / "src", tree / "mnt", "--name", name)
+    mount(tree / "src", tree / "mnt", "--name", name)
 
     assert entry_of(tree / "mnt")["name"] == name
-    assert fusebpf("umount", name).returncode == 0
+    umount(name)
     assert left_behind(tree) == []
 
 
 def test_a_mount_without_a_name_gets_one_that_is_free(tree: Path) -> None:
     for outer in ("a", "b"):
         (tree / outer / "point").mkdir(parents=True)
-        fusebpf("mount", tree / "src", tree / outer / "point")
+        mount(tree / "src", tree / outer / "point")
 
     names = {str(entry_of(tree / outer / "point")["name"]) for outer in ("a", "b")}
 
-    assert len(names) == 2  # noqa: PLR2004 - two mounts
+    assert len(names) == 2
     assert all(name.startswith("point") for name in names)
     for outer in ("a", "b"):
-        assert fusebpf("umount", tree / outer / "point").returncode == 0
+        umount(tree / outer / "point")
 
 
 def test_a_mount_can_be_stacked_on_a_mount(tree: Path) -> None:
     (tree / "mnt2").mkdir()
-    fusebpf("mount", "src", "mnt", cwd=tree)
+    mount("src", "mnt", cwd=tree)
 
-    assert fusebpf("mount", "mnt", "mnt2", cwd=tree).returncode == 0
+    mount("mnt", "mnt2", cwd=tree)
     assert (tree / "mnt2" / "file").read_text() == "text\n"
 
     assert_refused(fusebpf("umount", "mnt", cwd=tree), 1, "is busy", "--lazy")
-    assert fusebpf("umount", "mnt2", cwd=tree).returncode == 0
-    assert fusebpf("umount", "mnt", cwd=tree).returncode == 0
+    umount("mnt2", cwd=tree)
+    umount("mnt", cwd=tree)
 
 
 def test_a_busy_mount_is_not_unmounted_but_detached_when_lazy(tree: Path) -> None:
-    fusebpf("mount", "src", "mnt", cwd=tree)
+    mount("src", "mnt", cwd=tree)
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, cwd=tree / "mnt") as user:
         assert_refused(fusebpf("umount", "mnt", cwd=tree), 1, "is busy", "--lazy")
         assert support.mountpoints(tree) == [tree / "mnt"]
@@ -209,7 +217,7 @@ def test_a_busy_mount_is_not_unmounted_but_detached_when_lazy(tree: Path) -> Non
 
 
 def test_a_lazy_unmount_of_an_idle_mount_waits_for_its_end(tree: Path) -> None:
-    fusebpf("mount", "src", "mnt", cwd=tree)
+    mount("src", "mnt", cwd=tree)
 
     done = fusebpf("umount", "mnt", "-l", cwd=tree)
 
@@ -218,18 +226,21 @@ def test_a_lazy_unmount_of_an_idle_mount_waits_for_its_end(tree: Path) -> None:
 
 
 def test_a_mount_that_is_covered_is_left_alone_until_it_is_uncovered(tree: Path) -> None:
-    fusebpf("mount", "src", "mnt", cwd=tree)
+    mount("src", "mnt", cwd=tree)
     support.run("mount", "-t", "tmpfs", "cover", tree / "mnt")
     try:
         assert_refused(fusebpf("umount", "mnt", cwd=tree), 1, "covered by another mount")
-        assert support.run("findmnt", "-no", "FSTYPE", "--mountpoint", tree / "mnt").stdout.split()[-1] == "tmpfs"
+        assert (
+            support.run("findmnt", "-no", "FSTYPE", "--mountpoint", tree / "mnt").stdout.split()[-1]
+            == "tmpfs"
+        )
     finally:
         support.run("umount", tree / "mnt")
-    assert fusebpf("umount", "mnt", cwd=tree).returncode == 0
+    umount("mnt", cwd=tree)
 
 
 def test_somebody_elses_umount_ends_the_server(tree: Path) -> None:
-    fusebpf("mount", "src", "mnt", "--filter", "audit", cwd=tree)
+    mount("src", "mnt", "--filter", "audit", cwd=tree)
 
     support.run("umount", tree / "mnt")
 
@@ -237,7 +248,7 @@ def test_somebody_elses_umount_ends_the_server(tree: Path) -> None:
 
 
 def test_somebody_elses_lazy_umount_ends_the_server_when_nothing_uses_it(tree: Path) -> None:
-    fusebpf("mount", "src", "mnt", "--filter", "audit", cwd=tree)
+    mount("src", "mnt", "--filter", "audit", cwd=tree)
     with (tree / "mnt" / "file").open() as file:
         support.run("umount", "-l", tree / "mnt")
         assert processes(tree) != []
@@ -247,23 +258,33 @@ def test_somebody_elses_lazy_umount_ends_the_server_when_nothing_uses_it(tree: P
 
 
 def test_a_mount_in_the_foreground_serves_in_its_own_process(tree: Path) -> None:
-    words = ["timeout", "-s", "KILL", "60", support.COMMAND, "mount", "--foreground", tree / "src", tree / "mnt"]
+    words = [
+        "timeout",
+        "-s",
+        "KILL",
+        "60",
+        support.COMMAND,
+        "mount",
+        "--foreground",
+        tree / "src",
+        tree / "mnt",
+    ]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         line = server.stderr.readline()
 
         assert "is mounted on" in line
         assert (tree / "mnt" / "file").read_text() == "text\n"
-        assert fusebpf("umount", tree / "mnt").returncode == 0
+        umount(tree / "mnt")
         assert server.wait(20) == 0
 
 
 def test_the_list_is_a_table(tree: Path) -> None:
-    fusebpf("mount", "src", "mnt", "--filter", "hide", cwd=tree)
+    mount("src", "mnt", "--filter", "hide", cwd=tree)
 
     lines = support.run(support.COMMAND, "list").stdout.splitlines()
 
     assert lines[0].split() == ["name", "source", "mount", "point", "pid", "filters", "state"]
     row = next(line for line in lines if str(tree / "mnt") in line).split()
     assert row[1:] == [str(tree / "src"), str(tree / "mnt"), row[3], "hide@710", "running"]
-    assert fusebpf("umount", "mnt", cwd=tree).returncode == 0
+    umount("mnt", cwd=tree)

@@ -50,7 +50,13 @@ def test_a_reserved_name_is_written_for_root_alone_and_released_without_a_trace(
 
 @pytest.mark.parametrize(
     ("mnt", "name"),
-    [("/a/mnt", "mnt"), ("/a/my files", "my_files"), ("/", "root"), ("/" + "x" * 90, "x" * 63), ("/a/ä.b", "__b")],
+    [
+        ("/a/mnt", "mnt"),
+        ("/a/my files", "my_files"),
+        ("/", "root"),
+        ("/" + "x" * 90, "x" * 63),
+        ("/a/ä.b", "__b"),
+    ],
 )
 def test_a_name_is_made_from_the_mount_point(mnt: str, name: str) -> None:
     assert registry.name_for(mnt, set()) == name

@@ -5,14 +5,16 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import support
-from cli_support import assert_refused, fusebpf, left_behind, processes
+from cli_support import assert_refused, fusebpf, left_behind, mount, processes, umount
 
-WORK = 'cd "$0" && while :; do echo x >f$$; cat f$$ file >/dev/null; ls -la >/dev/null; mv f$$ g$$; rm g$$; done'
+WORK = (
+    'cd "$0" && while :; do echo x >f$$; cat f$$ file >/dev/null; ls -la >/dev/null; mv f$$ g$$; rm g$$; done'
+)
 
 
 @contextmanager
@@ -39,31 +41,32 @@ def server_of(tree: Path) -> int:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("filters", [[], ["--filter", "hide", "--filter", "audit"]])
 def test_a_signal_under_load_unmounts_cleanly(tree: Path, number: signal.Signals, filters: list[str]) -> None:
-    fusebpf("mount", "src", "mnt", *filters, cwd=tree)
+    mount("src", "mnt", *filters, cwd=tree)
     pid = server_of(tree)
 
-    with load(tree / "mnt"), (tree / "mnt" / "file").open() as held:
+    held = os.open(tree / "mnt" / "file", os.O_RDONLY)
+    with load(tree / "mnt"):
         os.kill(pid, number)
         support.wait_until(lambda: left_behind(tree) == [], 30)
-        with pytest.raises(OSError, match="not connected"):
-            os.stat(held.fileno())
+    with suppress(OSError):  # nobody answers its FLUSH any more
+        os.close(held)
 
-    assert fusebpf("mount", "src", "mnt", cwd=tree).returncode == 0
-    assert fusebpf("umount", "mnt", cwd=tree).returncode == 0
+    mount("src", "mnt", cwd=tree)
+    umount("mnt", cwd=tree)
 
 
 def test_a_hangup_does_not_end_a_background_server(tree: Path) -> None:
-    fusebpf("mount", "src", "mnt", cwd=tree)
+    mount("src", "mnt", cwd=tree)
 
     os.kill(server_of(tree), signal.SIGHUP)
 
     assert (tree / "mnt" / "file").read_text() == "text\n"
-    assert fusebpf("umount", "mnt", cwd=tree).returncode == 0
+    umount("mnt", cwd=tree)
 
 
 @pytest.mark.parametrize("command", ["mount", "umount", "umount by name", "list"])
 def test_what_a_killed_server_left_goes_with_the_next_command(tree: Path, command: str) -> None:
-    fusebpf("mount", "src", "mnt", "--filter", "hide", cwd=tree)
+    mount("src", "mnt", "--filter", "hide", cwd=tree)
     ((name, pid),) = support.servers_below(tree)
     with load(tree / "mnt"):
         os.kill(pid, signal.SIGKILL)
@@ -71,49 +74,51 @@ def test_what_a_killed_server_left_goes_with_the_next_command(tree: Path, comman
     assert support.mountpoints(tree) == [tree / "mnt"]
 
     if command == "mount":
-        assert fusebpf("mount", "src", "mnt", "--name", name, cwd=tree).returncode == 0
+        mount("src", "mnt", "--name", name, cwd=tree)
         assert (tree / "mnt" / "file").read_text() == "text\n"
-        assert fusebpf("umount", "mnt", cwd=tree).returncode == 0
+        umount("mnt", cwd=tree)
     elif command == "list":
         (row,) = (line for line in fusebpf("list").stdout.splitlines() if str(tree) in line)
         assert row.endswith("dead")
     else:
-        assert fusebpf("umount", name if "name" in command else "mnt", cwd=tree).returncode == 0
+        umount(name if "name" in command else "mnt", cwd=tree)
 
     assert left_behind(tree) == []
     assert not (support.PINS / name).exists()
 
 
 def test_a_killed_servers_mount_in_place_goes_too(tree: Path) -> None:
-    fusebpf("mount", "src", "src", cwd=tree)
+    mount("src", "src", cwd=tree)
     pid = server_of(tree)
     os.kill(pid, signal.SIGKILL)
     support.wait_until(lambda: not support.is_alive(pid))
 
-    assert fusebpf("mount", "src", "src", cwd=tree).returncode == 0
+    mount("src", "src", cwd=tree)
     assert (tree / "src" / "file").read_text() == "text\n"
-    assert fusebpf("umount", "src", cwd=tree).returncode == 0
+    umount("src", cwd=tree)
 
 
 def test_a_mount_at_the_place_of_a_dead_servers_is_not_touched(tree: Path) -> None:
-    fusebpf("mount", "src", "mnt", cwd=tree)
+    mount("src", "mnt", cwd=tree)
     ((name, pid),) = support.servers_below(tree)
     os.kill(pid, signal.SIGKILL)
     support.wait_until(lambda: not support.is_alive(pid))
     state = (support.STATE / f"{name}.json").read_text()
     support.run("umount", tree / "mnt")
-    assert fusebpf("mount", "src", "mnt", "--name", f"new{os.getpid()}", cwd=tree).returncode == 0
-    (support.STATE / f"{name}.json").write_text(state.replace('"mount_id"', '"was"').replace(f"{pid}", "4194304"))
+    mount("src", "mnt", "--name", f"new{os.getpid()}", cwd=tree)
+    (support.STATE / f"{name}.json").write_text(
+        state.replace('"mount_id"', '"was"').replace(f"{pid}", "4194304")
+    )
 
     fusebpf("list")
 
     assert support.mountpoints(tree) == [tree / "mnt"]
     assert (tree / "mnt" / "file").read_text() == "text\n"
-    assert fusebpf("umount", "mnt", cwd=tree).returncode == 0
+    umount("mnt", cwd=tree)
 
 
 def test_a_stopped_server_does_not_stop_umount(tree: Path) -> None:
-    fusebpf("mount", "src", "mnt", cwd=tree)
+    mount("src", "mnt", cwd=tree)
     pid = server_of(tree)
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -131,7 +136,9 @@ def slow(tree: Path) -> Path:
     """A filter whose compilation takes seconds: a start that can be interrupted."""
     text = '#include "fusebpf.h"\n'
     for number in range(20):
-        text += f"FILTER(f{number}, .altitude = {100 + number})\nPRE(f{number}, any) {{ return FB_CONTINUE; }}\n"
+        text += (
+            f"FILTER(f{number}, .altitude = {100 + number})\nPRE(f{number}, any) {{ return FB_CONTINUE; }}\n"
+        )
         text += f'POST(f{number}, any) {{ return fb_name_glob(ctx, "*a*b*c*{number}") ? FB_REWRITE : FB_CONTINUE; }}\n'
     (tree / "slow.c").write_text(text)
     return tree / "slow.c"
@@ -184,7 +191,10 @@ def test_a_mount_that_is_on_its_way_is_not_mounted_twice(tree: Path, slow: Path)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_server_in_the_foreground(tree: Path, number: signal.Signals) -> None:
     words = [support.COMMAND, "mount", "-f", tree / "src", tree / "mnt", "--filter", "audit"]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server, load_when_ready(server, tree / "mnt"):
+    with (
+        subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server,
+        load_when_ready(server, tree / "mnt"),
+    ):
         server.send_signal(number)
 
         assert server.wait(30) == 0
@@ -215,11 +225,11 @@ def test_twenty_mounts_at_once_all_come_and_go(tree: Path) -> None:
 
 
 def test_the_log_of_a_quiet_mount_goes_with_it(tree: Path) -> None:
-    fusebpf("mount", "src", "mnt", cwd=tree)
+    mount("src", "mnt", cwd=tree)
     ((name, _),) = support.servers_below(tree)
     assert (support.STATE / f"{name}.log").exists()
 
-    fusebpf("umount", "mnt", cwd=tree)
+    umount("mnt", cwd=tree)
 
     assert not (support.STATE / f"{name}.log").exists()
     assert processes(tree) == []

@@ -1,0 +1,181 @@
+"""Writes the generated blocks of docs/: `make docs`. With --check: says which are stale, and ends with 1.
+
+A block stands between `<!-- NAME: written by make docs -->` and `<!-- NAME ends -->`; the op table comes from
+`_core.OPS`, the table of edits from fusebpf/_core/verdict.c itself (see op_edits.c).
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from fusebpf._core import OPS, SIZES
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+POST_ONLY, UNREFUSABLE = 1 << 10, 1 << 9
+TESTS = "tests/docs/test_operations.py"
+
+
+class Told(NamedTuple):
+    """What the table says of an op: what the mount does with it, and which test shows it."""
+
+    does: str
+    test: str = ""
+
+
+SEEN = "test_an_op_reaches_its_hooks"
+WHAT = {
+    "lookup": Told("openat(parent, name, O_PATH), statx"),
+    "forget": Told("takes lookups back; the last one frees the inode", "test_forgotten_inodes_are_freed"),
+    "getattr": Told("statx"),
+    "setattr": Told("fchownat, truncate or ftruncate, chmod, utimensat, in this order; statx"),
+    "readlink": Told("readlinkat"),
+    "symlink": Told("symlinkat as the caller, lookup"),
+    "mknod": Told("mknodat as the caller, lookup"),
+    "mkdir": Told("mkdirat as the caller, lookup"),
+    "unlink": Told("unlinkat"),
+    "rmdir": Told("unlinkat(AT_REMOVEDIR)"),
+    "rename": Told("renameat2 as the caller; the kernel sends it where there are no flags"),
+    "link": Told("linkat, lookup"),
+    "open": Told("open by /proc/self/fd; passthrough where no hook needs the data"),
+    "read": Told("pread; not sent for files that are passed through"),
+    "write": Told("pwrite, pwritev2(RWF_APPEND) for appends; not sent for files that are passed through"),
+    "statfs": Told("fstatfs"),
+    "release": Told("closes the file"),
+    "fsync": Told("fsync or fdatasync"),
+    "setxattr": Told("setxattr"),
+    "getxattr": Told("getxattr"),
+    "listxattr": Told("listxattr"),
+    "removexattr": Told("removexattr"),
+    "flush": Told("close of a duplicate, for its error; sent only where flush is hooked"),
+    "init": Told("the handshake, once, before there are workers", "test_a_mount_speaks_the_kernels_protocol"),
+    "opendir": Told("openat(O_DIRECTORY)"),
+    "readdir": Told("getdents64"),
+    "releasedir": Told("closes the directory"),
+    "fsyncdir": Told("fsync or fdatasync"),
+    "access": Told("faccessat; sent only with `-o nodefault_permissions`"),
+    "create": Told("openat(O_CREAT\\|O_EXCL) as the caller, statx; then as open"),
+    "interrupt": Told("ends the system call of the worker that serves the op; the op answers EINTR"),
+    "destroy": Told("nothing: the end of the connection frees what it held", "test_an_unmount_ends_the_server"),
+    "batch_forget": Told("forget, of many inodes at once"),
+    "readdirplus": Told("getdents64, and lookup of each entry where no filter hooks lookup"),
+    "rename2": Told("renameat2 with its flags, as the caller"),
+    "dirent": Told("no request: the core asks for each entry of a listing, but not for . and .."),
+}
+"""One row for each op of bpf/fusebpf.h; an op that is missing here stops `make docs`."""
+
+UNTESTED = {"interrupt", "batch_forget"}
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Rows as a Markdown table."""
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+
+def op_table() -> str:
+    """The ops of the core, by number."""
+    rows = []
+    for name, opcode, n_names, flags, kind, of in sorted(OPS, key=lambda row: row[1]):
+        told = WHAT[name]
+        hook = {"plain": "none", "alias": f"as `{of}`"}.get(kind, f"`{name}`")
+        phases = "" if kind != "hook" else "post" if flags & POST_ONLY else "pre, post"
+        if flags & UNREFUSABLE and kind == "hook":
+            phases += "; cannot be refused"
+        names = str(n_names) if kind == "hook" else ""
+        test = "" if name in UNTESTED else f"`{told.test or f'{SEEN}[{name}]'}`"
+        rows.append((str(opcode), name.upper(), hook, phases, names, told.does, test))
+    return table(("no.", "request", "hook", "phases", "names", "what the mount does", "shown by"), rows)
+
+
+def edit_names() -> dict[int, str]:
+    """The bits of enum fb_edit and their names without FB_EDIT_."""
+    header = (CHECKOUT / "bpf/fusebpf.h").read_text()
+    return {1 << int(bit): name for name, bit in re.findall(r"FB_EDIT_(\w+) = 1 << (\d+)", header)}
+
+
+def masks() -> dict[str, tuple[int, int, int]]:
+    """Which edits each op takes before it runs, with a reply in its stead, and after it ran."""
+    with tempfile.TemporaryDirectory() as directory:
+        program = Path(directory) / "op_edits"
+        sources = (CHECKOUT / "scripts/op_edits.c", CHECKOUT / "fusebpf/_core/verdict.c")
+        flags = ("-std=gnu11", f"-I{CHECKOUT}/bpf", f"-I{CHECKOUT}/fusebpf/_core")
+        subprocess.run(["gcc", *flags, "-o", program, *sources], check=True)
+        said = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    rows = (line.split() for line in said.splitlines())
+    return {name: (int(before, 16), int(reply, 16), int(after, 16)) for name, before, reply, after in rows}
+
+
+def edit_table() -> str:
+    """The edits of each op, by verdict.c's own word."""
+    names = edit_names()
+
+    def told(mask: int) -> str:
+        return " ".join(name for bit, name in names.items() if mask & bit) or "—"
+
+    flags = {name: row_flags for name, _, _, row_flags, _, _ in OPS}
+    rows = []
+    for name, (before, reply, after) in masks().items():
+        can_reply = not flags[name] & (UNREFUSABLE | POST_ONLY)
+        rows.append((f"`{name}`", told(before), told(reply) if can_reply else "—", told(after)))
+    return table(("op", "pre, `FB_REWRITE`", "pre, `FB_REPLY`", "post, `FB_REWRITE`"), rows)
+
+
+def limits() -> str:
+    """The numbers of the ABI."""
+    told = (
+        ("filters in one chain", "max_filters", "FB_MAX_FILTERS"),
+        ("worker threads of one mount", "max_workers", "FB_MAX_WORKERS"),
+        ("ops of one mount before filters at one time; more wait", "n_slots", "FB_N_SLOTS"),
+        ("records that `recent` keeps", "n_recent", "FB_N_RECENT"),
+        ("rows of `stats`", "n_stats", "FB_N_STATS"),
+        ("places in a `struct fb_patterns`, of which the last stays empty", "n_patterns", "FB_N_PATTERNS"),
+    )
+    rows = [(what, f"{SIZES[key]:,}", f"`{name}`") for what, key, name in told]
+    return table(("what", "at most", "name"), rows)
+
+
+BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
+    "docs/operations.md": {"ops": op_table},
+    "docs/abi.md": {"edits": edit_table, "limits": limits},
+}
+
+
+def written(text: str, blocks: dict[str, Callable[[], str]]) -> str:
+    """A file's text with its blocks as they should be.
+
+    Raises:
+        ValueError: A block's marks are not in the text.
+    """
+    for name, write in blocks.items():
+        begin, end = f"<!-- {name}: written by make docs -->\n", f"<!-- {name} ends -->"
+        head, mark, rest = text.partition(begin)
+        _, end_mark, tail = rest.partition(end)
+        if not (mark and end_mark):
+            raise ValueError(f"the marks of the block {name!r} are missing")
+        text = f"{head}{begin}\n{write()}\n\n{end}{tail}"
+    return text
+
+
+def main() -> int:
+    """Write the blocks, or check them."""
+    is_check = "--check" in sys.argv[1:]
+    stale = []
+    for name, blocks in BLOCKS.items():
+        path = CHECKOUT / name
+        old = path.read_text()
+        new = written(old, blocks)
+        if new != old:
+            stale.append(name)
+            if not is_check:
+                path.write_text(new)
+    for name in stale:
+        print(f"docs: {name} {'is stale: make docs' if is_check else 'is written'}")
+    return 1 if stale and is_check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""The mount as an async context manager, from Python."""
+
+import logging
+import os
+import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+import trio
+from cli_support import left_behind, write_filter
+
+import fusebpf
+from fusebpf import FilterSpec, Stack, registry
+
+SECONDS = 60
+
+
+def run(main: Callable[[], Awaitable[Any]]) -> Any:
+    """Run a trio program with a deadline."""
+
+    async def bounded() -> Any:
+        with trio.fail_after(SECONDS):
+            return await main()
+
+    return trio.run(bounded)
+
+
+async def client(*words: str | os.PathLike[str]) -> str:
+    """What a client says, run beside the loop."""
+    done = await trio.to_thread.run_sync(lambda: support.run(*words, check=False))
+    return done.stdout + done.stderr
+
+
+def descriptors() -> dict[int, str]:
+    """Our open descriptors; not those of a trio thread's cache, which are none."""
+    found = {}
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            found[int(link.name)] = os.readlink(link)
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def test_a_stack_is_a_mount_for_the_time_of_its_block(tree: Path) -> None:
+    (tree / "src" / ".ssh").mkdir()
+    before = descriptors()
+
+    async def main() -> None:
+        hide = FilterSpec("hide", altitude=333, sets={"names": ".ssh,*.key"})
+        async with Stack(tree / "src", tree / "mnt", filters=[hide, "audit"]) as stack:
+            assert await client("ls", "-A", tree / "mnt") == "file\n"
+            assert [link.label for link in stack.links] == ["audit@900", "hide@333"]
+            assert [one.name for one in stack.filters] == ["audit", "hide"]
+            assert (stack.src, stack.mnt) == (str(tree / "src"), str(tree / "mnt"))
+            assert (registry.pins(stack.name) / "hide" / "names").exists()
+            said = {(one.filter, one.phase, one.op, one.verdict): one.times for one in stack.stats()}
+            assert said["hide", "post", "dirent", "drop"] == 1
+            assert stack.counters()["requests"] > 0
+
+    run(main)
+
+    assert left_behind(tree) == []
+    assert descriptors() == before
+
+
+def test_a_stack_without_filters_has_no_statistics_and_no_pins(tree: Path) -> None:
+    async def main() -> None:
+        async with Stack(tree / "src", tree / "mnt", name="plain", options="ro") as stack:
+            assert stack.stats() == []
+            assert not registry.pins("plain").exists()
+            assert "Read-only" in await client("touch", tree / "mnt" / "new")
+
+    run(main)
+
+
+def test_an_exception_in_the_block_unmounts_and_comes_out_as_it_is(tree: Path) -> None:
+    async def main() -> None:
+        async with Stack(tree / "src", tree / "mnt"):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(main)
+
+    assert left_behind(tree) == []
+
+
+def test_a_cancelled_block_unmounts(tree: Path) -> None:
+    async def main() -> None:
+        with trio.move_on_after(SECONDS) as scope:
+            async with Stack(tree / "src", tree / "mnt"):
+                scope.cancel()
+                await trio.sleep_forever()
+
+    run(main)
+
+    assert left_behind(tree) == []
+
+
+@pytest.mark.parametrize("n_steps", range(1, 8))
+def test_a_start_that_is_cancelled_leaves_nothing(
+    tree: Path, n_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled when the start asks for its next thread, for each of its steps."""
+    before = descriptors()
+    steps = 0
+    in_thread = trio.to_thread.run_sync
+
+    async def main() -> bool:
+        with trio.CancelScope() as scope:
+
+            async def counted(*words: Any, **more: Any) -> Any:
+                nonlocal steps
+                steps += 1
+                if steps == n_steps:
+                    scope.cancel()
+                return await in_thread(*words, **more)
+
+            monkeypatch.setattr(trio.to_thread, "run_sync", counted)
+            async with Stack(tree / "src", tree / "mnt", filters=["hide"]):
+                monkeypatch.setattr(trio.to_thread, "run_sync", in_thread)
+        return scope.cancelled_caught
+
+    run(main)
+
+    assert left_behind(tree) == []
+    assert descriptors() == before
+
+
+def test_somebody_elses_unmount_ends_the_wait(tree: Path) -> None:
+    async def main() -> None:
+        async with (
+            Stack(tree / "src", tree / "mnt", filters=["audit"]) as stack,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(client, "umount", tree / "mnt")
+            await stack.wait()
+
+    run(main)
+
+    assert left_behind(tree) == []
+
+
+def test_several_stacks_live_in_one_process(tree: Path) -> None:
+    (tree / "mnt2").mkdir()
+
+    async def main() -> None:
+        async with Stack(tree / "src", tree / "mnt"), Stack(tree / "mnt", tree / "mnt2", filters=["audit"]):
+            assert await client("cat", tree / "mnt2" / "file") == "text\n"
+
+    run(main)
+
+
+def test_a_root_descriptor_stays_its_owners(tree: Path) -> None:
+    fd = os.open(tree / "src", os.O_RDONLY)
+
+    async def main() -> None:
+        async with Stack(fd, tree / "mnt"):
+            assert await client("cat", tree / "mnt" / "file") == "text\n"
+
+    run(main)
+
+    assert os.listdir(fd) == ["file"]
+    os.close(fd)
+
+
+def test_errors_name_what_is_wrong_and_leave_nothing(tree: Path) -> None:
+    (tree / "bad.c").write_text("int x")
+    write_filter(tree / "asks.c", "asks", more=", .wants = FB_WANTS_DAEMON")
+    before = descriptors()
+    for filters, error in (
+        ([tree / "bad.c"], fusebpf.FilterError),
+        ([tree / "asks.c"], fusebpf.ChainError),
+        (["nosuch"], fusebpf.UsageError),
+        ([FilterSpec("hide", sets={"nosuch": "1"})], fusebpf.UsageError),
+    ):
+
+        async def main(filters: Any = filters) -> None:
+            async with Stack(tree / "src", tree / "mnt", filters=filters):
+                pytest.fail("it mounted")
+
+        with pytest.raises(error):
+            run(main)
+
+    assert left_behind(tree) == []
+    assert descriptors() == before
+
+
+def test_the_cores_log_lines_come_as_logging(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tree / "broken.c").write_text(
+        '#include "fusebpf.h"\nFILTER(broken, .altitude = 5)\n'
+        "int broken__pre__lookup(struct fb_hook *hook) { return 0; }\n"
+    )
+
+    async def main() -> None:
+        async with Stack(tree / "src", tree / "mnt", filters=[tree / "broken.c"]) as stack:
+            assert "Input/output error" in await client("cat", tree / "mnt" / "file")
+            assert stack.counters()["failed_closed"] > 0
+
+    with caplog.at_level(logging.WARNING):
+        run(main)
+
+    assert any("broken" in record.getMessage() for record in caplog.records)
+
+
+def test_the_command_unmounts_a_stack_of_a_program_and_its_program_goes_on(tree: Path) -> None:
+    async def main() -> None:
+        async with Stack(tree / "src", tree / "mnt") as stack:
+            async with trio.open_nursery() as nursery:
+                command = [support.COMMAND, "umount", tree / "mnt"]
+                process = await trio.lowlevel.open_process(command, stderr=subprocess.PIPE)
+                nursery.start_soon(stack.wait)
+            assert support.mountpoints(tree) == []
+        assert await process.wait() == 0
+        if process.stderr is not None:
+            await process.stderr.aclose()
+
+    run(main)
+
+
+def test_a_stack_that_is_not_entered_has_nothing_to_say(tree: Path) -> None:
+    stack = Stack(tree / "src", tree / "mnt")
+
+    with pytest.raises(fusebpf.MountError, match="has not begun"):
+        _ = stack.name
+    with pytest.raises(fusebpf.MountError, match="is not there"):
+        stack.counters()

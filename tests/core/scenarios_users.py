@@ -1,0 +1,291 @@
+"""Scenarios of callers without rights: who may what, and whose is what they make."""
+
+# ruff: noqa: PTH - what is tested is system calls, by path and by descriptor
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from core.table import NOBODY, OLD, acl, attempt, mode_of, opened, owner_of, put, scenario, umask, user
+
+WHO = 1000
+OTHER = 2000
+RW = os.O_CREAT | os.O_RDWR
+
+
+def open_to_all(path: Path, mode: int = 0o777) -> Path:
+    os.mkdir(path)
+    os.chmod(path, mode)
+    return path
+
+
+def make_all(d: Path) -> dict[str, tuple[int, int, str]]:
+    """One entry of each kind; whose they are."""
+    os.close(os.open(d / "file", RW, 0o666))
+    os.mkdir(d / "dir", 0o777)
+    os.symlink("x", d / "link")
+    os.mkfifo(d / "fifo", 0o666)
+    os.mknod(d / "node", stat.S_IFREG | 0o666)
+    os.mknod(d / "socket", stat.S_IFSOCK | 0o666)
+    return {name: owner_of(d / name) for name in ("file", "dir", "link", "fifo", "node", "socket")}
+
+
+@scenario
+def what_a_user_makes_is_theirs(p: Path) -> Any:
+    d = open_to_all(p / "d")
+    with user(WHO, 1234, [5, 6]):
+        return make_all(d)
+
+
+@scenario
+def what_a_user_makes_in_a_setgid_directory_has_its_group(p: Path) -> Any:
+    d = open_to_all(p / "d")
+    os.chown(d, 0, 777)
+    os.chmod(d, 0o2777)
+    with user(WHO, WHO, [777, 6]):
+        made = make_all(d)
+        os.close(os.open(d / "sgid", RW, 0o2775))
+    return made, owner_of(d / "sgid")
+
+
+@scenario
+def setgid_is_not_given_to_who_is_not_in_the_group(p: Path) -> Any:
+    d = open_to_all(p / "d")
+    os.chown(d, 0, 777)
+    os.chmod(d, 0o2777)
+    with user(WHO), umask(0):
+        made = make_all(d)
+        os.close(os.open(d / "sgid", RW, 0o2775))
+        os.mkdir(d / "sgid_dir", 0o2775)
+        os.mknod(d / "sgid_node", stat.S_IFREG | 0o2775)
+    return made, [owner_of(d / name) for name in ("sgid", "sgid_dir", "sgid_node")]
+
+
+@scenario
+def umask_is_the_callers(p: Path) -> Any:
+    d = open_to_all(p / "d")
+    with user(WHO), umask(0o137):
+        return make_all(d)
+
+
+@scenario
+def default_acl_stands_in_for_the_umask(p: Path) -> Any:
+    d = open_to_all(p / "d")
+    default = acl((1, 7, NOBODY), (2, 6, OTHER), (4, 5, NOBODY), (16, 7, NOBODY), (32, 4, NOBODY))
+    os.setxattr(d, "system.posix_acl_default", default)
+    with user(WHO), umask(0o077):
+        made = make_all(d)
+    names = ("file", "dir", "fifo")
+    return made, [
+        (attempt(os.getxattr, d / name, "system.posix_acl_access"), attempt(os.listxattr, d / name))
+        for name in names
+    ]
+
+
+@scenario
+def acl_lets_a_named_user_in(p: Path) -> Any:
+    put(p / "f", b"secret", 0o600)
+    value = acl((1, 6, NOBODY), (2, 4, WHO), (4, 0, NOBODY), (8, 6, 55), (16, 6, NOBODY), (32, 0, NOBODY))
+    os.setxattr(p / "f", "system.posix_acl_access", value)
+    seen = []
+    for uid, groups in ((WHO, []), (OTHER, []), (OTHER, [55])):
+        with user(uid, uid, groups):
+            seen.append([attempt(lambda f=f: os.close(os.open(p / "f", f))) for f in (os.O_RDONLY, os.O_WRONLY)])
+    return seen
+
+
+@scenario
+def acl_set_by_who_is_not_in_the_group_clears_sgid(p: Path) -> Any:
+    put(p / "f", mode=0o755)
+    os.chown(p / "f", WHO, 777)
+    os.chmod(p / "f", 0o2755)
+    with user(WHO):
+        value = acl((1, 7, NOBODY), (2, 5, OTHER), (4, 5, NOBODY), (16, 5, NOBODY), (32, 5, NOBODY))
+        result = attempt(os.setxattr, p / "f", "system.posix_acl_access", value)
+    return result, owner_of(p / "f")
+
+
+@scenario
+def modes_keep_others_out(p: Path) -> Any:
+    put(p / "mine", b"x", 0o600)
+    put(p / "readable", b"x", 0o644)
+    closed = open_to_all(p / "closed", 0o700)
+    put(closed / "inner")
+    blind = open_to_all(p / "blind", 0o711)
+    put(blind / "inner", mode=0o644)
+    listed = open_to_all(p / "listed", 0o744)
+    put(listed / "inner", mode=0o644)
+    with user(WHO):
+        return [
+            attempt(os.open, p / "mine", os.O_RDONLY),
+            attempt(os.open, p / "readable", os.O_WRONLY),
+            attempt(os.open, p / "new", RW),
+            attempt(os.listdir, closed),
+            attempt(os.stat, closed / "inner"),
+            attempt(os.listdir, blind),
+            attempt(lambda: os.close(os.open(blind / "inner", os.O_RDONLY))),
+            attempt(os.listdir, listed),
+            attempt(os.stat, listed / "inner"),
+            attempt(os.mkdir, p / "d"),
+            attempt(os.unlink, p / "mine"),
+            attempt(os.rename, p / "mine", p / "yours"),
+            attempt(os.symlink, "x", p / "link"),
+            attempt(os.rmdir, closed),
+            attempt(os.truncate, p / "readable", 0),
+        ]
+
+
+@scenario
+def only_the_owner_changes_attributes(p: Path) -> Any:
+    put(p / "theirs", mode=0o666)
+    put(p / "own", mode=0o644)
+    os.chown(p / "own", WHO, WHO)
+    with user(WHO, WHO, [300]):
+        return [
+            attempt(os.chmod, p / "theirs", 0o600),
+            attempt(os.chown, p / "theirs", WHO, -1),
+            attempt(os.utime, p / "theirs", ns=(OLD, OLD)),
+            attempt(os.utime, p / "theirs"),
+            attempt(os.setxattr, p / "theirs", "user.a", b"x"),
+            attempt(os.setxattr, p / "theirs", "trusted.a", b"x"),
+            attempt(os.chmod, p / "own", 0o4711),
+            attempt(os.chown, p / "own", OTHER, -1),
+            attempt(os.chown, p / "own", -1, 300),
+            attempt(os.chown, p / "own", -1, 301),
+            attempt(os.utime, p / "own", ns=(OLD, OLD)),
+            attempt(os.setxattr, p / "own", "user.a", b"x"),
+            attempt(os.mknod, p / "device", stat.S_IFCHR | 0o600, os.makedev(1, 3)),
+        ]
+
+
+@scenario
+def access_asks_for_the_caller(p: Path) -> Any:
+    put(p / "f", mode=0o640)
+    os.chown(p / "f", OTHER, 55)
+    modes = (os.F_OK, os.R_OK, os.W_OK, os.X_OK)
+    seen = []
+    for uid, groups in ((WHO, []), (WHO, [55]), (OTHER, [])):
+        with user(uid, uid, groups):
+            seen.append([os.access(p / "f", mode, effective_ids=True) for mode in modes])
+    return seen
+
+
+@scenario
+def sticky_directories_keep_what_others_made(p: Path) -> Any:
+    d = open_to_all(p / "tmp", 0o1777)
+    with user(OTHER):
+        put(d / "theirs")
+        os.mkdir(d / "theirdir")
+    with user(WHO):
+        put(d / "own")
+        results = [
+            attempt(os.unlink, d / "theirs"),
+            attempt(os.rmdir, d / "theirdir"),
+            attempt(os.rename, d / "theirs", d / "x"),
+            attempt(os.rename, d / "own", d / "theirs"),
+            attempt(os.rename, d / "own", d / "renamed"),
+            attempt(os.unlink, d / "renamed"),
+            attempt(os.link, d / "theirs", d / "linked"),
+        ]
+    os.chown(d, WHO, WHO)
+    with user(WHO):
+        return results, attempt(os.unlink, d / "theirs")
+
+
+@scenario
+def setgid_is_cleared_by_chmod_of_who_is_not_in_the_group(p: Path) -> Any:
+    put(p / "f")
+    os.chown(p / "f", WHO, 777)
+    seen = []
+    for groups in ([], [777]):
+        with user(WHO, WHO, groups):
+            os.chmod(p / "f", 0o6755)
+        seen.append(mode_of(p / "f"))
+    return seen
+
+
+def _suid_file(path: Path, uid: int, mode: int) -> Path:
+    put(path, b"0123456789")
+    os.chown(path, uid, 777)
+    os.chmod(path, mode)
+    return path
+
+
+@scenario
+def suid_and_sgid_are_cleared_by_a_users_write(p: Path) -> Any:
+    seen = []
+    for mode in (0o6777, 0o4777, 0o2777, 0o2767):
+        for uid in (OTHER, WHO):
+            path = _suid_file(p / f"f{mode:o}-{uid}", WHO, mode)
+            with user(uid), opened(path, os.O_WRONLY) as fd:
+                os.write(fd, b"x")
+            seen.append(mode_of(path))
+    return seen
+
+
+@scenario
+def sgid_without_execute_is_kept_when_a_member_of_the_group_writes(p: Path) -> Any:
+    path = _suid_file(p / "f", WHO, 0o2767)
+    with user(OTHER, OTHER, [777]), opened(path, os.O_WRONLY) as fd:
+        os.write(fd, b"x")
+    return mode_of(path)
+
+
+@scenario
+def suid_and_sgid_are_cleared_by_a_users_truncate(p: Path) -> Any:
+    seen = []
+    for mode in (0o6777, 0o2767):
+        for uid in (OTHER, WHO):
+            path = _suid_file(p / f"p{mode:o}{uid}", WHO, mode)
+            with user(uid):
+                os.truncate(path, 3)
+            seen.append(mode_of(path))
+            os.chmod(path, mode)
+            with user(uid), opened(path, os.O_RDWR) as fd:
+                os.ftruncate(fd, 2)
+            seen.append(mode_of(path))
+            os.chmod(path, mode)
+            with user(uid), opened(path, os.O_RDWR | os.O_TRUNC):
+                seen.append(mode_of(path))
+    return seen
+
+
+@scenario
+def suid_and_sgid_are_cleared_by_the_owners_chown(p: Path) -> Any:
+    seen = []
+    for mode in (0o6777, 0o2767):
+        path = _suid_file(p / f"f{mode:o}", WHO, mode)
+        with user(WHO, WHO, [300, 777]):
+            os.chown(path, -1, 300)
+        seen.append(owner_of(path))
+    return seen
+
+
+@scenario
+def suid_stays_when_root_writes(p: Path) -> Any:
+    path = _suid_file(p / "f", WHO, 0o6777)
+    with opened(path, os.O_WRONLY) as fd:
+        os.write(fd, b"x")
+    written = mode_of(path)
+    os.chmod(path, 0o6777)
+    os.truncate(path, 3)
+    return written, mode_of(path)
+
+
+@scenario
+def a_file_opened_as_root_is_written_as_a_user(p: Path) -> Any:
+    path = _suid_file(p / "f", 0, 0o4600)
+    with opened(path, os.O_RDWR) as fd:
+        with user(WHO):
+            os.pwrite(fd, b"U", 0)
+            os.ftruncate(fd, 5)
+        return os.pread(fd, 100, 0), owner_of(path)
+
+
+@scenario
+def links_to_what_is_not_theirs_follow_the_same_rule(p: Path) -> Any:
+    d = open_to_all(p / "d")
+    put(p / "secret", mode=0o600)
+    put(p / "public", mode=0o666)
+    with user(WHO):
+        return attempt(os.link, p / "secret", d / "a"), attempt(os.link, p / "public", d / "b")

@@ -1,0 +1,141 @@
+"""Ops that are not there yet answer as the kernel expects: its own fallback, or EOPNOTSUPP, and never silence."""
+
+# ruff: noqa: PTH - what is tested is system calls
+import ctypes
+import fcntl
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from core.conftest import Variant
+from core.table import attempt, checked, in_child, libc, opened, put
+
+FICLONE = 0x40049409
+FS_IOC_GETFLAGS = 0x80086601
+CHILD_SECONDS = 10
+
+libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+
+
+def fallocate(p: Path) -> Any:
+    with opened(p / "f", os.O_CREAT | os.O_RDWR) as fd:
+        return attempt(lambda: checked(libc.fallocate(fd, 0, 0, 4096)))
+
+
+def posix_fallocate(p: Path) -> Any:
+    with opened(p / "f", os.O_CREAT | os.O_RDWR) as fd:
+        return attempt(os.posix_fallocate, fd, 0, 4096), os.fstat(fd).st_size
+
+
+def punch_hole(p: Path) -> Any:
+    with opened(put(p / "f", b"x" * 8192), os.O_RDWR) as fd:
+        return attempt(lambda: checked(libc.fallocate(fd, 3, 0, 4096)))
+
+
+def tmpfile(p: Path) -> Any:
+    return attempt(os.open, p, os.O_TMPFILE | os.O_RDWR)
+
+
+def copy_file_range(p: Path) -> Any:
+    with opened(put(p / "f", b"text" * 10_000), os.O_RDONLY) as old, opened(p / "g", os.O_CREAT | os.O_RDWR) as new:
+        return os.copy_file_range(old, new, 40_000), os.pread(new, 10, 39_990), os.fstat(new).st_size
+
+
+def sendfile(p: Path) -> Any:
+    with opened(put(p / "f", b"text" * 10_000), os.O_RDONLY) as old, opened(p / "g", os.O_CREAT | os.O_RDWR) as new:
+        return os.sendfile(new, old, 0, 40_000), os.pread(new, 10, 39_990)
+
+
+def splice(p: Path) -> Any:
+    reader, writer = os.pipe()
+    with opened(put(p / "f", b"text" * 100), os.O_RDONLY) as old, opened(p / "g", os.O_CREAT | os.O_RDWR) as new:
+        return os.splice(old, writer, 400), os.splice(reader, new, 400), os.pread(new, 1000, 0) == b"text" * 100
+
+
+def ficlone(p: Path) -> Any:
+    with opened(put(p / "f"), os.O_RDONLY) as old, opened(p / "g", os.O_CREAT | os.O_RDWR) as new:
+        return attempt(fcntl.ioctl, new, FICLONE, old)
+
+
+def seek_hole_and_data(p: Path) -> Any:
+    with opened(p / "f", os.O_CREAT | os.O_RDWR) as fd:
+        os.pwrite(fd, b"end", 1 << 20)
+        size = (1 << 20) + 3
+        data, hole = os.lseek(fd, 0, os.SEEK_DATA), os.lseek(fd, 1 << 20, os.SEEK_HOLE)
+        return data in {0, 1 << 20}, hole == size, attempt(os.lseek, fd, size, os.SEEK_DATA)
+
+
+def ioctl_of_flags(p: Path) -> Any:
+    with opened(put(p / "f"), os.O_RDONLY) as fd:
+        return attempt(fcntl.ioctl, fd, FS_IOC_GETFLAGS, b"\0" * 8)
+
+
+def _locks(p: Path, lock: Callable[[int, int], Any]) -> Any:
+    """Whether a second process is kept out, and let in when the first has let go."""
+    with opened(put(p / "f"), os.O_RDWR) as fd:
+        lock(fd, fcntl.LOCK_EX)
+        refused = _in_another_process(p, lock)
+        lock(fd, fcntl.LOCK_UN)
+        return refused, _in_another_process(p, lock)
+
+
+def _in_another_process(p: Path, lock: Callable[[int, int], Any]) -> Any:
+    def take() -> Any:
+        with opened(p / "f", os.O_RDWR) as fd:
+            return attempt(lock, fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    return in_child(take, seconds=5)
+
+
+def flock(p: Path) -> Any:
+    return _locks(p, fcntl.flock)
+
+
+def posix_lock(p: Path) -> Any:
+    return _locks(p, fcntl.lockf)
+
+
+def ofd_lock(p: Path) -> Any:
+    def lock(fd: int, how: int) -> Any:
+        kind = fcntl.F_UNLCK if how & fcntl.LOCK_UN else fcntl.F_WRLCK
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, 0, 0, 0, 0))
+
+    return _locks(p, lock)
+
+
+def lock_ends_with_its_descriptor(p: Path) -> Any:
+    with opened(put(p / "f"), os.O_RDWR) as fd:
+        fcntl.lockf(fd, fcntl.LOCK_EX)
+    return _in_another_process(p, fcntl.lockf)
+
+
+ANSWERS = [
+    (fallocate, "EOPNOTSUPP"),
+    (posix_fallocate, (None, 4096)),
+    (punch_hole, "EOPNOTSUPP"),
+    (tmpfile, "EOPNOTSUPP"),
+    (copy_file_range, (40_000, b"texttextte"[-10:], 40_000)),
+    (sendfile, (40_000, b"xttexttext")),
+    (splice, (400, 400, True)),
+    (ficlone, "EOPNOTSUPP"),
+    (seek_hole_and_data, (True, True, "ENXIO")),
+    (ioctl_of_flags, "ENOTTY"),
+    (flock, ("EAGAIN", None)),
+    (posix_lock, ("EAGAIN", None)),
+    (ofd_lock, ("EAGAIN", None)),
+    (lock_ends_with_its_descriptor, None),
+]
+
+
+@pytest.mark.parametrize(("call", "expected"), ANSWERS, ids=[call.__name__ for call, _ in ANSWERS])
+def test_an_absent_op_is_answered(
+    variant: Variant, directory: Path, call: Callable[[Path], Any], expected: Any
+) -> None:
+    for attempt_number in (1, 2):  # the kernel remembers the first answer
+        place = variant.mounted.path / f"{directory.name}-{attempt_number}"
+        place.mkdir()
+
+        assert expected == in_child(call, place, seconds=CHILD_SECONDS)

@@ -1,0 +1,166 @@
+"""Many inodes, few descriptors; and nothing is left when the kernel forgets."""
+
+# ruff: noqa: PTH - what is tested is system calls
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import serving
+import support
+from core.table import OLD, attempt, facts, in_child, opened, user
+
+SMALL = 128
+FORGET = Path("/proc/sys/vm/drop_caches")
+
+
+def make_files(directory: Path, count: int) -> None:
+    """Files of their own inode each, in several directories."""
+    for part in range(10):
+        (directory / f"part{part}").mkdir(parents=True)
+        for index in range(count // 10):
+            (directory / f"part{part}" / f"f{index}").write_bytes(b"%d" % index)
+
+
+def stat_all(top: Path) -> int:
+    """How many files lie below a directory; each is looked up."""
+    return sum(len([os.stat(os.path.join(place, name)) for name in names]) for place, _, names in os.walk(top))
+
+
+def work_on_unlinked(p: Path) -> Any:
+    """What an unlinked open file and a removed directory still do, when 2,000 others were looked up meanwhile."""
+    os.mkdir(p / "dead")
+    with opened(p / "f", os.O_CREAT | os.O_RDWR) as fd, opened(p / "dead", os.O_RDONLY) as d:
+        os.write(fd, b"0123456789")
+        os.link(p / "f", p / "g")
+        os.unlink(p / "f")
+        os.unlink(p / "g")
+        os.rmdir(p / "dead")
+        n_found = stat_all(p / "many")
+        results = [
+            attempt(os.pwrite, fd, b"AB", 3),
+            attempt(os.ftruncate, fd, 7),
+            attempt(os.fchmod, fd, 0o640),
+            attempt(os.fchown, fd, 1, 2),
+            attempt(os.utime, fd, ns=(OLD, OLD)),
+            attempt(os.fchmod, d, 0o711),
+        ]
+        return n_found, results, os.pread(fd, 100, 0), facts(fd), facts(d)
+
+
+@pytest.mark.parametrize("options", ["", "nopassthrough"])
+def test_unlinked_open_files_work_on_with_few_descriptors(directory: Path, bare: Path, options: str) -> None:
+    make_files(bare / "many", 2000)
+    make_files(directory / "src" / "many", 2000)
+    expected = in_child(work_on_unlinked, bare, seconds=30)
+
+    with serving.serve(directory, "unlinked", options=options, n_files=SMALL) as served:
+        assert expected == in_child(work_on_unlinked, served.path, seconds=30)
+        assert served.counters()["inodes"] >= 2000
+        assert served.n_descriptors() < SMALL
+
+
+def test_a_tree_larger_than_the_descriptor_limit_is_changed_and_removed(directory: Path) -> None:
+    make_files(directory / "src", 1000)
+
+    def change(p: Path) -> Any:
+        n = stat_all(p)
+        for top, dirs, files in os.walk(p, topdown=False):
+            for name in files:
+                path = os.path.join(top, name)
+                os.chmod(path, 0o600)
+                os.rename(path, path + ".renamed")
+                os.truncate(path + ".renamed", 1)
+                os.unlink(path + ".renamed")
+            for name in dirs:
+                os.rmdir(os.path.join(top, name))
+        return n, os.listdir(p)
+
+    with serving.serve(directory, "change", n_files=SMALL) as served:
+        assert in_child(change, served.path, seconds=30) == (1000, [])
+        assert served.n_descriptors() < SMALL
+
+
+def test_stat_of_3000_files_leaves_half_of_the_descriptors(directory: Path) -> None:
+    make_files(directory / "src", 3000)
+
+    with serving.serve(directory, "stat", n_files=512) as served:
+        assert in_child(stat_all, served.path, seconds=30) == 3000
+
+        counters = served.counters()
+        assert counters["inodes"] > 3000
+        assert counters["descriptors"] <= 256
+        assert served.n_descriptors() <= 256 + 64
+
+
+def test_users_reach_files_whose_descriptors_were_closed(directory: Path) -> None:
+    make_files(directory / "src", 2000)
+
+    def read_all_as_user(p: Path) -> Any:
+        stat_all(p)
+        with user(1000):
+            return [attempt(lambda i=i: (p / "part0" / f"f{i}").read_bytes()) for i in range(3)], stat_all(p)
+
+    with serving.serve(directory, "users", options="nodefault_permissions", n_files=SMALL) as served:
+        assert in_child(read_all_as_user, served.path, seconds=30) == ([b"0", b"1", b"2"], 2000)
+
+
+@pytest.mark.parametrize("filters", [[], ["audit"]], ids=["plain", "audited"])
+def test_nothing_is_left_when_all_is_closed_and_forgotten(directory: Path, filters: list[str]) -> None:
+    def work(p: Path) -> None:
+        for index in range(300):
+            with opened(p / f"f{index}", os.O_CREAT | os.O_RDWR) as fd:
+                os.write(fd, b"x")
+            attempt(os.stat, p / f"missing{index}")
+            attempt(os.open, p / f"f{index}", os.O_CREAT | os.O_EXCL)
+        os.listdir(p)
+        stat_all(p)
+        for index in range(0, 300, 2):
+            os.unlink(p / f"f{index}")
+        os.link(p / "f1", p / "link")
+        os.rename(p / "f3", p / "f5")
+
+    with serving.serve(directory, "leaks", filters=filters) as served:
+        n_before = served.n_descriptors()
+        in_child(work, served.path, seconds=30)
+        assert served.counters()["inodes"] > 100
+
+        def is_forgotten() -> bool:
+            FORGET.write_text("2")
+            return served.counters()["inodes"] == 1
+
+        support.wait_until(is_forgotten)
+        counters = served.counters()
+        assert counters["handles"] == 0
+        assert counters["slots_in_use"] == 0
+        assert counters["failed_closed"] == 0
+        assert counters["descriptors"] <= 1
+        support.wait_until(lambda: served.n_descriptors() <= n_before + counters["workers"])
+
+
+def test_inode_numbers_are_those_of_the_backing_root(variant: Any) -> None:
+    mounted = variant.mounted
+    place = mounted.src / "numbers"
+    (place / "d").mkdir(parents=True)
+    (place / "f").write_text("x")
+
+    for name in (".", "d", "f"):
+        assert (place / name).stat().st_ino == (mounted.path / "numbers" / name).stat().st_ino
+
+
+def test_what_changes_behind_the_mount_is_seen(variant: Any) -> None:
+    mounted = variant.mounted
+    place, behind = mounted.path / "behind", mounted.src / "behind"
+    behind.mkdir()
+    (behind / "f").write_text("first")
+    assert (place / "f").read_text() == "first"
+
+    (behind / "f").write_text("second, longer")
+    (behind / "g").write_text("new")
+
+    assert (place / "f").read_text() == "second, longer"
+    assert (place / "g").read_text() == "new"
+    assert sorted(os.listdir(place)) == ["f", "g"]
+    (behind / "f").unlink()
+    assert os.listdir(place) == ["g"]
+    support.wait_until(lambda: not (place / "f").exists())

@@ -1,0 +1,285 @@
+"""docs/operations.md: every request is in it, and each row of it is so on a real mount."""
+
+import os
+import re
+import select
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import CHECKOUT, Mounted, Mounter, is_alive, run, wait_until
+
+from fusebpf._core import OPS
+
+TEXT = (CHECKOUT / "docs/operations.md").read_text()
+N_REQUESTS = 53
+UNUSED = {7, 19}
+# Does nothing to the ops, so that `stats` tells which of them came.
+SEES_ALL = """
+#include "fusebpf.h"
+
+FILTER(seen, .altitude = FB_WATCH, .doc = "sees every op")
+
+PRE(seen, any) { return FB_CONTINUE; }
+POST(seen, any) { return FB_CONTINUE; }
+POST(seen, dirent) { return FB_CONTINUE; }
+"""
+# What a client does in a directory of its own of the mount, with a `file` and a `link` in it.
+CLIENTS = {
+    "lookup": "os.path.lexists('nosuch')",
+    "getattr": "os.fstat(os.open('file', os.O_RDONLY))",
+    "setattr": "os.chmod('file', 0o600)",
+    "readlink": "assert os.readlink('link') == 'file'",
+    "symlink": "os.symlink('a', 'b')",
+    "mknod": "os.mkfifo('fifo')",
+    "mkdir": "os.mkdir('d')",
+    "unlink": "os.unlink('file')",
+    "rmdir": "os.mkdir('d'); os.rmdir('d')",
+    "rename": "os.rename('file', 'other')",
+    "rename2": "libc.renameat2(-100, b'file', -100, b'other', 1)",
+    "link": "os.link('file', 'other')",
+    "open": "open('file')",
+    "read": "assert open('file').read() == 'text'",
+    "write": "open('file', 'w').write('more')",
+    "statfs": "os.statvfs('file')",
+    "release": "open('file').close()",
+    "fsync": "os.fsync(os.open('file', os.O_RDWR))",
+    "setxattr": "os.setxattr('file', 'user.a', b'1')",
+    "getxattr": "os.setxattr('file', 'user.a', b'1'); assert os.getxattr('file', 'user.a') == b'1'",
+    "listxattr": "os.listxattr('file')",
+    "removexattr": "os.setxattr('file', 'user.a', b'1'); os.removexattr('file', 'user.a')",
+    "flush": "open('file').close()",
+    "opendir": "os.listdir('.')",
+    "readdir": "os.listdir('.')",
+    "readdirplus": "os.listdir('.')",
+    "releasedir": "os.listdir('.')",
+    "fsyncdir": "os.fsync(os.open('.', os.O_RDONLY))",
+    "access": "assert os.access('file', os.R_OK)",
+    "create": "open('new', 'x')",
+    "dirent": "assert sorted(os.listdir('.')) == ['file', 'link']",
+}
+SHOWN = [(name, of or name) for name, _, _, _, kind, of in OPS if kind != "plain"]
+
+
+@pytest.fixture(scope="module")
+def mounter(run_directory: Path) -> Iterator[Mounter]:
+    """Mounts that last as long as this module's tests."""
+    directory = run_directory / "operations"
+    directory.mkdir(mode=0o755)
+    made = Mounter(directory, f"docs-{os.getpid()}-operations-")
+    yield made
+    assert made.take_down() == []
+
+
+@pytest.fixture(scope="module")
+def seen(mounter: Mounter) -> Mounted:
+    """A mount whose filter sees every op; without default_permissions, or no ACCESS would come."""
+    source = mounter.directory / "seen.c"
+    source.write_text(SEES_ALL)
+    return mounter(filters=[source], options="nodefault_permissions")
+
+
+@pytest.fixture(scope="module")
+def plain(mounter: Mounter) -> Mounted:
+    """A mount without any filter."""
+    return mounter()
+
+
+def client(code: str, cwd: Path) -> str:
+    """Run Python in a process of its own; returns what it printed."""
+    head = "import ctypes, errno, fcntl, os, select; libc = ctypes.CDLL(None, use_errno=True)\n"
+    return run(sys.executable, "-I", "-c", head + code, cwd=cwd).stdout.strip()
+
+
+def place(mounted: Mounted, name: str) -> Path:
+    """A directory of the mount for one test, with a file and a link."""
+    source = mounted.src / name
+    source.mkdir()
+    (source / "file").write_text("text")
+    (source / "link").symlink_to("file")
+    return mounted.path / name
+
+
+@pytest.mark.parametrize(("op", "hook"), SHOWN, ids=[name for name, _ in SHOWN])
+def test_an_op_reaches_its_hooks(op: str, hook: str, seen: Mounted) -> None:
+    cwd = place(seen, op)
+    before = seen.stats()
+
+    client(CLIENTS[op], cwd)
+
+    # RELEASE and RELEASEDIR come after close(2) has returned.
+    def is_seen() -> bool:
+        after = seen.stats()
+        keys = [("seen", f"FB_{phase}", f"FB_OP_{hook}", "FB_CONTINUE") for phase in ("PRE", "POST")]
+        if op == "dirent":
+            keys = keys[1:]
+        return all(after.get(key, 0) > before.get(key, 0) for key in keys)
+
+    wait_until(is_seen)
+
+
+def test_a_mount_speaks_the_kernels_protocol(plain: Mounted) -> None:
+    assert sorted(os.listdir(plain.path)) == sorted(os.listdir(plain.src))
+
+
+def test_forgotten_inodes_are_freed(directory: Path) -> None:
+    (directory / "src").mkdir()
+    (directory / "mnt").mkdir()
+    name = f"docs-{os.getpid()}-forget"
+    code = f"""
+import subprocess, sys, trio, fusebpf
+many = "for i in range(100): open(str(i), 'x').close()"
+none = "for i in range(100): os.unlink(str(i))"
+async def main():
+    async with fusebpf.Stack("src", "mnt", name={name!r}) as stack:
+        for code in (many, none):
+            await trio.run_process(
+                ["timeout", "-s", "KILL", "10", sys.executable, "-c", "import os\\n" + code], cwd="mnt"
+            )
+            with trio.fail_after(10):
+                while (stack.counters()["inodes"] > 100) == (code == none):
+                    await trio.sleep(0.01)
+trio.run(main)
+"""
+    run(sys.executable, "-c", code, cwd=directory, seconds=40)
+
+
+def test_an_unmount_ends_the_server(mount: Mounter) -> None:
+    mounted = mount()
+
+    mounted.umount()
+
+    assert not is_alive(mounted.pid)
+
+
+# --------------------------------------------------------------------- requests that are not there
+
+
+def test_ioctl_of_the_file_system_is_refused(plain: Mounted) -> None:
+    cwd = place(plain, "ioctl")
+    get_flags = "0x80086601"
+    code = f"""
+try:
+    fcntl.ioctl(os.open("file", os.O_RDONLY), {get_flags}, bytes(8))
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+
+    assert client(code, cwd) == "ENOTTY"
+
+
+def test_poll_says_ready(plain: Mounted) -> None:
+    cwd = place(plain, "poll")
+    code = """
+poll = select.poll()
+poll.register(os.open("file", os.O_RDWR), select.POLLIN | select.POLLOUT)
+print(poll.poll(1000)[0][1])
+"""
+
+    assert client(code, cwd) == str(select.POLLIN | select.POLLOUT)
+
+
+def test_fallocate_is_refused_and_posix_fallocate_works(plain: Mounted) -> None:
+    cwd = place(plain, "fallocate")
+    code = """
+fd = os.open("file", os.O_RDWR)
+print(libc.fallocate(fd, 0, ctypes.c_long(0), ctypes.c_long(4096)), ctypes.get_errno() == errno.EOPNOTSUPP)
+os.posix_fallocate(fd, 0, 4096)
+print(os.fstat(fd).st_size)
+"""
+
+    assert client(code, cwd).split() == ["-1", "True", "4096"]
+
+
+def test_a_file_seems_to_have_no_holes(plain: Mounted) -> None:
+    cwd = place(plain, "holes")
+    os.truncate(plain.src / "holes/file", 1 << 20)
+    code = """
+fd = os.open("file", os.O_RDONLY)
+print(os.lseek(fd, 0, os.SEEK_HOLE), os.lseek(fd, 4096, os.SEEK_DATA))
+"""
+
+    assert client(code, cwd) == f"{1 << 20} 4096"
+
+
+def test_copy_file_range_copies(plain: Mounted) -> None:
+    cwd = place(plain, "copy")
+    code = """
+source, target = os.open("file", os.O_RDONLY), os.open("copy", os.O_RDWR | os.O_CREAT, 0o600)
+print(os.copy_file_range(source, target, 100))
+"""
+
+    assert client(code, cwd) == "4"
+    assert (plain.src / "copy/copy").read_text() == "text"
+
+
+def test_tmpfile_is_refused(plain: Mounted) -> None:
+    cwd = place(plain, "tmpfile")
+    code = """
+try:
+    os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600)
+except OSError as error:
+    print(error.errno == errno.EOPNOTSUPP)
+"""
+
+    assert client(code, cwd) == "True"
+
+
+def test_statx_falls_back_to_getattr(plain: Mounted) -> None:
+    cwd = place(plain, "statx")
+
+    assert run("stat", "--format=%s %W", "file", cwd=cwd).stdout == "4 0\n"
+
+
+def test_locks_are_kept_by_the_kernel(plain: Mounted) -> None:
+    cwd = place(plain, "locks")
+    code = """
+holder = os.open("file", os.O_RDWR)
+fcntl.flock(holder, fcntl.LOCK_EX)
+fcntl.lockf(holder, fcntl.LOCK_EX)
+if os.fork() == 0:
+    other = os.open("file", os.O_RDWR)
+    for lock in (fcntl.flock, fcntl.lockf):
+        try:
+            lock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("taken", flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+    assert client(code, cwd).split() == ["taken", "taken"]
+
+
+def test_syncfs_succeeds(plain: Mounted) -> None:
+    cwd = place(plain, "syncfs")
+
+    assert client("print(libc.syncfs(os.open('file', os.O_RDONLY)))", cwd) == "0"
+
+
+# --------------------------------------------------------------------------------- the document
+
+
+def test_every_request_has_a_row() -> None:
+    numbers = {int(number) for number in re.findall(r"^\| (\d+) \|", TEXT, re.MULTILINE)}
+
+    assert set(range(1, N_REQUESTS + 1)) - UNUSED <= numbers
+
+
+def test_every_op_of_the_core_has_a_row() -> None:
+    rows = set(re.findall(r"^\| (\d+) \| (\w+) \|", TEXT, re.MULTILINE))
+
+    assert {(str(opcode), name.upper()) for name, opcode, *_ in OPS} <= rows
+
+
+def test_the_tests_that_are_named_are_here() -> None:
+    named = set(re.findall(r"`(test_\w+)", TEXT))
+
+    assert sorted(name for name in named if name not in globals() and name != "test_operations") == []
+
+
+def test_the_generated_blocks_are_fresh() -> None:
+    done = run(sys.executable, CHECKOUT / "scripts/docs.py", "--check", check=False)
+
+    assert (done.stdout, done.returncode) == ("", 0)

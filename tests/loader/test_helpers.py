@@ -1,0 +1,130 @@
+"""The inline helpers of fusebpf_filter.h do as they say, in the compiled program."""
+
+import fnmatch
+import random
+from collections.abc import Callable
+
+from loader_support import HEAD, OPCODES, HookRunner
+
+from fusebpf import _core
+from fusebpf.loader import Filter
+
+_N_PER_HOOK = 10
+_OPS = [name for name, *_, kind, _ in _core.OPS if kind == "hook" and name != "dirent"]
+
+Load = Callable[[str], Filter]
+
+
+def _hooks_of_tests(expressions: list[str]) -> str:
+    """A filter that leaves in `tag`, hook by hook, which of the expressions are true."""
+    text = HEAD
+    for op, start in zip(_OPS, range(0, len(expressions), _N_PER_HOOK), strict=False):
+        lines = "".join(
+            f"\tctx->tag |= ({each} ? 1ull : 0) << {bit};\n"
+            for bit, each in enumerate(expressions[start : start + _N_PER_HOOK])
+        )
+        text += f"PRE(f, {op})\n{{\n\tctx->tag = 0;\n{lines}\treturn FB_CONTINUE;\n}}\n"
+    return text
+
+
+def _answers(one: Filter, runner: HookRunner, n: int, name: str) -> list[bool]:
+    found: list[bool] = []
+    for op in _OPS[: -(-n // _N_PER_HOOK)]:
+        said = runner.run(one, "pre", op, name=name)
+        assert said.records == 1
+        found += [bool(said.slot["tag"] >> bit & 1) for bit in range(_N_PER_HOOK)]
+    return found[:n]
+
+
+def test_literal_globs_match_as_fnmatch_does(load_text: Load, runner: HookRunner) -> None:
+    numbers = random.Random(2)
+    globs = ["", "*", "**", "?", "*?", "?*", "a*", "*a", "*a*", "a*b*a", "***a", "[ab]", "*[", "a?b", "?????"]
+    globs += ["".join(numbers.choices("ab[**?", k=numbers.randint(1, 9))) for _ in range(235)]
+    one = load_text(_hooks_of_tests([f'fb_name_glob(ctx, "{each}")' for each in globs]))
+    names = ["", "a", "b", "[", "ab", "[ab]", "a" * 255, "a" * 254 + "b", "ab" * 127]
+    names += ["".join(numbers.choices("aab[", k=numbers.randint(1, 9))) for _ in range(60)]
+
+    wrong = [
+        (glob, name, actual)
+        for name in names
+        for glob, actual in zip(globs, _answers(one, runner, len(globs), name), strict=True)
+        if actual != fnmatch.fnmatchcase(name, glob.replace("[", "[[]"))
+    ]
+
+    assert wrong == []
+
+
+def test_a_glob_of_63_bytes_is_matched(load_text: Load, runner: HookRunner) -> None:
+    glob = "*" + "a" * 61 + "?"
+    one = load_text(_hooks_of_tests([f'fb_name_glob(ctx, "{glob}")']))
+
+    for name in ("a" * 62, "a" * 61, "b" * 193 + "a" * 62, "a" * 255, "a" * 61 + "b", "a" * 60 + "bb"):
+        assert _answers(one, runner, 1, name) == [fnmatch.fnmatchcase(name, glob)], name
+
+
+def test_is_starts_and_ends_compare_with_literals(load_text: Load, runner: HookRunner) -> None:
+    literals = ["", "a", "ab", "ba", "aba", ".ssh", "x" * 40]
+    kinds: dict[str, Callable[[str, str], bool]] = {
+        "is": str.__eq__,
+        "starts": str.startswith,
+        "ends": str.endswith,
+    }
+    asked = [(kind, each) for kind in kinds for each in literals]
+    one = load_text(_hooks_of_tests([f'fb_name_{kind}(ctx, "{each}")' for kind, each in asked]))
+
+    for name in ["", "a", "b", "ab", "ba", "aba", "abab", ".ssh", ".ssh2", "x.ssh", "x" * 40, "x" * 255, "a" * 255]:
+        expected = [kinds[kind](name, each) for kind, each in asked]
+        assert _answers(one, runner, len(asked), name) == expected, name
+
+
+def test_bytes_above_127_are_bytes_like_others(load_text: Load, runner: HookRunner) -> None:
+    one = load_text(
+        _hooks_of_tests(
+            ['fb_name_is(ctx, "ä")', 'fb_name_glob(ctx, "??")', 'fb_name_glob(ctx, "*ä")', 'fb_name_ends(ctx, "ö")']
+        )
+    )
+
+    assert _answers(one, runner, 4, "ä") == [True, True, True, False]
+    assert _answers(one, runner, 4, "xö") == [False, False, False, True]
+    assert _answers(one, runner, 4, "\udcff\udcfe") == [False, True, False, False]
+
+
+def test_a_key_in_place_finds_what_the_loader_put_into_a_map(load_text: Load, runner: HookRunner) -> None:
+    one = load_text(
+        HEAD + "BPF_HASH(f__names, struct fb_name, u32);\nBPF_HASH(f__keys, struct fb_key, u32);\n"
+        "PRE(f, mkdir) { return f__names.lookup(&ctx->name) ? -EPERM : f__keys.lookup(&ctx->key) ? -EROFS : 0; }\n"
+    )
+    one.set("names", "a,b c,d\\,e")
+    one.set("keys", "mkdir:7:k")
+
+    errors = {
+        name: runner.run(one, "pre", "mkdir", name=name, uid=7).error for name in ("a", "b c", "d,e", "d", "k", "l")
+    }
+
+    assert errors == {"a": "FB_EPERM", "b c": "FB_EPERM", "d,e": "FB_EPERM", "d": "FB_OK", "k": "FB_EROFS", "l": "FB_OK"}
+    assert runner.run(one, "pre", "mkdir", name="k", uid=8).error == "FB_OK"
+
+
+def test_a_verdict_its_flags_and_its_edits_are_in_the_record(load_text: Load, runner: HookRunner) -> None:
+    one = load_text(
+        HEAD + "PRE(f, lookup) { ctx->edits |= FB_EDIT_TTL; ctx->ttl_ns = 5; return FB_BACKING | FB_REWRITE; }\n"
+        "PRE(f, open) { return -ENOTSUP; }\nPRE(f, read) { ctx->error = FB_EIO; return FB_REPLY; }\n"
+        "PRE(f, write) { return FB_DAEMON | FB_NOPOST; }\n"
+    )
+
+    lookup = runner.run(one, "pre", "lookup", name="a")
+    assert (lookup.verdict, lookup.flags, lookup.edits, lookup.slot["ttl_ns"]) == ("FB_BACKING", 0x100, 1 << 16, 5)
+    assert runner.run(one, "pre", "open")[:2] == ("FB_REPLY", "FB_ENOTSUP")
+    assert runner.run(one, "pre", "read")[:2] == ("FB_REPLY", "FB_EIO")
+    assert runner.run(one, "pre", "write")[:3] == ("FB_DAEMON", "FB_OK", 0x200)
+
+
+def test_a_hook_that_emits_by_itself_leaves_as_many_records_as_it_emits(load_text: Load, runner: HookRunner) -> None:
+    one = load_text(
+        HEAD + "PRE(f, lookup) { return FB_CONTINUE; }\nint f__pre__open(struct fb_hook *hook) { return 0; }\n"
+        "int f__pre__read(struct fb_hook *hook)\n{\n\tstruct fb_slot *ctx = fb_slot_of(hook);\n"
+        "\tif (ctx) {\n\t\tfb_emit(hook, ctx, 0);\n\t\tfb_emit(hook, ctx, -1);\n\t}\n\treturn 0;\n}\n"
+    )
+
+    assert {hook.opcode for hook in one.hooks} == {OPCODES[op] for op in ("lookup", "open", "read")}
+    assert [runner.run(one, "pre", op).records for op in ("lookup", "open", "read")] == [1, 0, 2]
