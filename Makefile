@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup build demo test check lint types format bench install uninstall dist clean root
+.PHONY: help setup build demo test check lint types format docs bench install uninstall dist clean root
 
 PY := .venv/bin/python
 BIN := .venv/bin/fusebpf
@@ -68,6 +68,9 @@ types: .venv/.setup-stamp ## mypy --strict
 format: .venv/.setup-stamp ## let ruff format and put right what it can
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
+
+docs: build ## write the generated parts of docs/ (a test says when they are stale)
+	@$(PY) scripts/docs.py
 
 bench/out/client: bench/client.c
 	@mkdir -p $(@D)

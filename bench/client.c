@@ -7,6 +7,7 @@
  *   client missing DIR N LOOPS               fstatat of names that are not there
  *   client create|unlink DIR N               DIR/n0 … n(N-1)
  *   client list DIR LOOPS                    readdir, and fstatat of each entry
+ *   client pingpong . N                      a byte through a pipe to another process, and one back
  *   client read|write FILE BLOCK N seq|rand  N blocks of an existing file, over and over if it is shorter
  *
  * All but create, unlink and LOOPS = 0 (which means one cold pass) go once over everything before the clock starts.
@@ -231,6 +232,32 @@ static void run_data(bool writes, size_t block, long n, bool is_random)
 	done(start, (uint64_t)n);
 }
 
+/* What the machine takes for a round trip between two processes, without any file system. */
+static void run_pingpong(long n)
+{
+	int there[2], back[2];
+	char byte = 0;
+
+	if (pipe(there) < 0 || pipe(back) < 0)
+		err(1, "pipe");
+	pid_t child = fork();
+
+	if (child < 0)
+		err(1, "fork");
+	if (child == 0) {
+		close(there[1]);
+		while (read(there[0], &byte, 1) == 1 && write(back[1], &byte, 1) == 1)
+			;
+		_exit(0);
+	}
+	struct moment start = now();
+
+	for (long i = 0; i < n; i++)
+		if (write(there[1], &byte, 1) != 1 || read(back[0], &byte, 1) != 1)
+			err(1, "pipe");
+	done(start, (uint64_t)n);
+}
+
 int main(int argc, char **argv)
 {
 	const char *op = argc > 2 ? argv[1] : "";
@@ -238,6 +265,8 @@ int main(int argc, char **argv)
 	where = argc > 2 ? argv[2] : "";
 	if (!strcmp(op, "list") && argc == 4)
 		run_list(atol(argv[3]));
+	else if (!strcmp(op, "pingpong") && argc == 4)
+		run_pingpong(atol(argv[3]));
 	else if ((!strcmp(op, "read") || !strcmp(op, "write")) && argc == 6)
 		run_data(op[0] == 'w', (size_t)atol(argv[3]), atol(argv[4]), !strcmp(argv[5], "rand"));
 	else if (!run_by_name(op, argc - 3, argv + 3))

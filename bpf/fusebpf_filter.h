@@ -176,6 +176,9 @@ FB_ALWAYS_INLINE int fb_glob(const char *text, u32 text_len, const char *glob, u
 		u64 next = 0;
 		u8 c;
 
+		/* Kept opaque: where the glob reads no byte of the text (`??`) the compiler would count down from
+		 * text_len, and the verifier sees no end to that. */
+		asm volatile("" : "+r"(i));
 		if (i >= text_len)
 			break;
 		c = text[FB_INDEX(i)];

@@ -62,8 +62,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import the larger parts when they are first used: the compiler's process needs none of them."""
-    import importlib
-    import importlib.metadata
+    import importlib  # noqa: PLC0415 - see above
+    import importlib.metadata  # noqa: PLC0415
 
     if name == "__version__":
         return importlib.metadata.version("fusebpf")

@@ -271,7 +271,7 @@ def prog_load(code: bytes, name: str) -> int:
 def _refusal_log(code: bytes, name: str, level: int, awaited: str) -> str:
     """The log of a load that fails, as far as the line that is awaited.
 
-    One that is too long for its buffer loses its start; on kernels before 6.4 its end, and a larger one is tried.
+    One that is too long for its buffer loses its start; before Linux 6.4 its end, and a larger one is tried.
     """
     text = ""
     for size in _LOG_SIZES:

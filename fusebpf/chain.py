@@ -90,7 +90,7 @@ class FilterSpec:
             return item
         if isinstance(item, str):
             return cls.parse(item)
-        return cls(os.path.join(".", os.fspath(item)))
+        return cls(os.path.join(".", os.fspath(item)))  # noqa: PTH118 - "./" marks a path, and Path would drop it
 
     @property
     def is_stock(self) -> bool:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fusebpf.server import ServerError
 
 # Each command imports what it needs: `fusebpf list` shall not wait for trio and the loader.
+# ruff: noqa: PLC0415
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -247,7 +248,7 @@ def _run(arguments: list[str]) -> int:
         # Whoever read our output has had enough of it; the interpreter shall not complain when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - never a traceback at the user
         from fusebpf.server import Interrupted, as_told
 
         if isinstance(error, Interrupted):

@@ -1,8 +1,8 @@
 """The header tree that bcc is given in place of a kernel's: filters touch their own maps and helpers only.
 
 bcc insists on kernel headers, of which it needs a handful for such programs; what filters may want to include
-(linux/*.h, asm-generic/*.h) is linked to the C library's copies. The tree lies in a tmpfs that is mounted nowhere
-and goes with its descriptor, so that a process that is killed leaves nothing behind.
+(linux/*.h, asm-generic/*.h) is linked to the C library's copies. The tree lies in a tmpfs that is mounted
+nowhere and goes with its descriptor, so that a process that is killed leaves nothing behind.
 """
 
 import contextlib

@@ -58,7 +58,7 @@ def _remount(mnt: str, options: MountOptions, *, is_fake: bool, is_verbose: bool
         raise MountError(f"mount point {mnt!r} cannot be opened: {error.strerror}") from error
     if mounted is None or not mounted.is_ours:
         raise MountError(f"{mnt!r} is not a fusebpf mount: there is nothing to remount")
-    entry = next((entry for entry in registry.entries() if entry.mount_id == mounted.mount_id), None)
+    entry = registry.entry_of(mounted)
     if entry:
         _check_same_filters(entry, options)
     if is_fake:

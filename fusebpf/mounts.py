@@ -46,6 +46,7 @@ _AT_STATX_DONT_SYNC = 0x4000
 _STATX_TYPE = 0x1
 _STATX_INO = 0x100
 _STATX_MNT_ID = 0x1000
+_STATX_MNT_ID_UNIQUE = 0x4000
 _STATX_ATTR_MOUNT_ROOT = 0x2000
 
 StrPath = str | os.PathLike[str]
@@ -155,10 +156,7 @@ def place_of(fd: int) -> Place:
 
     Source: statx(2).
     """
-    buffer = ctypes.create_string_buffer(256)
-    flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
-    if _libc.statx(fd, b"", flags, _STATX_TYPE | _STATX_INO | _STATX_MNT_ID, buffer) != 0:
-        _raise_errno("statx")
+    buffer = _statx(fd, _STATX_TYPE | _STATX_INO | _STATX_MNT_ID)
     attributes, mode, inode = struct.unpack_from("<8xQ12xH2xQ", buffer)
     major, minor, mount_id = struct.unpack_from("<136xIIQ", buffer)
     return Place(
@@ -168,6 +166,23 @@ def place_of(fd: int) -> Place:
         stat.S_ISDIR(mode),
         bool(attributes & _STATX_ATTR_MOUNT_ROOT),
     )
+
+
+def unique_id_of(fd: int) -> int:
+    """The id of an open file's mount that no other mount will ever have, or 0 where the kernel has none.
+
+    Source: Linux commit 98d2b43081972 ("add unique mount ID") (v6.8).
+    """
+    buffer = _statx(fd, _STATX_MNT_ID_UNIQUE)
+    mask, mount_id = struct.unpack_from("<I140xQ", buffer)
+    return int(mount_id) if mask & _STATX_MNT_ID_UNIQUE else 0
+
+
+def _statx(fd: int, mask: int) -> bytes:
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, mask, buffer) != 0:
+        _raise_errno("statx")
+    return buffer.raw
 
 
 @contextmanager
@@ -186,7 +201,7 @@ def opened(path: StrPath, *, dir_fd: int | None = None) -> Iterator[int]:
 
 def path_of(fd: int) -> str:
     """The absolute path, free of symlinks, that an open file has now."""
-    return os.readlink(f"/proc/self/fd/{fd}")
+    return os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115 - Path would normalize it
 
 
 def canonical(path: StrPath) -> str:
@@ -284,7 +299,7 @@ def aliases(path: str, mounted: Mounted, mounts: list[Mounted]) -> list[str]:
 
 def _moved(path: str, top: str, other: str) -> str:
     """What `path`, which lies below `top`, is called below `other`."""
-    return os.path.normpath(os.path.join(other, os.path.relpath(path, top)))
+    return os.path.normpath(os.path.join(other, os.path.relpath(path, top)))  # noqa: PTH118 - as text
 
 
 def is_below(path: str, top: str) -> bool:

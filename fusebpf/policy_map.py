@@ -173,7 +173,7 @@ class PolicyMap:
                     raise MapValueError(
                         f"{self._shown}: {_join(item)!r} is the root itself; name what is below it"
                     )
-            packed += self._from_text(text_type, text, text)
+            packed += self._from_text(text_type, text, "")
         return packed.ljust(self.value_size, b"\0")
 
     def _elements(self, items: list[_Text]) -> dict[int, bytes]:
@@ -244,8 +244,9 @@ class PolicyMap:
     ) -> bytes:
         packed = bytearray(size)
         for leaf in leaves:
-            about = f"{shown}: {leaf.name}" if len(leaves) > 1 else shown
-            raw = self._from_text(leaf.type, said.get(leaf.name, "1"), about, may_be_any=may_be_any)
+            text = said.get(leaf.name, "1")
+            about = f" {leaf.name} in {shown!r}:" if text != shown else ""
+            raw = self._from_text(leaf.type, text, about, may_be_any=may_be_any)
             packed[leaf.offset : leaf.offset + len(raw)] = raw
         return bytes(packed)
 
@@ -253,7 +254,6 @@ class PolicyMap:
         try:
             return self._btf.from_text(type_id, text, may_be_any=may_be_any)
         except ValueError as error:
-            about = "" if about == text else f" in {about!r}:"
             raise MapValueError(f"{self._shown}:{about} {error}") from None
 
     def _leaves_or_refuse(self) -> tuple[list[Leaf], list[Leaf]]:

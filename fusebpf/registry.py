@@ -48,6 +48,7 @@ class Entry:
         filters: The loaded chain, top first: name, altitude, source.
         mount_id: Of the mount; None: it is not mounted yet.
         device: "major:minor" of the mount.
+        unique_id: The mount's id that is never used again; 0: the kernel has none.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Entry:
     filters: list[dict[str, Any]] = field(default_factory=list)
     mount_id: int | None = None
     device: str | None = None
+    unique_id: int = 0
 
     @property
     def is_alive(self) -> bool:
@@ -74,16 +76,24 @@ class Entry:
     def mounted(self) -> mounts.Mounted | None:
         """Its mount, as this mount namespace has it now; None: there is none."""
         table = mounts.table()
-        if self.mount_id is not None:
-            return next((one for one in table if one.mount_id == self.mount_id and self._is_mine(one)), None)
-        # It died between the mount and the note of its id: nobody else may mount there meanwhile.
-        found = [
-            one for one in table if one.point == self.mnt and one.parent_id == self.under and one.is_ours
-        ]
-        return next((one for one in found if not _is_claimed(one)), None)
+        if self.mount_id is None:
+            # It may have died between the mount and the note of its id.
+            found = [
+                one for one in table if one.point == self.mnt and one.parent_id == self.under and one.is_ours
+            ]
+        else:
+            found = [one for one in table if one.mount_id == self.mount_id and self._is_mine(one)]
+        return next(iter(found), None)
 
     def _is_mine(self, mounted: mounts.Mounted) -> bool:
-        return mounted.is_ours and mounted.device == self.device
+        """Whether a mount with our numbers is the one; those of mounts that are gone are used again."""
+        if not mounted.is_ours or mounted.device != self.device:
+            return False
+        if self.unique_id:
+            with contextlib.suppress(OSError), mounts.opened(mounted.point) as fd:
+                if mounts.place_of(fd).mount_id == mounted.mount_id:
+                    return mounts.unique_id_of(fd) == self.unique_id
+        return True
 
     @property
     def state(self) -> str:
@@ -95,8 +105,9 @@ class Entry:
         return "running" if self.mounted else "detached"
 
 
-def _is_claimed(mounted: mounts.Mounted) -> bool:
-    return any(entry.mount_id == mounted.mount_id and entry.is_alive for entry in entries())
+def entry_of(mounted: mounts.Mounted) -> Entry | None:
+    """The entry of the process that serves a mount."""
+    return next((entry for entry in entries() if entry.is_alive and entry.mounted == mounted), None)
 
 
 def boot_id() -> str:
@@ -130,7 +141,7 @@ def check_name(name: str) -> None:
 
 def name_for(mnt: str, taken: set[str]) -> str:
     """A name that is not taken, after the last component of a mount point."""
-    base = re.sub(r"[^A-Za-z0-9_-]", "_", os.path.basename(mnt))[:63] or "root"
+    base = re.sub(r"[^A-Za-z0-9_-]", "_", os.path.basename(mnt))[:63] or "root"  # noqa: PTH119 - as text
     name, number = base, 1
     while name in taken:
         number += 1
@@ -249,7 +260,7 @@ def reserve(entry: Entry) -> Entry:
 def release(entry: Entry) -> None:
     """Remove an entry's pins and state; a log that says something stays until the next mount of that name.
 
-    Where its mount is still there, since another covers it, it stays as a dead server's, for whoever comes next.
+    Where its mount is still there, since another covers it, it stays as a dead one, for whoever comes next.
     """
     with locked():
         if entry.mounted is None:
@@ -282,7 +293,8 @@ def clean_dead() -> list[Entry]:
             continue
         with contextlib.suppress(OSError):
             mounted = entry.mounted if entry.mnt else None
-            if mounted:
+            # Where the kernel has no unique ids, a living mount may have been given the dead one's numbers.
+            if mounted and not entry_of(mounted):
                 mounts.unmount(mounted, is_lazy=True)
             _forget(entry)
             removed.append(entry)

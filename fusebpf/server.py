@@ -51,7 +51,7 @@ class ServerError(FusebpfError):
         self.bug = bug
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - a signal's arrival is no error
     """A signal came before the mount was usable; everything was taken down again."""
 
     def __init__(self, number: int) -> None:
@@ -134,7 +134,7 @@ async def _serve(stack: Stack, tell: Callable[[], Awaitable[None]], parent: sock
                     await tell()
                     is_usable = True
                     await stack.wait()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a nursery would wrap it into a group
                 failure = error
             nursery.cancel_scope.cancel()
     if failure is not None:
@@ -161,8 +161,7 @@ def _held_signals() -> Iterator[None]:
 
 
 def _set_up_process() -> None:
-    # The kernel has applied each caller's umask already.
-    os.umask(0)
+    """Let the server have as many descriptors as root may give it."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -233,7 +232,7 @@ def _be_server(stack: Stack, parent: socket.socket, kept: set[int]) -> NoReturn:
             exit_code = 0
         except Interrupted as error:
             exit_code = 128 + error.number
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the parent tells it
             told = as_told(error)
             if has_log and told.bug:
                 _log.error("%s", told.bug)
@@ -243,7 +242,7 @@ def _be_server(stack: Stack, parent: socket.socket, kept: set[int]) -> NoReturn:
             )
         finally:
             stack.release()
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - nothing may return into the parent's code
         traceback.print_exc()
     finally:
         with contextlib.suppress(OSError, ValueError):

@@ -12,7 +12,6 @@ import errno
 import logging
 import os
 import struct
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 import trio
@@ -315,7 +314,9 @@ class Stack:
                 f"{entry.src!r} cannot be mounted on {entry.mnt!r}: {error.strerror or error}"
             ) from error
         self._is_started = True
-        mounted = mounts.mount_of(entry.mnt)
+        with mounts.opened(entry.mnt) as fd:
+            mounted = mounts.by_id(mounts.place_of(fd).mount_id)
+            entry.unique_id = mounts.unique_id_of(fd)
         if mounted is None or not mounted.is_ours:
             raise MountError(f"{entry.mnt!r} was taken by another mount meanwhile")
         entry.mount_id, entry.device = mounted.mount_id, mounted.device

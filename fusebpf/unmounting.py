@@ -55,13 +55,13 @@ def _find(target: str, dead: list[registry.Entry]) -> tuple[mounts.Mounted | Non
     mounted = mounts.mount_of(target) if path else None
     is_ours = mounted is not None and mounted.is_ours
     if named:
-        if is_ours and mounted and named.mount_id != mounted.mount_id:
+        if is_ours and mounted and named.mounted != mounted:
             raise UsageError(
                 f"{target!r} is a mount's name and another's mount point: write ./{target} for the latter"
             )
         return _mount_of(named), named
     if is_ours and mounted:
-        return mounted, next((entry for entry in entries if entry.mount_id == mounted.mount_id), None)
+        return mounted, registry.entry_of(mounted)
     if any(target == entry.name or path == entry.mnt for entry in dead):
         return None, None
     at_path = next((entry for entry in entries if entry.mnt == path), None)

@@ -4,6 +4,8 @@ A block stands between `<!-- NAME: written by make docs -->` and `<!-- NAME ends
 `_core.OPS`, the table of edits from fusebpf/_core/verdict.c itself (see op_edits.c).
 """
 
+# ruff: noqa: INP001 - a program, no package
+
 import re
 import subprocess
 import sys
@@ -16,7 +18,6 @@ from fusebpf._core import OPS, SIZES
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 POST_ONLY, UNREFUSABLE = 1 << 10, 1 << 9
-TESTS = "tests/docs/test_operations.py"
 
 
 class Told(NamedTuple):
@@ -58,8 +59,11 @@ WHAT = {
     "fsyncdir": Told("fsync or fdatasync"),
     "access": Told("faccessat; sent only with `-o nodefault_permissions`"),
     "create": Told("openat(O_CREAT\\|O_EXCL) as the caller, statx; then as open"),
-    "interrupt": Told("ends the system call of the worker that serves the op; the op answers EINTR"),
-    "destroy": Told("nothing: the end of the connection frees what it held", "test_an_unmount_ends_the_server"),
+    "interrupt": Told(
+        "ends the system call of the worker that serves the op; the op answers EINTR",
+        "tests/core/test_pool.py::test_an_interrupted_client_returns_at_once",
+    ),
+    "destroy": Told("nothing: the connection's end frees what it held", "test_an_unmount_ends_the_server"),
     "batch_forget": Told("forget, of many inodes at once"),
     "readdirplus": Told("getdents64, and lookup of each entry where no filter hooks lookup"),
     "rename2": Told("renameat2 with its flags, as the caller"),
@@ -67,7 +71,7 @@ WHAT = {
 }
 """One row for each op of bpf/fusebpf.h; an op that is missing here stops `make docs`."""
 
-UNTESTED = {"interrupt", "batch_forget"}
+UNTESTED = {"batch_forget"}
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -1,4 +1,4 @@
-"""What stands in the user docs to be tried: filters, transcripts, programs, each marked by a comment before its fence."""
+"""What stands in the user docs to be tried: filters, transcripts, programs; the comment before says how."""
 
 import re
 import textwrap

@@ -69,10 +69,18 @@ class HookRunner:
             slot[f"{field}_len"] = len(os.fsencode(text))
             slot[field] = {"text": text} if field.startswith("name") else text
         places = {"op": f"FB_OP_{op}", "phase": f"FB_{phase.upper()}", "unique": self._n_runs}
-        slot = {"abi": _core.ABI_VERSION, "key_op": OPCODES[op], "key_uid": slot.get("uid", 0), **places, **slot}
+        slot = {
+            "abi": _core.ABI_VERSION,
+            "key_op": OPCODES[op],
+            "key_uid": slot.get("uid", 0),
+            **places,
+            **slot,
+        }
         packed = self._btf.pack(self._slot, slot)
         self._slots[: len(packed)] = packed
-        bpf.prog_run(program.fd, self._btf.pack(self._hook, {**places, "slot": 0, "ring": _RING, "filter": 3}))
+        bpf.prog_run(
+            program.fd, self._btf.pack(self._hook, {**places, "slot": 0, "ring": _RING, "filter": 3})
+        )
         records = self._take_records()
         after = self._btf.unpack(self._slot, self._slots[: len(packed)])
         if not records:

@@ -65,7 +65,7 @@ def serve(
     options: str = "",
     n_files: int = 0,
 ) -> Iterator[Served]:
-    """Mount DIRECTORY/src on DIRECTORY/mnt for the time of a block; `n_files` is the server's RLIMIT_NOFILE."""
+    """Mount DIRECTORY/src on DIRECTORY/mnt for the time of a block; `n_files` is its RLIMIT_NOFILE."""
     src, mnt = directory / "src", directory / "mnt"
     src.mkdir(exist_ok=True)
     mnt.mkdir(exist_ok=True)
@@ -125,7 +125,9 @@ def _main(what: dict[str, Any]) -> None:
         )
         async with stack:
             while line := await trio.to_thread.run_sync(sys.stdin.readline):
-                answer = stack.counters() if line.strip() == "counters" else [list(row) for row in stack.stats()]
+                answer = (
+                    stack.counters() if line.strip() == "counters" else [list(row) for row in stack.stats()]
+                )
                 print(json.dumps(answer), flush=True)
 
     trio.run(run)

@@ -157,7 +157,7 @@ def show(stack: ExitStack, src: Path | None, mnt: Path | None) -> None:
 
 
 def mount(words: list[str]) -> None:
-    """Run `fusebpf mount`, which says what is wrong; stopped meanwhile, we ask it to end, so that it cleans up."""
+    """Run `fusebpf mount`, which says what is wrong. Stopped meanwhile, we ask it to end: it cleans up."""
     with subprocess.Popen([COMMAND, *words]) as process:
         try:
             code = process.wait()

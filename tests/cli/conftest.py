@@ -10,7 +10,7 @@ import support
 
 @pytest.fixture
 def tree(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory with `src` (with a file in it) and `mnt`; nothing that has to do with it may outlive the test."""
+    """A directory with `src` (with a file in it) and `mnt`; nothing of it may outlive the test."""
     (directory / "src").mkdir()
     (directory / "src" / "file").write_text("text\n")
     (directory / "mnt").mkdir()

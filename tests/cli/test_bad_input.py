@@ -61,7 +61,7 @@ def test_a_command_put_wrongly_ends_with_2_and_names_the_word(
         (["src", "loop/inside"], ["inside the source"]),
         (["src/inside", "src"], ["around the source"]),
         (["src", "."], ["around the source"]),
-        (["src", "mnt", "--filter", "./nosuch.c"], ["./nosuch.c", "no such file"]),
+        (["src", "mnt", "--filter", "./nosuch.c"], ["nosuch.c", "no such file"]),
         (["src", "mnt", "--filter", "hide", "--filter", "hide@5"], ["two filters are named 'hide'"]),
         (
             ["src", "mnt", "--filter", "hide@5", "--filter", "audit@5"],
@@ -84,8 +84,8 @@ def test_a_mount_point_in_a_bind_mount_of_the_source_is_inside_it(tree: Path) ->
     """By the directory itself where the source is bound, by propagation where a part of it is."""
     (tree / "src" / "sub" / "point").mkdir(parents=True)
     script = (
-        'mount --bind "$1" "$1" && mount --make-shared "$1" && mount --bind "$1"/src/sub "$1"/mnt && cd "$1" &&'
-        ' exec "$2" mount src mnt/point'
+        'mount --bind "$1" "$1" && mount --make-shared "$1" && mount --bind "$1"/src/sub "$1"/mnt &&'
+        ' cd "$1" && exec "$2" mount src mnt/point'
     )
 
     done = support.run("unshare", "-m", "sh", "-c", script, "sh", tree, support.COMMAND, check=False)
@@ -158,7 +158,7 @@ def test_more_filters_than_a_chain_holds_are_refused(tree: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["mount", "src", "mnt"], ["umount", "mnt"], ["list"], ["check", "x.c"], ["stock"]]
+    "words", [["mount", "src", "mnt"], ["umount", "./mnt"], ["list"], ["check", "x.c"], ["stock"]]
 )
 def test_others_than_root_are_told_so(tree: Path, words: list[str]) -> None:
     for path in (tree, tree / "src", tree / "mnt"):
@@ -185,7 +185,7 @@ def test_root_without_the_capability_is_told_so(tree: Path) -> None:
     ],
 )
 def test_a_machine_without_fuse_is_told_what_to_load(tree: Path, script: str, parts: list[str]) -> None:
-    words = [
+    words: list[str | os.PathLike[str]] = [
         "unshare",
         "-m",
         "sh",
@@ -242,14 +242,14 @@ def test_a_machine_without_bpf_still_mounts_without_filters(tree: Path) -> None:
     assert without_bpf("mount", "src", "mnt", cwd=tree).returncode == 0
 
     assert (tree / "mnt" / "file").read_text() == "text\n"
-    umount("mnt", cwd=tree)
+    umount("./mnt", cwd=tree)
 
 
 def test_a_mount_point_that_is_mounted_already_is_refused(tree: Path) -> None:
     mount("src", "mnt", cwd=tree)
 
     assert_refused(fusebpf("mount", "src", "mnt", cwd=tree), 1, "is a fusebpf mount already")
-    umount("mnt", cwd=tree)
+    umount("./mnt", cwd=tree)
 
 
 def test_a_name_in_use_is_refused(tree: Path) -> None:
@@ -266,7 +266,7 @@ def test_a_name_in_use_is_refused(tree: Path) -> None:
     [
         ("nosuch", ["no mount named 'nosuch'"]),
         ("./nosuch", ["'./nosuch' does not exist"]),
-        ("mnt", ["'mnt' is not a fusebpf mount"]),
+        ("./mnt", ["'./mnt' is not a fusebpf mount"]),
         ("/proc", ["'/proc' is not a fusebpf mount"]),
         ("src/file", ["'src/file' is not a fusebpf mount"]),
     ],
@@ -281,7 +281,7 @@ def test_an_unexpected_error_is_one_line_that_says_that_it_is_a_bug(tree: Path) 
         "def broken(*_): raise ZeroDivisionError('two\\nlines')\n"
         "fusebpf.checks.check_root = broken\nfusebpf.cli.main()\n"
     )
-    words = [support.COMMAND.with_name("python"), "-c", program, "list"]
+    words: list[str | os.PathLike[str]] = [support.COMMAND.with_name("python"), "-c", program, "list"]
 
     done = support.run(*words, cwd=tree, check=False)
     told = support.run(*words, cwd=tree, check=False, env={"FUSEBPF_DEBUG": "1"})

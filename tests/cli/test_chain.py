@@ -63,7 +63,7 @@ def test_a_setting_keeps_all_of_its_value() -> None:
 
 @pytest.mark.parametrize("text", ["hide.names", "hide=x", "=x", ".names=x", "hide.=x"])
 def test_a_setting_without_its_parts_is_a_usage_error(text: str) -> None:
-    with pytest.raises(UsageError, match="FILTER.MAP=VALUE"):
+    with pytest.raises(UsageError, match=r"FILTER\.MAP=VALUE"):
         MapSetting.parse(text)
 
 

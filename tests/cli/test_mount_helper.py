@@ -27,13 +27,13 @@ def in_namespace(tree: Path, helper: Path, *commands: str) -> subprocess.Complet
     They run below the test's directory and see `fusebpf`; the last one's exit code counts.
     """
     layers = tree / "layers"
-    for name in ("upper", "work"):
-        (layers / name).mkdir(parents=True, exist_ok=True)
+    layers.mkdir()
     script = [
         "set -e",
         f"mount -t tmpfs none {layers}",
         f"mkdir {layers}/upper {layers}/work",
-        f"mount -t overlay -o lowerdir=/usr/sbin,upperdir={layers}/upper,workdir={layers}/work none /usr/sbin",
+        f"cd {layers}",
+        "mount -t overlay -o lowerdir=/usr/sbin,upperdir=upper,workdir=work none /usr/sbin",
         f"cp {helper} /sbin/mount.fuse.fusebpf",
         f'fusebpf() {{ {shlex.quote(os.fspath(support.COMMAND))} "$@"; }}',
         f"cd {tree}",
@@ -44,6 +44,8 @@ def in_namespace(tree: Path, helper: Path, *commands: str) -> subprocess.Complet
 
 
 def test_mount_makes_a_mount_with_filters_and_umount_ends_it(tree: Path, helper: Path) -> None:
+    before = set(Path("/usr/sbin").iterdir())
+
     done = in_namespace(
         tree,
         helper,
@@ -60,10 +62,10 @@ def test_mount_makes_a_mount_with_filters_and_umount_ends_it(tree: Path, helper:
     assert {"ro", "nosuid", "nodev"} <= set(options.split(","))
     assert "hide@333" in done.stdout
     support.wait_until(lambda: left_behind(tree) == [])
-    assert not Path("/sbin/mount.fuse.fusebpf").exists() or "@" not in HELPER.name
+    assert set(Path("/usr/sbin").iterdir()) == before
 
 
-@pytest.mark.parametrize("value", [r"set=hide.names=file\\,other", 'set="hide.names=file,other"'])
+@pytest.mark.parametrize("value", [r"set=hide.names=file\,other", 'set="hide.names=file,other"'])
 def test_a_comma_in_a_value_reaches_the_filter_through_mount(tree: Path, helper: Path, value: str) -> None:
     (tree / "src" / "other").touch()
     (tree / "src" / "third").touch()
@@ -71,7 +73,7 @@ def test_a_comma_in_a_value_reaches_the_filter_through_mount(tree: Path, helper:
     done = in_namespace(
         tree,
         helper,
-        f"mount -t fuse.fusebpf src mnt -o filter=hide,{shlex.quote(value) if chr(34) in value else value} || exit",
+        f"mount -t fuse.fusebpf src mnt -o {shlex.quote('filter=hide,' + value)} || exit",
         "ls mnt",
         "umount mnt",
     )

@@ -11,7 +11,10 @@ import support
 from fusebpf import mounts
 from fusebpf.mounts import Mounted
 
-PLAIN = rb"36 35 98:0 /sub /mnt\040a\011b\012c\134d rw,noatime shared:7 master:1 - ext4 /dev/root\040x rw,errors=continue"
+PLAIN = (
+    rb"36 35 98:0 /sub /mnt\040a\011b\012c\134d rw,noatime shared:7 master:1"
+    rb" - ext4 /dev/root\040x rw,errors=continue"
+)
 
 
 def mounted(

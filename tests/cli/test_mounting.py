@@ -41,7 +41,7 @@ def test_relative_paths_and_symlinks_are_followed_when_the_command_runs(tree: Pa
     mount("src/.", "link", cwd=tree)
 
     assert support.mountpoints(tree) == [tree / "mnt"]
-    umount("link", cwd=tree)
+    umount("./link", cwd=tree)
 
 
 def test_a_source_can_be_mounted_in_place(tree: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_filter_is_taken_from_a_file_with_its_altitude(tree: Path) -> None:
         "filters",
         "slots",
     }
-    umount("mnt", cwd=tree)
+    umount("./mnt", cwd=tree)
     assert not pins.exists()
 
 
@@ -96,7 +96,7 @@ def test_all_filters_of_a_file_are_taken_where_none_is_picked(tree: Path) -> Non
     mount("src", "mnt", "--filter", "./two.c", cwd=tree)
 
     assert "second@501 first@500" in support.run(support.COMMAND, "list").stdout
-    umount("mnt", cwd=tree)
+    umount("./mnt", cwd=tree)
 
 
 def test_filters_of_one_file_that_are_picked_one_by_one_share_its_maps(tree: Path) -> None:
@@ -105,14 +105,15 @@ def test_filters_of_one_file_that_are_picked_one_by_one_share_its_maps(tree: Pat
         "FILTER(writes, .altitude = 600)\n"
         "PRE(writes, lookup) { u32 k = 0; u64 v = 1; both.update(&k, &v); return FB_CONTINUE; }\n"
         "FILTER(judges, .altitude = 500)\n"
-        "PRE(judges, lookup) { u32 k = 0; u64 *v = both.lookup(&k); return v && *v ? -FB_EPERM : FB_CONTINUE; }\n"
+        "PRE(judges, lookup) { u32 k = 0; u64 *v = both.lookup(&k);\n"
+        " return v && *v ? -FB_EPERM : FB_CONTINUE; }\n"
     )
 
     mount("src", "mnt", "--filter", "./two.c:writes", "--filter", "./two.c:judges@7", cwd=tree)
     done = support.run("cat", "mnt/file", cwd=tree, check=False)
 
     assert "Operation not permitted" in done.stderr
-    umount("mnt", cwd=tree)
+    umount("./mnt", cwd=tree)
 
 
 def test_options_reach_the_kernel(tree: Path) -> None:
@@ -130,14 +131,14 @@ def test_options_reach_the_kernel(tree: Path) -> None:
     }
     assert support.run("findmnt", "-no", "SOURCE", tree / "mnt").stdout.strip() in {"my disk", "my\\x20disk"}
     assert "Read-only" in support.run("touch", "mnt/new", cwd=tree, check=False).stderr
-    umount("mnt", cwd=tree)
+    umount("./mnt", cwd=tree)
 
 
 def test_options_can_lift_the_defaults(tree: Path) -> None:
     mount("src", "mnt", "-o", "suid,dev,noallow_other,nodefault_permissions", cwd=tree)
 
     assert not options_of(tree / "mnt") & {"nosuid", "nodev", "allow_other", "default_permissions"}
-    umount("mnt", cwd=tree)
+    umount("./mnt", cwd=tree)
 
 
 def test_filters_can_be_said_among_the_options(tree: Path) -> None:
@@ -147,7 +148,7 @@ def test_filters_can_be_said_among_the_options(tree: Path) -> None:
 
     assert list((tree / "mnt").iterdir()) == []
     assert "hide@333" in support.run(support.COMMAND, "list").stdout
-    umount("mnt", cwd=tree)
+    umount("./mnt", cwd=tree)
 
 
 def test_paths_may_hold_any_bytes(tree: Path) -> None:
@@ -194,24 +195,24 @@ def test_a_mount_can_be_stacked_on_a_mount(tree: Path) -> None:
     mount("mnt", "mnt2", cwd=tree)
     assert (tree / "mnt2" / "file").read_text() == "text\n"
 
-    assert_refused(fusebpf("umount", "mnt", cwd=tree), 1, "is busy", "--lazy")
-    umount("mnt2", cwd=tree)
-    umount("mnt", cwd=tree)
+    assert_refused(fusebpf("umount", "./mnt", cwd=tree), 1, "is busy", "--lazy")
+    umount("./mnt2", cwd=tree)
+    umount("./mnt", cwd=tree)
 
 
 def test_a_busy_mount_is_not_unmounted_but_detached_when_lazy(tree: Path) -> None:
     mount("src", "mnt", cwd=tree)
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, cwd=tree / "mnt") as user:
-        assert_refused(fusebpf("umount", "mnt", cwd=tree), 1, "is busy", "--lazy")
+        assert_refused(fusebpf("umount", "./mnt", cwd=tree), 1, "is busy", "--lazy")
         assert support.mountpoints(tree) == [tree / "mnt"]
 
-        done = fusebpf("umount", "mnt", "--lazy", cwd=tree)
+        done = fusebpf("umount", "./mnt", "--lazy", cwd=tree)
 
         assert done.returncode == 0
         assert "ends when nothing uses it" in done.stderr
         assert entry_of(tree / "mnt")["state"] == "detached"
-        assert_refused(fusebpf("umount", "mnt", cwd=tree), 1, "still in use")
-        assert os.listdir(f"/proc/{user.pid}/cwd/") == ["file"]
+        assert_refused(fusebpf("umount", "./mnt", cwd=tree), 1, "still in use")
+        assert [path.name for path in Path(f"/proc/{user.pid}/cwd/").iterdir()] == ["file"]
 
     support.wait_until(lambda: left_behind(tree) == [])
 
@@ -219,7 +220,7 @@ def test_a_busy_mount_is_not_unmounted_but_detached_when_lazy(tree: Path) -> Non
 def test_a_lazy_unmount_of_an_idle_mount_waits_for_its_end(tree: Path) -> None:
     mount("src", "mnt", cwd=tree)
 
-    done = fusebpf("umount", "mnt", "-l", cwd=tree)
+    done = fusebpf("umount", "./mnt", "-l", cwd=tree)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert left_behind(tree) == []
@@ -229,14 +230,14 @@ def test_a_mount_that_is_covered_is_left_alone_until_it_is_uncovered(tree: Path)
     mount("src", "mnt", cwd=tree)
     support.run("mount", "-t", "tmpfs", "cover", tree / "mnt")
     try:
-        assert_refused(fusebpf("umount", "mnt", cwd=tree), 1, "covered by another mount")
+        assert_refused(fusebpf("umount", "./mnt", cwd=tree), 1, "covered by another mount")
         assert (
             support.run("findmnt", "-no", "FSTYPE", "--mountpoint", tree / "mnt").stdout.split()[-1]
             == "tmpfs"
         )
     finally:
         support.run("umount", tree / "mnt")
-    umount("mnt", cwd=tree)
+    umount("./mnt", cwd=tree)
 
 
 def test_somebody_elses_umount_ends_the_server(tree: Path) -> None:
@@ -258,7 +259,7 @@ def test_somebody_elses_lazy_umount_ends_the_server_when_nothing_uses_it(tree: P
 
 
 def test_a_mount_in_the_foreground_serves_in_its_own_process(tree: Path) -> None:
-    words = [
+    words: list[str | os.PathLike[str]] = [
         "timeout",
         "-s",
         "KILL",
@@ -287,4 +288,4 @@ def test_the_list_is_a_table(tree: Path) -> None:
     assert lines[0].split() == ["name", "source", "mount", "point", "pid", "filters", "state"]
     row = next(line for line in lines if str(tree / "mnt") in line).split()
     assert row[1:] == [str(tree / "src"), str(tree / "mnt"), row[3], "hide@710", "running"]
-    umount("mnt", cwd=tree)
+    umount("./mnt", cwd=tree)

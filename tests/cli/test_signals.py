@@ -1,5 +1,6 @@
 """How servers end by signals, under load, and how starts are interrupted; nothing may be left behind."""
 
+import json
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ WORK = (
 @contextmanager
 def load(mnt: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Four shells that work on a mount, and one that holds a file open in it."""
-    words = ["timeout", "-s", "KILL", "60", "sh", "-c", WORK, os.fspath(mnt)]
+    words: list[str | os.PathLike[str]] = ["timeout", "-s", "KILL", "60", "sh", "-c", WORK, os.fspath(mnt)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     clients = [subprocess.Popen(words, start_new_session=True, **quiet) for _ in range(4)]  # type: ignore[call-overload]
     try:
@@ -52,7 +53,7 @@ def test_a_signal_under_load_unmounts_cleanly(tree: Path, number: signal.Signals
         os.close(held)
 
     mount("src", "mnt", cwd=tree)
-    umount("mnt", cwd=tree)
+    umount("./mnt", cwd=tree)
 
 
 def test_a_hangup_does_not_end_a_background_server(tree: Path) -> None:
@@ -61,7 +62,7 @@ def test_a_hangup_does_not_end_a_background_server(tree: Path) -> None:
     os.kill(server_of(tree), signal.SIGHUP)
 
     assert (tree / "mnt" / "file").read_text() == "text\n"
-    umount("mnt", cwd=tree)
+    umount("./mnt", cwd=tree)
 
 
 @pytest.mark.parametrize("command", ["mount", "umount", "umount by name", "list"])
@@ -76,12 +77,12 @@ def test_what_a_killed_server_left_goes_with_the_next_command(tree: Path, comman
     if command == "mount":
         mount("src", "mnt", "--name", name, cwd=tree)
         assert (tree / "mnt" / "file").read_text() == "text\n"
-        umount("mnt", cwd=tree)
+        umount("./mnt", cwd=tree)
     elif command == "list":
         (row,) = (line for line in fusebpf("list").stdout.splitlines() if str(tree) in line)
         assert row.endswith("dead")
     else:
-        umount(name if "name" in command else "mnt", cwd=tree)
+        umount(name if "name" in command else "./mnt", cwd=tree)
 
     assert left_behind(tree) == []
     assert not (support.PINS / name).exists()
@@ -95,26 +96,30 @@ def test_a_killed_servers_mount_in_place_goes_too(tree: Path) -> None:
 
     mount("src", "src", cwd=tree)
     assert (tree / "src" / "file").read_text() == "text\n"
-    umount("src", cwd=tree)
+    umount("./src", cwd=tree)
 
 
-def test_a_mount_at_the_place_of_a_dead_servers_is_not_touched(tree: Path) -> None:
+@pytest.mark.parametrize("known", ["mount_id", "unique_id", "neither"])
+def test_a_living_mount_with_the_numbers_of_a_dead_servers_is_not_touched(tree: Path, known: str) -> None:
+    """The numbers of mounts that are gone are used again; here a dead entry gets a living mount's."""
     mount("src", "mnt", cwd=tree)
-    ((name, pid),) = support.servers_below(tree)
-    os.kill(pid, signal.SIGKILL)
-    support.wait_until(lambda: not support.is_alive(pid))
-    state = (support.STATE / f"{name}.json").read_text()
-    support.run("umount", tree / "mnt")
-    mount("src", "mnt", "--name", f"new{os.getpid()}", cwd=tree)
-    (support.STATE / f"{name}.json").write_text(
-        state.replace('"mount_id"', '"was"').replace(f"{pid}", "4194304")
-    )
+    ((name, _),) = support.servers_below(tree)
+    state = json.loads((support.STATE / f"{name}.json").read_text())
+    dead = {**state, "name": f"{name}-dead", "boot_id": "another"}
+    if known == "unique_id":
+        dead["unique_id"] -= 1
+    if known != "unique_id":
+        dead["unique_id"] = 0
+    if known == "neither":
+        dead["mount_id"] = None
+    (support.STATE / f"{name}-dead.json").write_text(json.dumps(dead))
 
     fusebpf("list")
 
+    assert not (support.STATE / f"{name}-dead.json").exists()
     assert support.mountpoints(tree) == [tree / "mnt"]
     assert (tree / "mnt" / "file").read_text() == "text\n"
-    umount("mnt", cwd=tree)
+    umount("./mnt", cwd=tree)
 
 
 def test_a_stopped_server_does_not_stop_umount(tree: Path) -> None:
@@ -122,7 +127,7 @@ def test_a_stopped_server_does_not_stop_umount(tree: Path) -> None:
     pid = server_of(tree)
     os.kill(pid, signal.SIGSTOP)
     try:
-        done = fusebpf("umount", "mnt", "--lazy", cwd=tree)
+        done = fusebpf("umount", "./mnt", "--lazy", cwd=tree)
     finally:
         os.kill(pid, signal.SIGCONT)
 
@@ -136,17 +141,23 @@ def slow(tree: Path) -> Path:
     """A filter whose compilation takes seconds: a start that can be interrupted."""
     text = '#include "fusebpf.h"\n'
     for number in range(20):
-        text += (
-            f"FILTER(f{number}, .altitude = {100 + number})\nPRE(f{number}, any) {{ return FB_CONTINUE; }}\n"
-        )
-        text += f'POST(f{number}, any) {{ return fb_name_glob(ctx, "*a*b*c*{number}") ? FB_REWRITE : FB_CONTINUE; }}\n'
+        name = f"f{number}"
+        text += f"FILTER({name}, .altitude = {100 + number})\nPRE({name}, any) {{ return FB_CONTINUE; }}\n"
+        text += f'POST({name}, any) {{ return fb_name_glob(ctx, "*a*b*c*{number}") ? FB_REWRITE : 0; }}\n'
     (tree / "slow.c").write_text(text)
     return tree / "slow.c"
 
 
 def start(tree: Path, slow: Path) -> subprocess.Popen[str]:
     """A mount that is on its way: its name is reserved, its filters are being compiled."""
-    words = [support.COMMAND, "mount", tree / "src", tree / "mnt", "--filter", slow]
+    words: list[str | os.PathLike[str]] = [
+        support.COMMAND,
+        "mount",
+        tree / "src",
+        tree / "mnt",
+        "--filter",
+        slow,
+    ]
     command = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
     support.wait_until(lambda: list(support.servers_below(tree)) or command.poll() is not None)
     assert command.poll() is None
@@ -190,7 +201,15 @@ def test_a_mount_that_is_on_its_way_is_not_mounted_twice(tree: Path, slow: Path)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_server_in_the_foreground(tree: Path, number: signal.Signals) -> None:
-    words = [support.COMMAND, "mount", "-f", tree / "src", tree / "mnt", "--filter", "audit"]
+    words: list[str | os.PathLike[str]] = [
+        support.COMMAND,
+        "mount",
+        "-f",
+        tree / "src",
+        tree / "mnt",
+        "--filter",
+        "audit",
+    ]
     with (
         subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server,
         load_when_ready(server, tree / "mnt"),
@@ -214,7 +233,7 @@ def test_twenty_mounts_at_once_all_come_and_go(tree: Path) -> None:
     points = [tree / f"mnt{number}" for number in range(20)]
     for point in points:
         point.mkdir()
-    words = ["timeout", "-s", "KILL", "60", support.COMMAND]
+    words: list[str | os.PathLike[str]] = ["timeout", "-s", "KILL", "60", support.COMMAND]
 
     starts = [subprocess.Popen([*words, "mount", tree / "src", point, "--name", ""]) for point in points]
     assert [one.wait(60) for one in starts] == [0] * 20
@@ -229,7 +248,7 @@ def test_the_log_of_a_quiet_mount_goes_with_it(tree: Path) -> None:
     ((name, _),) = support.servers_below(tree)
     assert (support.STATE / f"{name}.log").exists()
 
-    umount("mnt", cwd=tree)
+    umount("./mnt", cwd=tree)
 
     assert not (support.STATE / f"{name}.log").exists()
     assert processes(tree) == []

@@ -39,7 +39,7 @@ def descriptors() -> dict[int, str]:
     found = {}
     for link in Path("/proc/self/fd").iterdir():
         try:
-            found[int(link.name)] = os.readlink(link)
+            found[int(link.name)] = os.readlink(link)  # noqa: PTH115 - as text
         except FileNotFoundError:
             continue
     return found
@@ -163,7 +163,7 @@ def test_a_root_descriptor_stays_its_owners(tree: Path) -> None:
 
     run(main)
 
-    assert os.listdir(fd) == ["file"]
+    assert os.listdir(fd) == ["file"]  # noqa: PTH208 - by descriptor
     os.close(fd)
 
 
@@ -210,7 +210,7 @@ def test_the_command_unmounts_a_stack_of_a_program_and_its_program_goes_on(tree:
     async def main() -> None:
         async with Stack(tree / "src", tree / "mnt") as stack:
             async with trio.open_nursery() as nursery:
-                command = [support.COMMAND, "umount", tree / "mnt"]
+                command: list[str | os.PathLike[str]] = [support.COMMAND, "umount", tree / "mnt"]
                 process = await trio.lowlevel.open_process(command, stderr=subprocess.PIPE)
                 nursery.start_soon(stack.wait)
             assert support.mountpoints(tree) == []

@@ -1,6 +1,5 @@
-"""Scenarios of attributes: getattr, setattr by path and by descriptor, statfs, access, extended attributes."""
+"""Scenarios of attributes: getattr, setattr by path and by descriptor, statfs, access, xattrs."""
 
-# ruff: noqa: PTH - what is tested is system calls, by path and by descriptor
 import ctypes
 import os
 import struct
@@ -37,7 +36,11 @@ def chmod_sets_every_bit(p: Path) -> Any:
 def fchmod_by_descriptors_of_all_kinds(p: Path) -> Any:
     put(p / "f")
     os.mkdir(p / "d")
-    with opened(p / "f", os.O_RDONLY) as fd, opened(p / "d", os.O_RDONLY) as d, opened(p / "f", os.O_PATH) as o:
+    with (
+        opened(p / "f", os.O_RDONLY) as fd,
+        opened(p / "d", os.O_RDONLY) as d,
+        opened(p / "f", os.O_PATH) as o,
+    ):
         os.fchmod(fd, 0o4711)
         os.fchmod(d, 0o2770)
         return mode_of(fd), mode_of(d), attempt(os.fchmod, o, 0o600)
@@ -311,7 +314,10 @@ def xattr_sizes(p: Path) -> Any:
     put(p / "f")
     os.setxattr(p / "f", "user.a", b"v" * 3000)
     path, buffer = os.fsencode(p / "f"), ctypes.create_string_buffer(4096)
-    gets = [attempt(lambda n=n: checked(libc.getxattr(path, b"user.a", buffer, n))) for n in (0, 10, 2999, 3000, 4096)]
+    gets = [
+        attempt(lambda n=n: checked(libc.getxattr(path, b"user.a", buffer, n)))
+        for n in (0, 10, 2999, 3000, 4096)
+    ]
     lists = [attempt(lambda n=n: checked(libc.listxattr(path, buffer, n))) for n in (0, 3, 7, 100)]
     return gets, lists, buffer.raw[:7], len(os.getxattr(p / "f", "user.a"))
 

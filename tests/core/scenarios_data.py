@@ -1,6 +1,5 @@
 """Scenarios of open files: open's flags, read, write, append, mmap, fsync, unlinked files, programs."""
 
-# ruff: noqa: PTH - what is tested is system calls, by path and by descriptor
 import fcntl
 import mmap
 import os
@@ -64,7 +63,12 @@ def open_with_o_trunc(p: Path) -> Any:
         with opened(p / "f", os.O_WRONLY | os.O_TRUNC) as writer:
             after = os.pread(reader, 100, 0), facts(p / "f")
             os.write(writer, b"new")
-            return before, after, os.pread(reader, 100, 0), attempt(os.open, p / "g", os.O_CREAT | os.O_TRUNC) != ""
+            return (
+                before,
+                after,
+                os.pread(reader, 100, 0),
+                attempt(os.open, p / "g", os.O_CREAT | os.O_TRUNC) != "",
+            )
 
 
 @scenario
@@ -102,7 +106,12 @@ def open_with_other_flags(p: Path) -> Any:
             os.write(fd, b"T")
             seen.append((os.pread(fd, 10, 0), fcntl.fcntl(fd, fcntl.F_GETFL) & flags))
     with opened(p / "f", os.O_PATH) as fd:
-        return seen, facts(fd), attempt(os.read, fd, 1), attempt(os.open, f"/proc/self/fd/{fd}", os.O_RDONLY) != ""
+        return (
+            seen,
+            facts(fd),
+            attempt(os.read, fd, 1),
+            attempt(os.open, f"/proc/self/fd/{fd}", os.O_RDONLY) != "",
+        )
 
 
 @scenario
@@ -117,7 +126,12 @@ def open_of_a_file_that_was_made_behind(p: Path) -> Any:
 def descriptors_say_what_they_may(p: Path) -> Any:
     put(p / "f")
     with opened(p / "f", os.O_RDONLY) as r, opened(p / "f", os.O_WRONLY) as w, opened(p, os.O_RDONLY) as d:
-        return attempt(os.write, r, b"x"), attempt(os.read, w, 1), attempt(os.read, d, 1), attempt(os.write, d, b"x")
+        return (
+            attempt(os.write, r, b"x"),
+            attempt(os.read, w, 1),
+            attempt(os.read, d, 1),
+            attempt(os.write, d, b"x"),
+        )
 
 
 # ------------------------------------------------------------------------------ read and write
@@ -127,7 +141,16 @@ def descriptors_say_what_they_may(p: Path) -> Any:
 def read_at_any_offset(p: Path) -> Any:
     data = os.urandom(0) + bytes(index * 7 % 251 for index in range(100_003))
     put(p / "f", data)
-    spans = [(0, 1), (4095, 2), (100_000, 100), (100_003, 1), (200_000, 5), (0, 200_000), (65_536, 4096), (7, 0)]
+    spans = [
+        (0, 1),
+        (4095, 2),
+        (100_000, 100),
+        (100_003, 1),
+        (200_000, 5),
+        (0, 200_000),
+        (65_536, 4096),
+        (7, 0),
+    ]
     with opened(p / "f", os.O_RDONLY) as fd:
         reads = [os.pread(fd, size, offset) for offset, size in spans]
         parts = [bytearray(3), bytearray(10), bytearray(1)]

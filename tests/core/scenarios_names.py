@@ -1,6 +1,5 @@
 """Scenarios of ops on names: lookup, and what makes, moves and removes entries."""
 
-# ruff: noqa: PTH - what is tested is system calls, by path and by descriptor
 import os
 import socket
 import stat
@@ -23,14 +22,20 @@ def renameat2(old: Path, new: Path, flags: int) -> int:
 
 @scenario
 def lookup_of_a_missing_name(p: Path) -> Any:
-    return attempt(os.stat, p / "missing"), attempt(os.lstat, p / "missing"), attempt(os.open, p / "missing", 0)
+    return (
+        attempt(os.stat, p / "missing"),
+        attempt(os.lstat, p / "missing"),
+        attempt(os.open, p / "missing", 0),
+    )
 
 
 @scenario
 def lookup_below_a_file(p: Path) -> Any:
     put(p / "file")
     calls = (os.stat, os.mkdir, os.unlink, os.rmdir, os.listdir)
-    return [attempt(call, p / "file" / "below") for call in calls], attempt(os.open, p / "file" / "x", os.O_CREAT)
+    return [attempt(call, p / "file" / "below") for call in calls], attempt(
+        os.open, p / "file" / "x", os.O_CREAT
+    )
 
 
 @scenario
@@ -329,7 +334,15 @@ def rename_errors(p: Path) -> Any:
     put(p / "e" / "inner")
     put(p / "file")
     pairs = [
-        *(("missing", "x"), ("d", "d/full/x"), ("d", "d"), ("d", "e"), ("e", "d"), ("file", "d"), ("d", "file")),
+        *(
+            ("missing", "x"),
+            ("d", "d/full/x"),
+            ("d", "d"),
+            ("d", "e"),
+            ("e", "d"),
+            ("file", "d"),
+            ("d", "file"),
+        ),
         *(("file", "missing/x"), ("file/x", "y"), ("file", "file/x"), ("d/full", "d"), ("file", "")),
     ]
     return [attempt(os.rename, p / old, p / new) for old, new in pairs]
@@ -409,7 +422,14 @@ def link_errors(p: Path) -> Any:
     put(p / "file")
     put(p / "other")
     os.mkdir(p / "d")
-    pairs = (("d", "e"), ("missing", "x"), ("file", "other"), ("file", "missing/x"), ("file", "other/x"), ("file", "d"))
+    pairs = (
+        ("d", "e"),
+        ("missing", "x"),
+        ("file", "other"),
+        ("file", "missing/x"),
+        ("file", "other/x"),
+        ("file", "d"),
+    )
     return [attempt(os.link, p / old, p / new) for old, new in pairs]
 
 

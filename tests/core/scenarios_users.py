@@ -1,6 +1,5 @@
 """Scenarios of callers without rights: who may what, and whose is what they make."""
 
-# ruff: noqa: PTH - what is tested is system calls, by path and by descriptor
 import os
 import stat
 from pathlib import Path
@@ -90,7 +89,9 @@ def acl_lets_a_named_user_in(p: Path) -> Any:
     seen = []
     for uid, groups in ((WHO, []), (OTHER, []), (OTHER, [55])):
         with user(uid, uid, groups):
-            seen.append([attempt(lambda f=f: os.close(os.open(p / "f", f))) for f in (os.O_RDONLY, os.O_WRONLY)])
+            seen.append(
+                [attempt(lambda f=f: os.close(os.open(p / "f", f))) for f in (os.O_RDONLY, os.O_WRONLY)]
+            )
     return seen
 
 

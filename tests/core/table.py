@@ -4,7 +4,6 @@ A scenario is a function of a fresh directory; what it returns, and the tree tha
 where the directory lies. It runs in a child of its own, which may change its identity and can be killed.
 """
 
-# ruff: noqa: PTH - what is tested is system calls, by path and by descriptor
 import ctypes
 import errno
 import os
@@ -62,7 +61,9 @@ def put(path: Path, data: bytes = b"text\n", mode: int = 0o644) -> Path:
 
 
 @contextmanager
-def opened(path: Path | str | bytes, flags: int, mode: int = 0o644, dir_fd: int | None = None) -> Iterator[int]:
+def opened(
+    path: Path | str | bytes, flags: int, mode: int = 0o644, dir_fd: int | None = None
+) -> Iterator[int]:
     """A descriptor for the time of a block."""
     fd = os.open(path, flags, mode, dir_fd=dir_fd)
     try:
@@ -129,17 +130,22 @@ def when(time_ns: int) -> int | str:
     return "now" if abs(time.time_ns() - time_ns) < RECENT_NS else time_ns
 
 
-def facts(target: Path | str | bytes | int, **keywords: Any) -> tuple[Any, ...]:
+Facts = tuple[str, int, int, int, int, int, int | str, int | str, int | str]
+
+
+def facts(target: Path | str | bytes | int, **keywords: Any) -> Facts:
     """What stat(2) says, as far as it does not depend on when and where."""
     st = os.stat(target, **keywords)
     size = 0 if stat.S_ISDIR(st.st_mode) else st.st_size
-    numbers = (oct(st.st_mode), st.st_nlink, st.st_uid, st.st_gid, size, st.st_rdev)
-    return (*numbers, when(st.st_atime_ns), when(st.st_mtime_ns), when(st.st_ctime_ns))
+    owner = oct(st.st_mode), st.st_nlink, st.st_uid, st.st_gid
+    return (*owner, size, st.st_rdev, when(st.st_atime_ns), when(st.st_mtime_ns), when(st.st_ctime_ns))
 
 
 def mode_of(target: Path | int) -> str:
     """The permission bits, in octal."""
-    return oct(stat.S_IMODE(os.lstat(target).st_mode if isinstance(target, Path) else os.stat(target).st_mode))
+    return oct(
+        stat.S_IMODE(os.lstat(target).st_mode if isinstance(target, Path) else os.stat(target).st_mode)
+    )
 
 
 def owner_of(path: Path) -> tuple[int, int, str]:

@@ -1,4 +1,4 @@
-"""Each op through the mount against the same op on the bare directory: result, errno and the tree it leaves."""
+"""Each op through the mount against the same op on the bare directory: result, errno, the tree left."""
 
 import itertools
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from core import scenarios_attr, scenarios_data, scenarios_dirs, scenarios_names, scenarios_users, table
-from core.conftest import Variant
+from core.variants import Variant
 
 MODULES = (scenarios_attr, scenarios_data, scenarios_dirs, scenarios_names, scenarios_users)
 _numbers = itertools.count()

@@ -1,9 +1,9 @@
 """Good sources: what is loaded, what it is called, what is pinned, what bpftool shows of it."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import loader_support
 import pytest
@@ -17,7 +17,8 @@ from fusebpf.loader import Compiled, Filter, SharedMaps
 _DIRENT = OPCODES["dirent"]
 _HOOKABLE = {opcode for _, opcode, _, _, kind, _ in _core.OPS if kind == "hook" and opcode != _DIRENT}
 _WITH_FILE_NAMES = {
-    OPCODES[op] for op in ("lookup", "symlink", "mknod", "mkdir", "unlink", "rmdir", "rename", "link", "create")
+    OPCODES[op]
+    for op in ("lookup", "symlink", "mknod", "mkdir", "unlink", "rmdir", "rename", "link", "create")
 }
 
 
@@ -49,13 +50,19 @@ def test_only_the_named_filters_are_loaded(stock: Compiled, shared: SharedMaps) 
         each.close()
 
 
-def test_a_name_that_the_file_does_not_declare_is_refused_with_a_list(stock: Compiled, shared: SharedMaps) -> None:
-    with pytest.raises(FilterError, match="declares no filter 'hid'; it declares: hide, readonly, deny, audit"):
+def test_a_name_that_the_file_does_not_declare_is_refused_with_a_list(
+    stock: Compiled, shared: SharedMaps
+) -> None:
+    with pytest.raises(
+        FilterError, match="declares no filter 'hid'; it declares: hide, readonly, deny, audit"
+    ):
         loader.load(stock, shared, names=["hide", "hid"])
 
 
 def test_any_hooks_every_op_but_dirent(filters: dict[str, Filter]) -> None:
-    by_phase = {phase: {hook.opcode for hook in filters["audit"].hooks if hook.phase == phase} for phase in (0, 1)}
+    by_phase = {
+        phase: {hook.opcode for hook in filters["audit"].hooks if hook.phase == phase} for phase in (0, 1)
+    }
 
     assert by_phase == {0: _HOOKABLE, 1: _HOOKABLE}
 
@@ -79,7 +86,9 @@ def test_an_op_beats_name_and_name_beats_any(load_text: Callable[[str], Filter])
     assert set(by_opcode) == _HOOKABLE
 
 
-def test_the_same_code_is_verified_once_and_pinned_under_each_name(filters: dict[str, Filter], pins: Path) -> None:
+def test_the_same_code_is_verified_once_and_pinned_under_each_name(
+    filters: dict[str, Filter], pins: Path
+) -> None:
     readonly = filters["readonly"]
 
     readonly.pin(pins)
@@ -93,9 +102,7 @@ def test_the_same_code_is_verified_once_and_pinned_under_each_name(filters: dict
 
 
 def test_programs_are_called_in_the_kernel_as_in_the_source(filters: dict[str, Filter]) -> None:
-    names = {
-        each.name: _program_name(each.fd) for one in filters.values() for each in one.programs
-    }
+    names = {each.name: _program_name(each.fd) for one in filters.values() for each in one.programs}
 
     assert names["hide__pre__name"] == "hide_pre_name"
     assert names["deny__pre__any"] == "deny_pre_any"
@@ -119,7 +126,9 @@ def test_bpftool_prints_names_of_the_maps_types(
     assert described[0] == {"name": "hide", "altitude": 710, "wants": 0}
     assert described[3] == {"name": "audit", "altitude": 900, "wants": 5}
     assert described[1]["altitude"] == described[31]["altitude"] == 0
-    assert {"route": "FB_ROUTE_BACKING", "error": "FB_OK"}.items() <= _dump(pins / "recent")[0]["value"].items()
+    assert {"route": "FB_ROUTE_BACKING", "error": "FB_OK"}.items() <= _dump(pins / "recent")[0][
+        "value"
+    ].items()
     (rule,) = _dump(pins / "deny" / "rules")
     assert rule["key"] == {"op": "FB_OP_unlink", "uid": 1000, "name": {"text": ""}}
     assert rule["value"] == {"error": "FB_EACCES"}
@@ -131,9 +140,16 @@ def test_the_shared_maps_have_the_sizes_of_the_abi(shared: SharedMaps) -> None:
 
     assert (infos["slots"].max_entries, infos["slots"].value_size) == (sizes["n_slots"], sizes["slot"])
     assert (infos["recent"].max_entries, infos["recent"].value_size) == (sizes["n_recent"], sizes["record"])
-    assert (infos["filters"].max_entries, infos["filters"].value_size) == (sizes["max_filters"], sizes["filter_info"])
+    assert (infos["filters"].max_entries, infos["filters"].value_size) == (
+        sizes["max_filters"],
+        sizes["filter_info"],
+    )
     stats = infos["stats"]
-    assert (stats.max_entries, stats.key_size, stats.value_size) == (sizes["n_stats"], sizes["stat_key"], sizes["stat"])
+    assert (stats.max_entries, stats.key_size, stats.value_size) == (
+        sizes["n_stats"],
+        sizes["stat_key"],
+        sizes["stat"],
+    )
     assert all(infos[name].flags & bpf.F_MMAPABLE for name in ("slots", "recent"))
     assert len(shared.rings) == bpf.map_info(shared.rings_map).max_entries == 2
 
@@ -145,7 +161,8 @@ def test_shared_maps_can_be_made_without_any_filter() -> None:
 
 def test_a_map_of_no_filter_belongs_to_those_that_use_it(tmp_path: Path, shared: SharedMaps) -> None:
     source = (
-        "FILTER(a, .altitude = 1)\nFILTER(b, .altitude = 2)\nFILTER(c, .altitude = 3)\nBPF_HASH(common, u32, u64, 4);\n"
+        "FILTER(a, .altitude = 1)\nFILTER(b, .altitude = 2)\nFILTER(c, .altitude = 3)\n"
+        "BPF_HASH(common, u32, u64, 4);\n"
         "PRE(a, lookup) { return common.lookup(&ctx->uid) ? -1 : 0; }\n"
         "PRE(b, mkdir) { return common.lookup(&ctx->uid) ? -2 : 0; }\nPRE(c, mkdir) { return 0; }\n"
     )
@@ -197,7 +214,9 @@ def test_check_says_what_is_in_a_file() -> None:
     assert deny.maps == {"rules": "hash of op:uid:name:error"}
 
 
-def test_a_pin_that_is_in_the_way_leaves_no_other(filters: dict[str, Filter], shared: SharedMaps, pins: Path) -> None:
+def test_a_pin_that_is_in_the_way_leaves_no_other(
+    filters: dict[str, Filter], shared: SharedMaps, pins: Path
+) -> None:
     shared.pin(pins)
     (pins / "hide").mkdir()
     bpf.obj_pin(shared.stats, pins / "hide" / "pre_name")
@@ -228,8 +247,11 @@ def test_a_compile_is_plain_data(stock: Compiled) -> None:
 def _program_name(fd: int) -> str:
     info = dict(line.split(":\t", 1) for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())
     shown = json.loads(support.run("bpftool", "-j", "prog", "show", "id", info["prog_id"]).stdout)
-    return os.fspath(shown["name"])
+    return str(shown["name"])
 
 
-def _dump(path: Path) -> list[dict[str, dict[str, object]]]:
-    return [row["formatted"] for row in json.loads(support.run("bpftool", "-j", "map", "dump", "pinned", path).stdout)]
+def _dump(path: Path) -> list[dict[str, dict[str, Any]]]:
+    return [
+        row["formatted"]
+        for row in json.loads(support.run("bpftool", "-j", "map", "dump", "pinned", path).stdout)
+    ]

@@ -48,7 +48,12 @@ def deny(filters: dict[str, Filter]) -> Filter:
 def test_hide_makes_a_name_absent(name: str, hide: Filter, runner: HookRunner) -> None:
     assert runner.run(hide, "pre", "lookup", name=name).verdict == "FB_NEGATIVE"
     assert runner.run(hide, "post", "dirent", name=name).verdict == "FB_DROP"
-    for op, error in (("mkdir", "FB_EACCES"), ("create", "FB_EACCES"), ("unlink", "FB_ENOENT"), ("rmdir", "FB_ENOENT")):
+    for op, error in (
+        ("mkdir", "FB_EACCES"),
+        ("create", "FB_EACCES"),
+        ("unlink", "FB_ENOENT"),
+        ("rmdir", "FB_ENOENT"),
+    ):
         said = runner.run(hide, "pre", op, name=name)
         assert (said.verdict, said.error) == ("FB_REPLY", error)
 
@@ -95,10 +100,12 @@ def test_hide_takes_63_patterns_and_names_of_255_bytes(hide: Filter, runner: Hoo
 
 
 def test_hide_matches_as_fnmatch_does(hide: Filter, runner: HookRunner) -> None:
-    numbers = random.Random(1)
+    numbers = random.Random(1)  # noqa: S311 -- the same cases each time
     wrong = []
     for _ in range(300):
-        patterns = ["".join(numbers.choices("ab[*?", k=numbers.randint(1, 6))) for _ in range(numbers.randint(1, 4))]
+        patterns = [
+            "".join(numbers.choices("ab[*?", k=numbers.randint(1, 6))) for _ in range(numbers.randint(1, 4))
+        ]
         hide.set("names", ",".join(patterns))
         for _ in range(20):
             name = "".join(numbers.choices("ab[", k=numbers.randint(1, 7)))
@@ -211,7 +218,9 @@ def test_deny_judges_ops_without_names(deny: Filter, runner: HookRunner) -> None
 
 
 @pytest.mark.parametrize("op", _ALL)
-def test_audit_records_every_op_and_decides_nothing(op: str, filters: dict[str, Filter], runner: HookRunner) -> None:
+def test_audit_records_every_op_and_decides_nothing(
+    op: str, filters: dict[str, Filter], runner: HookRunner
+) -> None:
     for phase in ("pre", "post"):
         said = runner.run(filters["audit"], phase, op, name="n", name2="m")
         assert (said.verdict, said.flags, said.edits, said.records) == ("FB_CONTINUE", 0, 0, 1)
@@ -233,5 +242,3 @@ def _count(shared: SharedMaps, op: str, verdict: int) -> int:
     key = b"".join(number.to_bytes(4, "little") for number in (3, 0, OPCODES[op], verdict))
     value = bpf.map_lookup(shared.stats, key, _core.SIZES["stat"])
     return int.from_bytes(value or b"", "little")
-
-
