@@ -64,13 +64,24 @@
 	HOOK(readdir,         28, rw,       0, FB_OP_COUNT | FB_OP_DAEMON)                     \
 	HOOK(releasedir,      29, release,  0, FB_OP_UNREFUSABLE | FB_OP_DAEMON)               \
 	HOOK(fsyncdir,        30, fsync,    0, FB_OP_DAEMON)                                   \
+	HOOK(getlk,           31, lock,     0, 0)                                              \
+	HOOK(setlk,           32, lock,     0, 0)                                              \
 	HOOK(access,          34, access,   0, FB_OP_DAEMON)                                   \
 	HOOK(create,          35, create,   1, FB_OP_ENTRY | FB_OP_OPENS | FB_OP_CREATES | FB_OP_MUTATES | FB_OP_DAEMON) \
 	PLAIN(interrupt,      36, nothing,  0, FB_OP_NO_REPLY | FB_OP_UNREFUSABLE)             \
 	PLAIN(destroy,        38, nothing,  0, FB_OP_NO_REPLY | FB_OP_UNREFUSABLE)             \
+	HOOK(ioctl,           39, ioctl,    0, 0)                                              \
+	HOOK(poll,            40, poll,     0, 0)                                              \
 	PLAIN(batch_forget,   42, nothing,  0, FB_OP_NO_REPLY | FB_OP_UNREFUSABLE)             \
+	HOOK(fallocate,       43, fallocate, 0, FB_OP_MUTATES)                                 \
+	HOOK(lseek,           46, lseek,    0, FB_OP_COUNT)                                    \
+	HOOK(copy_file_range, 47, copy,     0, FB_OP_COUNT | FB_OP_MUTATES)                    \
+	HOOK(tmpfile,         51, create,   0, FB_OP_ENTRY | FB_OP_OPENS | FB_OP_CREATES | FB_OP_MUTATES) \
+	HOOK(statx,           52, statx,    0, FB_OP_ATTR)                                     \
 	ALIAS(readdir, readdirplus, 44)                                                        \
 	ALIAS(rename, rename2, 45)                                                             \
+	ALIAS(setlk, setlkw, 33)                                                               \
+	HOOK(flock,          193, lock,     0, 0) /* SETLK and SETLKW for flock(2) */          \
 	HOOK(dirent,         192, dirent,   1, FB_OP_POST_ONLY) /* once for each entry of a listing */
 
 enum fb_op_flags {
@@ -279,6 +290,61 @@ struct fb_access {
 	__u32 reserved0;
 };
 
+struct fb_statx {
+	__u64 fh; /* 0: by inode */
+	__u32 flags;
+	__u32 mask; /* STATX_ of what the caller wants */
+};
+
+struct fb_fallocate {
+	__u64 fh;
+	__u64 offset;
+	__u64 length;
+	__u32 mode; /* fallocate(2)'s */
+	__u32 reserved0;
+};
+
+struct fb_lseek {
+	__u64 fh;
+	__u64 offset;
+	__u32 whence; /* SEEK_DATA 3, SEEK_HOLE 4 */
+	__u32 reserved0;
+};
+
+struct fb_copy {
+	__u64 fh; /* of nodeid, the source */
+	__u64 offset;
+	__u64 fh_out;
+	__u64 nodeid_out;
+	__u64 offset_out;
+	__u64 length;
+};
+
+struct fb_lock {
+	__u64 fh;
+	__u64 owner;
+	__u64 start;
+	__u64 end;   /* the last byte */
+	__u32 type;  /* F_RDLCK 0, F_WRLCK 1, F_UNLCK 2 */
+	__u32 flags; /* enum fb_lock_flags */
+};
+
+enum fb_lock_flags { FB_LOCK_WAITS = 1 << 0 };
+
+struct fb_ioctl {
+	__u64 fh;
+	__u32 command;
+	__u32 in_size;
+	__u32 out_size;
+	__u32 flags;
+};
+
+struct fb_poll {
+	__u64 fh;
+	__u32 events; /* poll(2)'s */
+	__u32 reserved0;
+};
+
 struct fb_dirent {
 	__u64 ino;
 	__u32 type; /* DT_ of dirent.h */
@@ -364,6 +430,13 @@ struct fb_slot {
 		struct fb_flush flush;
 		struct fb_xattr xattr;
 		struct fb_access access;
+		struct fb_statx statx;
+		struct fb_fallocate fallocate;
+		struct fb_lseek lseek;
+		struct fb_copy copy;
+		struct fb_lock lock;
+		struct fb_ioctl ioctl;
+		struct fb_poll poll;
 		struct fb_dirent dirent;
 		__u64 reserved[8];
 	} args;

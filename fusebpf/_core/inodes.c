@@ -60,6 +60,29 @@ static bool can_reopen(int mount_fd, int dir_fd)
 	return true;
 }
 
+/* A file system whose close(2) may say that an earlier write failed. */
+static bool is_remote(int fd)
+{
+	struct statfs fs;
+
+	if (fstatfs(fd, &fs) < 0)
+		return true;
+	switch ((unsigned long)fs.f_type) {
+	case NFS_SUPER_MAGIC:
+	case SMB_SUPER_MAGIC:
+	case CIFS_SUPER_MAGIC:
+	case SMB2_SUPER_MAGIC:
+	case CEPH_SUPER_MAGIC:
+	case AFS_SUPER_MAGIC:
+	case CODA_SUPER_MAGIC:
+	case V9FS_MAGIC:
+	case FUSE_SUPER_MAGIC:
+		return true;
+	default:
+		return false;
+	}
+}
+
 /* The backing mount of an inode that was found through fd, added when it is first met. NULL: memory is short. */
 static struct backing_mount *backing_mount_get(struct mount *m, int id, int fd, uint32_t type)
 {
@@ -78,6 +101,7 @@ static struct backing_mount *backing_mount_get(struct mount *m, int id, int fd, 
 		if (type == S_IFDIR)
 			b->fd = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 		b->can_reopen = b->fd >= 0 && can_reopen(b->fd, fd);
+		b->is_remote = is_remote(fd);
 		b->next = atomic_load(&t->mounts);
 		atomic_store(&t->mounts, b);
 	}

@@ -86,8 +86,11 @@ static const char *reply_fill(struct request *rq, uint64_t edits)
 		return "it answered success and no statfs";
 	if (op->flags & FB_OP_TEXT && !(edits & FB_EDIT_TEXT))
 		return "it answered success and no text";
-	if (op->canonical == FB_OP_write && !(edits & FB_EDIT_COUNT))
+	if ((op->canonical == FB_OP_write || op->canonical == FB_OP_copy_file_range) && !(edits & FB_EDIT_COUNT))
 		return "it answered success and no count of bytes written";
+	if (op->canonical == FB_OP_lseek || op->canonical == FB_OP_getlk || op->canonical == FB_OP_ioctl ||
+	    op->canonical == FB_OP_poll)
+		return "it answered success, which for this op only the backing root can";
 	return NULL;
 }
 
@@ -224,10 +227,8 @@ static void result_to_slot(struct request *rq)
 							   .bavail = st->bavail, .files = st->files,
 							   .ffree = st->ffree, .bsize = st->bsize,
 							   .namelen = st->namelen, .frsize = st->frsize };
-	} else if (rq->op->canonical == FB_OP_write) {
-		image->result.count = rq->out.write.size;
 	} else if (flags & FB_OP_COUNT) {
-		image->result.count = rq->payload_len;
+		image->result.count = rq->count;
 	} else if (flags & FB_OP_TEXT) {
 		image->result.count = rq->payload_len;
 		image->text_len = rq->payload_len < FB_PATH_SIZE ? (uint32_t)rq->payload_len : 0;
@@ -264,7 +265,7 @@ static void result_from_slot(struct request *rq, uint64_t edits)
 		rq->reply = &rq->out.statfs;
 		rq->reply_len = sizeof(rq->out.statfs);
 	}
-	if (edits & FB_EDIT_COUNT && rq->op->canonical == FB_OP_write) {
+	if (edits & FB_EDIT_COUNT && rq->op->canonical != FB_OP_read) {
 		rq->out.write = (struct fuse_write_out){ .size = (uint32_t)image->result.count };
 		rq->reply = &rq->out.write;
 		rq->reply_len = sizeof(rq->out.write);
@@ -509,6 +510,8 @@ void request_run(struct request *rq)
 	}
 	if (rq->error)
 		result_undo(rq);
+	if (rq->op->opcode == FB_OP_statx && !rq->error)
+		statx_finish(rq);
 	bool is_negative = rq->verdict == FB_NEGATIVE && rq->error == ENOENT && rq->all_edits & FB_EDIT_TTL;
 	if (is_negative)
 		negative_reply(rq);
