@@ -312,6 +312,7 @@ struct workers {
 	struct worker *all;
 	uint64_t rings_taken; /* a bit for each index */
 	uint32_t n, limit;
+	_Atomic uint32_t n_returning; /* parked ones that wait for a ring: whoever is done leaves his */
 	uint32_t n_parked; /* of n: blocked for as long as it takes; not counted against the limit */
 	_Atomic uint32_t n_idle;
 	_Atomic bool is_stopping;

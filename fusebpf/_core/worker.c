@@ -124,8 +124,10 @@ void worker_unpark(struct worker *w)
 	struct workers *p = &w->mount->workers;
 
 	pthread_mutex_lock(&p->lock);
+	atomic_fetch_add(&p->n_returning, 1);
 	while (!~p->rings_taken)
 		pthread_cond_wait(&p->changed, &p->lock);
+	atomic_fetch_sub(&p->n_returning, 1);
 	w->index = (uint32_t)__builtin_ctzll(~p->rings_taken);
 	p->rings_taken |= 1ULL << w->index;
 	p->n_parked--;
@@ -239,7 +241,7 @@ static void *worker_main(void *argument)
 	creds_init_thread();
 	atomic_store(&w->is_idle, true);
 	for (;;) {
-		if (atomic_load(&p->is_stopping) || atomic_load(&w->is_retiring))
+		if (atomic_load(&p->is_stopping) || atomic_load(&w->is_retiring) || atomic_load(&p->n_returning))
 			break;
 		ssize_t n = read_request(w);
 		if (n < 0 && may_go_on((int)-n)) {
