@@ -125,10 +125,10 @@ void worker_unpark(struct worker *w)
 
 	pthread_mutex_lock(&p->lock);
 	atomic_fetch_add(&p->n_returning, 1);
-	while (!~p->rings_taken) {
+	if (!~p->rings_taken)
 		pthread_cond_broadcast(&p->changed); // the janitor sends idle workers away
+	while (!~p->rings_taken)
 		pthread_cond_wait(&p->changed, &p->lock);
-	}
 	atomic_fetch_sub(&p->n_returning, 1);
 	w->index = (uint32_t)__builtin_ctzll(~p->rings_taken);
 	p->rings_taken |= 1ULL << w->index;
