@@ -381,7 +381,7 @@ struct fb_statfs {
 enum fb_slot_flags {
 	FB_NO_CALLER = 1 << 0, /* the kernel's own request: uid, gid read -1, pid 0 */
 	FB_HAS_PATH = 1 << 1,  /* path is filled in */
-	FB_PATH_LOST = 1 << 2, /* the path was asked for and is longer than FB_PATH_SIZE, or its inode is not linked */
+	FB_PATH_LOST = 1 << 2, /* the path was asked for and is longer than FB_PATH_SIZE - 1, or not known */
 	FB_KNOWN_EXEC = 1 << 3, /* open: the file is opened to be executed */
 };
 

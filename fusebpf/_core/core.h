@@ -376,6 +376,11 @@ void inode_fd_drop(struct mount *m, struct inode *inode);
 void inode_fd_pin(struct mount *m, struct inode *inode);
 void proc_path(char out[PROC_PATH_SIZE], int fd);
 
+/* backing_mounts.c */
+struct backing_mount *backing_mount_find(struct mount *m, int id);
+struct backing_mount *backing_mount_get(struct mount *m, int id, int fd, uint32_t type);
+void backing_mounts_deinit(struct mount *m);
+
 /* inodes.c */
 int inodes_init(struct mount *m);
 void inodes_deinit(struct mount *m);
@@ -387,6 +392,9 @@ void inodes_forget(struct mount *m, struct inode *inode, uint64_t n_lookup);
 void inode_hold(struct inode *inode);
 void inode_release(struct mount *m, struct inode *inode);
 void inode_moved(struct mount *m, struct inode *inode, struct inode *parent, const char *name);
+pthread_mutex_t *inode_name_lock(struct mount *m, const struct inode *inode);
+
+/* paths.c */
 int inode_path(struct mount *m, struct inode *inode, const char *name, char out[FB_PATH_SIZE]);
 
 /* handles.c */
@@ -457,6 +465,13 @@ int reply_opened(struct request *rq, struct inode *inode, int fd, bool is_dir, s
 int backing_open_flags(uint32_t flags);
 
 void listing_undo(struct request *rq);
+
+/* result.c */
+const char *result_missing(const struct request *rq, uint64_t edits);
+void result_to_slot(struct request *rq);
+void result_from_slot(struct request *rq, uint64_t edits);
+void result_undo(struct request *rq);
+void result_negative(struct request *rq);
 
 /* route.c */
 void request_run(struct request *rq);

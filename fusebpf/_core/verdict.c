@@ -78,7 +78,6 @@ static uint64_t edits_before(const struct op *op)
 	case FB_OP_tmpfile:
 		return edits | FB_EDIT_MODE | FB_EDIT_FLAGS;
 	case FB_OP_open:
-	case FB_OP_opendir:
 	case FB_OP_rename:
 	case FB_OP_fsync:
 	case FB_OP_fsyncdir:
@@ -200,7 +199,6 @@ static const char *edit_flags(struct request *rq, const struct fb_slot *slot)
 
 	switch (rq->op->canonical) {
 	case FB_OP_open:
-	case FB_OP_opendir:
 		flags = slot->args.open.flags;
 		if ((flags ^ image->args.open.flags) & ~open_flags || (flags & O_ACCMODE) == O_ACCMODE)
 			return "rewritten open flags differ in more than access mode, append, trunc, sync, noatime, direct";
