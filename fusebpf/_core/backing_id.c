@@ -41,7 +41,9 @@ int passthrough_open(struct request *rq, struct handle *h, uint32_t *flags, int3
 	bool is_hooked = data_is_hooked(chain);
 	int e = 0;
 
-	*flags = chain && chain_hooks(chain, FB_OP_flush) ? 0 : FB_FOPEN_NOFLUSH;
+	// FLUSH is how the locks of a process that closes a file are let go.
+	bool wants_flush = m->features & FUSE_POSIX_LOCKS || (chain && chain_hooks(chain, FB_OP_flush));
+	*flags = wants_flush ? 0 : FB_FOPEN_NOFLUSH;
 	pthread_mutex_lock(fds_stripe(m, inode));
 	bool may = m->has_passthrough && inode->type == S_IFREG && inode->n_served == 0 && !is_hooked;
 	if (is_hooked && inode->n_passthrough > 0) {

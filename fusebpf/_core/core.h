@@ -25,6 +25,7 @@
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "fuse_abi.h"
@@ -66,6 +67,23 @@ struct backing_mount {
 	int id;		 /* as name_to_handle_at(2) gives it; not reused while fd is open */
 	int fd;		 /* a real descriptor on it, for open_by_handle_at(2) */
 	bool can_reopen; /* its file handles can be opened again */
+	bool is_remote;	 /* close(2) may report errors of earlier writes */
+};
+
+/* What one lock owner (a process's files, or an open file) holds on one inode: OFD locks of a descriptor of its own. */
+struct lock_range {
+	uint64_t start, end;
+	uint32_t type, pid;
+};
+
+struct lock_owner {
+	struct lock_owner *next; /* of the same inode */
+	uint64_t owner;
+	uint64_t fh; /* the handle that it last locked by */
+	int fd;
+	uint32_t refs; /* 1 for being in the list; uses under way */
+	uint32_t n_ranges, capacity;
+	struct lock_range *ranges; /* only to tell others whose lock it is: the backing file system decides */
 };
 
 struct inode {
@@ -77,7 +95,7 @@ struct inode {
 	struct inode *next_by_key;  /* under the key shard's lock, as are parent and name */
 	struct inode *parent;	    /* holds a reference; NULL for the root */
 	char *name;
-	struct backing_mount *mnt;
+	struct backing_mount *mnt; /* NULL where the file system has no handles */
 	/* The cached descriptor, under the fd stripe's lock: */
 	int fd;			    /* O_PATH, -1: closed, open again by handle */
 	uint32_t fd_users;	    /* uses under way; it is not closed meanwhile */
@@ -88,6 +106,7 @@ struct inode {
 	int32_t backing_id;
 	uint32_t n_passthrough;	    /* open handles that are passed through */
 	uint32_t n_served;	    /* open handles of the regular file that are not */
+	_Atomic(struct lock_owner *) locks; /* under mount.locks_lock; read without to see that there is none */
 	/* The key: the file handle, or where the file system has none, device and inode number. */
 	uint32_t key_hash;
 	int32_t handle_type;
@@ -224,6 +243,8 @@ struct request {
 	uint64_t entry_ttl_ns, attr_ttl_ns;
 	struct inode *entry;   /* the inode that the reply counts once; taken back if the reply does not arrive */
 	struct handle *opened; /* the handle that the reply hands out; closed if it does not arrive */
+	uint64_t count;	       /* FB_OP_COUNT: bytes moved, or lseek's offset */
+	struct timespec btime; /* statx: when the inode was made; tv_nsec -1: the file system does not say */
 	uint64_t n_listed;     /* entries */
 	bool has_plus_entries; /* the payload counts inodes: taken back if it does not arrive */
 	union {
@@ -236,7 +257,13 @@ struct request {
 		struct fuse_statfs_out statfs;
 		struct fuse_write_out write;
 		struct fuse_getxattr_out xattr;
+		struct fuse_lseek_out lseek;
+		struct fuse_lk_out lock;
+		struct fuse_ioctl_out ioctl;
+		struct fuse_poll_out poll;
 	} out;
+
+	struct fb_fuse_statx_out statx; /* composed from out.attr when the post hooks have run */
 
 	/* The filters' part, where the op is hooked: */
 	struct chain *chain;
@@ -285,6 +312,8 @@ struct workers {
 	struct worker *all;
 	uint64_t rings_taken; /* a bit for each index */
 	uint32_t n, limit;
+	_Atomic uint32_t n_returning; /* parked ones that wait for a ring: whoever is done leaves his */
+	uint32_t n_parked; /* of n: blocked for as long as it takes; not counted against the limit */
 	_Atomic uint32_t n_idle;
 	_Atomic bool is_stopping;
 	_Atomic uint32_t n_interrupted;
@@ -296,7 +325,7 @@ struct mount {
 	/* What was asked for. */
 	char *mountpoint, *source;
 	unsigned long flags;
-	bool allow_other, default_permissions, wants_passthrough;
+	bool allow_other, default_permissions, wants_passthrough, wants_backing_locks;
 	uint32_t max_read;
 	uint64_t ttl_ns;
 	/* The connection. */
@@ -317,6 +346,8 @@ struct mount {
 	pthread_mutex_t chain_lock;
 	struct chain *_Atomic chain;
 	struct workers workers;
+	pthread_mutex_t locks_lock;
+	_Atomic uint32_t n_lock_owners;
 	/* What it counts. */
 	_Atomic uint64_t n_requests, n_failed_closed, n_hook_runs, n_interrupts, n_passthrough_opens;
 };
@@ -345,6 +376,11 @@ void inode_fd_drop(struct mount *m, struct inode *inode);
 void inode_fd_pin(struct mount *m, struct inode *inode);
 void proc_path(char out[PROC_PATH_SIZE], int fd);
 
+/* backing_mounts.c */
+struct backing_mount *backing_mount_find(struct mount *m, int id);
+struct backing_mount *backing_mount_get(struct mount *m, int id, int fd, uint32_t type);
+void backing_mounts_deinit(struct mount *m);
+
 /* inodes.c */
 int inodes_init(struct mount *m);
 void inodes_deinit(struct mount *m);
@@ -356,6 +392,9 @@ void inodes_forget(struct mount *m, struct inode *inode, uint64_t n_lookup);
 void inode_hold(struct inode *inode);
 void inode_release(struct mount *m, struct inode *inode);
 void inode_moved(struct mount *m, struct inode *inode, struct inode *parent, const char *name);
+pthread_mutex_t *inode_name_lock(struct mount *m, const struct inode *inode);
+
+/* paths.c */
 int inode_path(struct mount *m, struct inode *inode, const char *name, char out[FB_PATH_SIZE]);
 
 /* handles.c */
@@ -365,6 +404,10 @@ struct handle *handle_create(struct mount *m, struct inode *inode, int fd, bool 
 void handle_destroy(struct mount *m, struct handle *h);
 struct handle *handle_get(struct mount *m, uint64_t fh, bool is_dir);
 uint64_t handle_number(const struct handle *h);
+
+/* locks.c */
+void locks_flush(struct mount *m, struct inode *inode, uint64_t owner);
+void locks_release_handle(struct mount *m, struct inode *inode, uint64_t fh);
 
 /* backing_id.c */
 int passthrough_open(struct request *rq, struct handle *h, uint32_t *flags, int32_t *backing_id);
@@ -412,6 +455,9 @@ const void *request_take(struct request *rq, size_t size);
 
 /* ops_*.c share these */
 int reply_entry(struct request *rq, int parent_fd, const char *name);
+int entry_of_fd(struct request *rq, int fd, const char *name, bool adopt_fd, struct fuse_entry_out *out,
+		struct inode **inode);
+void statx_finish(struct request *rq);
 int entry_at(struct request *rq, int parent_fd, const char *name, struct fuse_entry_out *out, struct inode **inode);
 int attr_of_fd(struct request *rq, int fd, struct fuse_attr *out);
 void ttl_set(uint64_t ttl_ns, uint64_t *seconds, uint32_t *nanoseconds);
@@ -419,6 +465,13 @@ int reply_opened(struct request *rq, struct inode *inode, int fd, bool is_dir, s
 int backing_open_flags(uint32_t flags);
 
 void listing_undo(struct request *rq);
+
+/* result.c */
+const char *result_missing(const struct request *rq, uint64_t edits);
+void result_to_slot(struct request *rq);
+void result_from_slot(struct request *rq, uint64_t edits);
+void result_undo(struct request *rq);
+void result_negative(struct request *rq);
 
 /* route.c */
 void request_run(struct request *rq);
@@ -428,6 +481,8 @@ bool dirent_allowed(struct request *rq, uint64_t ino, uint32_t type, const char 
 int workers_start(struct mount *m);
 void workers_stop(struct mount *m);
 void worker_interrupt(struct worker *by, uint64_t unique, uint64_t own_unique);
+bool worker_park(struct worker *w, bool has_slot);
+void worker_unpark(struct worker *w);
 bool request_is_interrupted(const struct request *rq);
 
 /* mount.c: the control path */

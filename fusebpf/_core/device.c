@@ -54,6 +54,9 @@ static uint64_t wanted_features(const struct mount *m)
 			  FUSE_PARALLEL_DIROPS | FUSE_HANDLE_KILLPRIV_V2 | FUSE_MAX_PAGES | FUSE_SETXATTR_EXT |
 			  FUSE_INIT_EXT | FB_FUSE_CREATE_SUPP_GROUP | FB_FUSE_DIRECT_IO_ALLOW_MMAP;
 
+	wanted |= FUSE_FLOCK_LOCKS;
+	if (m->wants_backing_locks)
+		wanted |= FUSE_POSIX_LOCKS;
 	// With FUSE_POSIX_ACL the kernel judges by ACLs, which only makes sense where it judges at all.
 	if (m->default_permissions)
 		wanted |= FUSE_POSIX_ACL;

@@ -57,6 +57,53 @@ struct fb_fuse_supp_groups {
 	uint32_t groups[];
 };
 
+/* 7.39: FUSE_STATX */
+struct fb_fuse_statx_in {
+	uint32_t getattr_flags;
+	uint32_t reserved;
+	uint64_t fh;
+	uint32_t sx_flags;
+	uint32_t sx_mask;
+};
+
+struct fb_fuse_sx_time {
+	int64_t tv_sec;
+	uint32_t tv_nsec;
+	int32_t reserved;
+};
+
+struct fb_fuse_statx {
+	uint32_t mask;
+	uint32_t blksize;
+	uint64_t attributes;
+	uint32_t nlink;
+	uint32_t uid;
+	uint32_t gid;
+	uint16_t mode;
+	uint16_t spare0;
+	uint64_t ino;
+	uint64_t size;
+	uint64_t blocks;
+	uint64_t attributes_mask;
+	struct fb_fuse_sx_time atime;
+	struct fb_fuse_sx_time btime;
+	struct fb_fuse_sx_time ctime;
+	struct fb_fuse_sx_time mtime;
+	uint32_t rdev_major;
+	uint32_t rdev_minor;
+	uint32_t dev_major;
+	uint32_t dev_minor;
+	uint64_t spare2[14];
+};
+
+struct fb_fuse_statx_out {
+	uint64_t attr_valid;
+	uint32_t attr_valid_nsec;
+	uint32_t flags;
+	uint64_t spare[2];
+	struct fb_fuse_statx stat;
+};
+
 #define FB_FUSE_DEV_IOC_BACKING_OPEN _IOW(229, 1, struct fb_fuse_backing_map)
 #define FB_FUSE_DEV_IOC_BACKING_CLOSE _IOW(229, 2, uint32_t)
 

@@ -6,9 +6,6 @@
  */
 #include "core.h"
 
-#include <linux/magic.h>
-#include <sys/vfs.h>
-
 struct inode_key {
 	struct backing_mount *mnt;
 	uint32_t hash;
@@ -35,54 +32,6 @@ static uint32_t hash_finish(uint32_t hash)
 	hash ^= hash >> 16;
 	hash *= 0x85ebca6bu;
 	return hash ^ hash >> 13;
-}
-
-/* ------------------------------------------------------------------------ backing mounts */
-
-static bool can_reopen(int mount_fd, int dir_fd)
-{
-	union {
-		struct file_handle handle;
-		char bytes[sizeof(struct file_handle) + MAX_HANDLE_SIZE];
-	} h = { .handle.handle_bytes = MAX_HANDLE_SIZE };
-	struct statfs fs;
-	int id;
-
-	// FUSE makes handles that it may not find again (fs/fuse/inode.c: fuse_get_dentry).
-	if (fstatfs(mount_fd, &fs) < 0 || fs.f_type == FUSE_SUPER_MAGIC)
-		return false;
-	if (name_to_handle_at(dir_fd, "", &h.handle, &id, AT_EMPTY_PATH) < 0)
-		return false;
-	int fd = open_by_handle_at(mount_fd, &h.handle, O_PATH | O_CLOEXEC);
-	if (fd < 0)
-		return false;
-	close(fd);
-	return true;
-}
-
-/* The backing mount of an inode that was found through fd, added when it is first met. NULL: memory is short. */
-static struct backing_mount *backing_mount_get(struct mount *m, int id, int fd, uint32_t type)
-{
-	struct inodes *t = &m->inodes;
-
-	for (struct backing_mount *b = atomic_load(&t->mounts); b; b = b->next)
-		if (b->id == id)
-			return b;
-	pthread_mutex_lock(&t->mounts_lock);
-	struct backing_mount *b = atomic_load(&t->mounts);
-	while (b && b->id != id)
-		b = b->next;
-	if (!b && (b = calloc(1, sizeof(*b)))) {
-		b->id = id;
-		b->fd = -1;
-		if (type == S_IFDIR)
-			b->fd = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		b->can_reopen = b->fd >= 0 && can_reopen(b->fd, fd);
-		b->next = atomic_load(&t->mounts);
-		atomic_store(&t->mounts, b);
-	}
-	pthread_mutex_unlock(&t->mounts_lock);
-	return b;
 }
 
 /* ----------------------------------------------------------------------------------- keys */
@@ -132,6 +81,12 @@ static struct inode_shard *id_shard(struct mount *m, uint64_t nodeid)
 static struct inode_shard *key_shard(struct mount *m, uint32_t hash)
 {
 	return &m->inodes.by_key[hash % N_SHARDS];
+}
+
+/** The lock that guards parent and name of an inode. */
+pthread_mutex_t *inode_name_lock(struct mount *m, const struct inode *inode)
+{
+	return &key_shard(m, inode->key_hash)->lock;
 }
 
 static struct inode **id_bucket(struct inode_shard *s, uint64_t nodeid)
@@ -384,9 +339,7 @@ struct inode *inodes_find_at(struct mount *m, int parent_fd, const char *name)
 		return NULL;
 	key.mnt = NULL;
 	if (id >= 0) {
-		for (key.mnt = atomic_load(&m->inodes.mounts); key.mnt && key.mnt->id != id;)
-			key.mnt = key.mnt->next;
-		if (!key.mnt)
+		if (!(key.mnt = backing_mount_find(m, id)))
 			return NULL;
 	}
 	struct inode_shard *s = key_shard(m, key.hash);
@@ -414,54 +367,6 @@ void inodes_forget(struct mount *m, struct inode *inode, uint64_t n_lookup)
 	pthread_mutex_unlock(&s->lock);
 	if (is_gone)
 		inode_release(m, inode);
-}
-
-/* ------------------------------------------------------------------------------------ paths */
-
-/* Put a name in front of what is there from `at` on. Returns the new start, or -1 if it does not fit. */
-static int prepend(char out[FB_PATH_SIZE], int at, const char *name)
-{
-	size_t len = strlen(name);
-	bool slash = out[at];
-
-	if ((size_t)at < len + slash)
-		return -1;
-	if (slash)
-		out[--at] = '/';
-	memcpy(out + at - len, name, len);
-	return at - (int)len;
-}
-
-/**
- * The path below the mount's root of an inode, and of the entry `name` in it where that is not NULL, as the kernel
- * last looked it up. Returns its length, or -1 if it is longer than FB_PATH_SIZE - 1 or not known.
- */
-int inode_path(struct mount *m, struct inode *inode, const char *name, char out[FB_PATH_SIZE])
-{
-	int at = FB_PATH_SIZE - 1;
-
-	out[at] = 0;
-	if (name)
-		at = prepend(out, at, name);
-	inode_hold(inode);
-	while (at >= 0 && inode->nodeid != ROOT_NODEID) {
-		struct inode_shard *s = key_shard(m, inode->key_hash);
-		pthread_mutex_lock(&s->lock);
-		struct inode *parent = inode->parent;
-		at = parent ? prepend(out, at, inode->name) : -1;
-		if (parent)
-			inode_hold(parent);
-		pthread_mutex_unlock(&s->lock);
-		inode_release(m, inode);
-		inode = parent;
-	}
-	inode_release(m, inode);
-	if (at < 0) {
-		out[0] = 0;
-		return -1;
-	}
-	memmove(out, out + at, (size_t)(FB_PATH_SIZE - at));
-	return FB_PATH_SIZE - 1 - at;
 }
 
 /* ------------------------------------------------------------------------------ life of the table */
@@ -511,13 +416,6 @@ void inodes_deinit(struct mount *m)
 		free(t->by_key[i].buckets);
 		s->buckets = t->by_key[i].buckets = NULL;
 	}
-	for (struct backing_mount *b = atomic_load(&t->mounts); b;) {
-		struct backing_mount *next = b->next;
-		if (b->fd >= 0)
-			close(b->fd);
-		free(b);
-		b = next;
-	}
-	atomic_store(&t->mounts, NULL);
+	backing_mounts_deinit(m);
 	t->root = NULL;
 }

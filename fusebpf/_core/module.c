@@ -45,8 +45,8 @@ static struct mount *mount_of(MountObject *self)
 static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = { "root_fd", "mountpoint", "source", "flags", "allow_other", "default_permissions",
-				 "max_read", "passthrough", "max_workers", "ttl_ns", NULL };
-	int root_fd, allow_other = 1, default_permissions = 1, passthrough = 1;
+				 "max_read", "passthrough", "max_workers", "ttl_ns", "backing_locks", NULL };
+	int root_fd, allow_other = 1, default_permissions = 1, passthrough = 1, backing_locks = 1;
 	unsigned int max_read = 0, max_workers = FB_MAX_WORKERS;
 	unsigned long flags = 0;
 	unsigned long long ttl_ns = 1000000000;
@@ -56,9 +56,10 @@ static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 		PyErr_SetString(PyExc_ValueError, "the mount is made already");
 		return -1;
 	}
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO&|$O&kppIpIK", names, &root_fd, PyUnicode_FSConverter,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO&|$O&kppIpIKp", names, &root_fd, PyUnicode_FSConverter,
 					 &mountpoint, PyUnicode_FSConverter, &source, &flags, &allow_other,
-					 &default_permissions, &max_read, &passthrough, &max_workers, &ttl_ns)) {
+					 &default_permissions, &max_read, &passthrough, &max_workers, &ttl_ns,
+					 &backing_locks)) {
 		Py_XDECREF(mountpoint);
 		return -1;
 	}
@@ -92,6 +93,7 @@ static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 	m->wants_passthrough = passthrough;
 	m->workers.limit = max_workers;
 	m->ttl_ns = ttl_ns;
+	m->wants_backing_locks = backing_locks;
 	self->mount = m;
 	return 0;
 }
@@ -252,6 +254,8 @@ static PyObject *Mount_counters(MountObject *self, PyObject *unused)
 		{ "descriptors", m->fds.n_open },
 		{ "handles", m->handles.n_open },
 		{ "workers", m->workers.n },
+		{ "workers_parked", m->workers.n_parked },
+		{ "lock_owners", m->n_lock_owners },
 		{ "slots_in_use", m->has_shared ? FB_N_SLOTS - m->shared.n_free_slots : 0 },
 		{ "requests", m->n_requests },
 		{ "hook_runs", m->n_hook_runs },

@@ -18,6 +18,7 @@ struct mount *mount_create(void)
 	m->root_fd = m->device_fd = m->ended_fd = m->log_read_fd = m->log_write_fd = -1;
 	m->workers.limit = FB_MAX_WORKERS;
 	pthread_mutex_init(&m->chain_lock, NULL);
+	pthread_mutex_init(&m->locks_lock, NULL);
 	pthread_mutex_init(&m->workers.lock, NULL);
 	pthread_cond_init(&m->workers.changed, NULL);
 	handles_init(m);

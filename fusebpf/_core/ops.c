@@ -211,6 +211,72 @@ static int decode_access(struct request *rq)
 	return 0;
 }
 
+static int decode_statx(struct request *rq)
+{
+	TAKE(fb_fuse_statx_in, in);
+	rq->image->args.statx = (struct fb_statx){ .fh = in->getattr_flags & FUSE_GETATTR_FH ? in->fh : 0,
+						   .flags = in->sx_flags,
+						   .mask = in->sx_mask };
+	return 0;
+}
+
+static int decode_fallocate(struct request *rq)
+{
+	TAKE(fuse_fallocate_in, in);
+	if (in->offset > INT64_MAX || in->length > INT64_MAX)
+		return -EINVAL;
+	rq->image->args.fallocate = (struct fb_fallocate){ .fh = in->fh, .offset = in->offset,
+							   .length = in->length, .mode = in->mode };
+	return 0;
+}
+
+static int decode_lseek(struct request *rq)
+{
+	TAKE(fuse_lseek_in, in);
+	rq->image->args.lseek = (struct fb_lseek){ .fh = in->fh, .offset = in->offset, .whence = in->whence };
+	return 0;
+}
+
+static int decode_copy(struct request *rq)
+{
+	TAKE(fuse_copy_file_range_in, in);
+	if (in->off_in > INT64_MAX || in->off_out > INT64_MAX)
+		return -EINVAL;
+	rq->image->args.copy = (struct fb_copy){ .fh = in->fh_in, .offset = in->off_in, .fh_out = in->fh_out,
+						 .nodeid_out = in->nodeid_out, .offset_out = in->off_out,
+						 .length = in->len };
+	return 0;
+}
+
+/* One request of the kernel is two ops: locks of ranges, and flock(2)'s of whole files. */
+static int decode_lock(struct request *rq)
+{
+	TAKE(fuse_lk_in, in);
+	if (in->lk_flags & FUSE_LK_FLOCK)
+		rq->op = &ops[FB_OP_flock];
+	rq->image->args.lock = (struct fb_lock){ .fh = in->fh, .owner = in->owner,
+						 .start = in->lk.start, .end = in->lk.end, .type = in->lk.type,
+						 .flags = rq->in->opcode == FUSE_SETLKW ? FB_LOCK_WAITS : 0 };
+	return 0;
+}
+
+static int decode_ioctl(struct request *rq)
+{
+	TAKE(fuse_ioctl_in, in);
+	if (in->out_size > MAX_WRITE || rq->body_len - rq->body_at < in->in_size)
+		return -EINVAL;
+	rq->image->args.ioctl = (struct fb_ioctl){ .fh = in->fh, .command = in->cmd, .in_size = in->in_size,
+						   .out_size = in->out_size, .flags = in->flags };
+	return 0;
+}
+
+static int decode_poll(struct request *rq)
+{
+	TAKE(fuse_poll_in, in);
+	rq->image->args.poll = (struct fb_poll){ .fh = in->fh, .events = in->events };
+	return 0;
+}
+
 static int decode_dirent(struct request *rq)
 {
 	(void)rq;
@@ -318,6 +384,7 @@ int op_dirent(struct request *rq)
 
 /* An alias has its op's row but for its own number, name and function. */
 #define ALIAS_rename decode_rename, 2, FB_OP_MUTATES | FB_OP_DAEMON
+#define ALIAS_setlk decode_lock, 0, 0
 #define ALIAS_readdir decode_rw, 0, FB_OP_COUNT | FB_OP_DAEMON
 #define ALIAS_ROW(of, alias_name, number, decoder, names, op_flags)                   \
 	[number] = { .name = #alias_name, .opcode = number, .canonical = FB_OP_##of,   \

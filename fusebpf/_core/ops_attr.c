@@ -14,9 +14,9 @@ int attr_of_fd(struct request *rq, int fd, struct fuse_attr *out)
 {
 	struct statx st;
 
-	(void)rq;
-	if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, &st) < 0)
+	if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS | STATX_BTIME, &st) < 0)
 		return -errno;
+	rq->btime = (struct timespec){ st.stx_btime.tv_sec, st.stx_mask & STATX_BTIME ? (long)st.stx_btime.tv_nsec : -1 };
 	uint32_t major = st.stx_rdev_major, minor = st.stx_rdev_minor;
 	*out = (struct fuse_attr){ .ino = st.stx_ino,
 				   .size = st.stx_size,
@@ -54,6 +54,42 @@ int op_getattr(struct request *rq)
 	int e = reply_attr(rq, fd);
 	inode_fd_put(rq->mount, rq->inode);
 	return e;
+}
+
+int op_statx(struct request *rq)
+{
+	return op_getattr(rq);
+}
+
+/** Compose statx's reply from the attributes that the post hooks have left. */
+void statx_finish(struct request *rq)
+{
+	const struct fuse_attr *a = &rq->out.attr.attr;
+	bool has_btime = rq->btime.tv_nsec >= 0 && rq->reply_len && rq->route == FB_ROUTE_BACKING;
+
+	rq->statx = (struct fb_fuse_statx_out){
+		.attr_valid = rq->out.attr.attr_valid,
+		.attr_valid_nsec = rq->out.attr.attr_valid_nsec,
+		.stat = { .mask = STATX_BASIC_STATS | (has_btime ? STATX_BTIME : 0),
+			  .blksize = a->blksize,
+			  .nlink = a->nlink,
+			  .uid = a->uid,
+			  .gid = a->gid,
+			  .mode = (uint16_t)a->mode,
+			  .ino = a->ino,
+			  .size = a->size,
+			  .blocks = a->blocks,
+			  .atime = { .tv_sec = (int64_t)a->atime, .tv_nsec = a->atimensec },
+			  .ctime = { .tv_sec = (int64_t)a->ctime, .tv_nsec = a->ctimensec },
+			  .mtime = { .tv_sec = (int64_t)a->mtime, .tv_nsec = a->mtimensec },
+			  .rdev_major = a->rdev >> 8 & 0xfff,
+			  .rdev_minor = (a->rdev & 0xff) | (a->rdev >> 12 & 0xfff00) },
+	};
+	if (has_btime)
+		rq->statx.stat.btime = (struct fb_fuse_sx_time){ .tv_sec = rq->btime.tv_sec,
+								 .tv_nsec = (uint32_t)rq->btime.tv_nsec };
+	rq->reply = &rq->statx;
+	rq->reply_len = sizeof(rq->statx);
 }
 
 static struct timespec time_of_ns(uint64_t ns)

@@ -66,7 +66,7 @@ int op_read(struct request *rq)
 	if (n < 0)
 		return -errno;
 	rq->payload = rq->worker->payload;
-	rq->payload_len = (size_t)n;
+	rq->payload_len = rq->count = (size_t)n;
 	return 0;
 }
 
@@ -92,21 +92,91 @@ int op_write(struct request *rq)
 		creds_raise_fsetid();
 	if (e)
 		return e;
+	rq->count = (uint64_t)n;
 	rq->out.write = (struct fuse_write_out){ .size = (uint32_t)n };
 	rq->reply = &rq->out.write;
 	rq->reply_len = sizeof(rq->out.write);
 	return 0;
 }
 
-/* What close(2) of the backing file says, such as a network file system's late write error. */
+/* close(2) of one descriptor: the process's locks go, and a network file system may tell of a late write error. */
 int op_flush(struct request *rq)
 {
-	struct handle *h = handle_get(rq->mount, rq->image->args.flush.fh, false);
+	const struct fb_flush *args = &rq->image->args.flush;
+	struct handle *h = handle_get(rq->mount, args->fh, false);
 
 	if (!h)
 		return -EBADF;
+	locks_flush(rq->mount, h->inode, args->lock_owner);
+	if (h->inode->mnt && !h->inode->mnt->is_remote)
+		return 0;
 	int fd = dup(h->fd);
 	return fd < 0 || close(fd) < 0 ? -errno : 0;
+}
+
+int op_lseek(struct request *rq)
+{
+	const struct fb_lseek *args = &rq->image->args.lseek;
+	struct handle *h = handle_get(rq->mount, args->fh, false);
+
+	if (!h)
+		return -EBADF;
+	off_t offset = lseek(h->fd, (off_t)args->offset, (int)args->whence);
+	if (offset < 0)
+		return -errno;
+	rq->count = (uint64_t)offset;
+	rq->out.lseek = (struct fuse_lseek_out){ .offset = (uint64_t)offset };
+	rq->reply = &rq->out.lseek;
+	rq->reply_len = sizeof(rq->out.lseek);
+	return 0;
+}
+
+int op_fallocate(struct request *rq)
+{
+	const struct fb_fallocate *args = &rq->image->args.fallocate;
+	struct handle *h = handle_get(rq->mount, args->fh, false);
+
+	if (!h)
+		return -EBADF;
+	// The request does not say whether the caller has CAP_FSETID: root is taken to have it.
+	bool kills = rq->in->uid != 0;
+	if (kills)
+		creds_drop_fsetid();
+	int e = fallocate(h->fd, (int)args->mode, (off_t)args->offset, (off_t)args->length) < 0 ? -errno : 0;
+	if (kills)
+		creds_raise_fsetid();
+	return e;
+}
+
+#define COPY_AT_ONCE (64U << 20) /* a copy answers short after this much, so that it can be interrupted */
+
+/* One call on the backing root, unless a filter wants to see the data: then the kernel reads and writes. */
+int op_copy_file_range(struct request *rq)
+{
+	const struct fb_copy *args = &rq->image->args.copy;
+	struct handle *in = handle_get(rq->mount, args->fh, false), *out = handle_get(rq->mount, args->fh_out, false);
+	const struct chain *chain = rq->worker->chain;
+	off_t from = (off_t)args->offset, to = (off_t)args->offset_out;
+
+	if (!in || !out)
+		return -EBADF;
+	if (chain && (chain_hooks(chain, FB_OP_read) || chain_hooks(chain, FB_OP_write)))
+		return -EOPNOTSUPP;
+	bool kills = rq->in->uid != 0;
+	if (kills)
+		creds_drop_fsetid();
+	ssize_t n = copy_file_range(in->fd, &from, out->fd, &to,
+				    args->length < COPY_AT_ONCE ? (size_t)args->length : COPY_AT_ONCE, 0);
+	int e = n < 0 ? -errno : 0;
+	if (kills)
+		creds_raise_fsetid();
+	if (e)
+		return e;
+	rq->count = (uint64_t)n;
+	rq->out.write = (struct fuse_write_out){ .size = (uint32_t)n };
+	rq->reply = &rq->out.write;
+	rq->reply_len = sizeof(rq->out.write);
+	return 0;
 }
 
 static int sync_handle(struct request *rq, bool is_dir)
@@ -133,8 +203,10 @@ static int release(struct request *rq, bool is_dir)
 {
 	struct handle *h = handle_get(rq->mount, rq->image->args.release.fh, is_dir);
 
-	if (h)
-		handle_destroy(rq->mount, h);
+	if (!h)
+		return 0;
+	locks_release_handle(rq->mount, h->inode, rq->image->args.release.fh);
+	handle_destroy(rq->mount, h);
 	return 0;
 }
 

@@ -6,6 +6,7 @@
 #include "core.h"
 
 #include <linux/fs.h>
+#include <stdio.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/syscall.h>
@@ -29,9 +30,9 @@ void ttl_set(uint64_t ttl_ns, uint64_t *seconds, uint32_t *nanoseconds)
 	*nanoseconds = (uint32_t)(ttl_ns % 1000000000u);
 }
 
-/* Fill an entry in from an open file; the inode is counted once. With adopt_fd, fd is O_PATH and given away. */
-static int entry_of_fd(struct request *rq, int fd, const char *name, bool adopt_fd, struct fuse_entry_out *out,
-		       struct inode **inode)
+/** Fill an entry in from an open file; the inode is counted once. With adopt_fd, fd is O_PATH and given away. */
+int entry_of_fd(struct request *rq, int fd, const char *name, bool adopt_fd, struct fuse_entry_out *out,
+		struct inode **inode)
 {
 	memset(out, 0, sizeof(*out));
 	int e = attr_of_fd(rq, fd, &out->attr);
@@ -301,6 +302,50 @@ int op_create(struct request *rq)
 	if (fd < 0)
 		return fd;
 	int e = entry_of_fd(rq, fd, rq->name, false, &rq->out.create.entry, &rq->entry);
+	if (e) {
+		close(fd);
+		return e;
+	}
+	rq->reply = &rq->out.create;
+	rq->reply_len = sizeof(rq->out.create);
+	return reply_opened(rq, rq->entry, fd, false, &rq->out.create.open);
+}
+
+/* Keep the descriptor of a file that has no name: its handle leads nowhere. */
+static int nameless_pin(struct mount *m, struct inode *inode)
+{
+	int fd = inode_fd_get(m, inode);
+
+	if (fd < 0)
+		return fd;
+	inode_fd_pin(m, inode);
+	inode_fd_put(m, inode);
+	return 0;
+}
+
+/* O_TMPFILE. Its path, for filters, is its inode number behind a # in the directory, until it is linked. */
+int op_tmpfile(struct request *rq)
+{
+	const struct fb_create *args = &rq->image->args.create;
+	char name[24], path[PROC_PATH_SIZE];
+	struct stat st;
+	int parent_fd = inode_fd_get(rq->mount, rq->inode);
+
+	if (parent_fd < 0)
+		return parent_fd;
+	int fd = AS_CREATOR(rq, openat(parent_fd, ".", backing_open_flags(args->flags) | O_TMPFILE |
+						       (int)(args->flags & O_EXCL), args->mode));
+	inode_fd_put(rq->mount, rq->inode);
+	if (fd < 0)
+		return fd;
+	proc_path(path, fd);
+	int path_fd = fstat(fd, &st) < 0 ? -1 : open(path, O_PATH | O_CLOEXEC), e = path_fd < 0 ? -errno : 0;
+	if (!e) {
+		snprintf(name, sizeof(name), "#%llu", (unsigned long long)st.st_ino);
+		e = entry_of_fd(rq, path_fd, name, true, &rq->out.create.entry, &rq->entry);
+	}
+	if (!e)
+		e = nameless_pin(rq->mount, rq->entry);
 	if (e) {
 		close(fd);
 		return e;

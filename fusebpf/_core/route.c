@@ -41,6 +41,11 @@ static void image_fill(struct request *rq)
 	if (rq->text) {
 		image->text_len = (uint32_t)strlen(rq->text);
 		memcpy(image->text, rq->text, image->text_len + 1);
+	} else if (rq->op->canonical == FB_OP_setxattr && image->args.xattr.size < FB_PATH_SIZE &&
+		   image->args.xattr.size <= rq->body_len - rq->body_at) {
+		image->text_len = image->args.xattr.size;
+		memcpy(image->text, rq->body + rq->body_at, image->text_len);
+		image->text[image->text_len] = 0;
 	}
 }
 
@@ -73,24 +78,6 @@ static void paths_fill(struct request *rq)
 	}
 }
 
-/* Has a filter that answers success filled in all that the reply needs? NULL, or what is missing. */
-static const char *reply_fill(struct request *rq, uint64_t edits)
-{
-	const struct op *op = rq->op;
-
-	if (op->flags & (FB_OP_ENTRY | FB_OP_OPENS))
-		return "it answered success where only the backing root can give an inode or a handle";
-	if (op->flags & FB_OP_ATTR && !(edits & FB_EDIT_ATTR))
-		return "it answered success and no attributes";
-	if (op->flags & FB_OP_STATFS && !(edits & FB_EDIT_STATFS))
-		return "it answered success and no statfs";
-	if (op->flags & FB_OP_TEXT && !(edits & FB_EDIT_TEXT))
-		return "it answered success and no text";
-	if (op->canonical == FB_OP_write && !(edits & FB_EDIT_COUNT))
-		return "it answered success and no count of bytes written";
-	return NULL;
-}
-
 /* Act on a pre hook's verdict. Returns true if the op goes on to the filter below. */
 static bool pre_decide(struct request *rq, const struct chain_hook *hook, const struct fb_verdict_record *v)
 {
@@ -100,6 +87,8 @@ static bool pre_decide(struct request *rq, const struct chain_hook *hook, const 
 	uint64_t edits = is_reply || v->flags & FB_REWRITE ? v->edits : 0;
 	const char *why = NULL;
 
+	if (is_reply && v->error)
+		edits = 0; // there is nothing left that they could apply to
 	if (op->flags & FB_OP_UNREFUSABLE)
 		return true; // such hooks observe
 	if (v->flags & ~(uint32_t)(FB_REWRITE | FB_NOPOST))
@@ -108,7 +97,7 @@ static bool pre_decide(struct request *rq, const struct chain_hook *hook, const 
 		why = "it says FB_REWRITE, and ctx->edits is empty";
 	else if (edits & ~verdict_edits(rq, op, FB_PRE, is_reply))
 		why = "it edited what this op does not have, or not before it runs";
-	else if (edits && !(is_reply && v->error))
+	else if (edits)
 		why = verdict_edit(rq, op, FB_PRE, edits);
 	if (!why && v->verdict == FB_DAEMON)
 		why = "it says FB_DAEMON, and the mount has no daemon";
@@ -117,7 +106,7 @@ static bool pre_decide(struct request *rq, const struct chain_hook *hook, const 
 	if (!why && (v->verdict == FB_DROP || v->verdict > FB_DROP))
 		why = "its verdict is none that a pre hook has";
 	if (!why && is_reply && !v->error)
-		why = reply_fill(rq, edits);
+		why = result_missing(rq, edits);
 	if (why) {
 		fail_closed(rq, op, hook, FB_PRE, why);
 		rq->error = EIO;
@@ -168,133 +157,6 @@ static void pre_run(struct request *rq)
 	}
 }
 
-/* ------------------------------------------------------------------------------ the result */
-
-static void attr_to_slot(const struct fuse_attr *a, struct fb_attr *out)
-{
-	*out = (struct fb_attr){ .ino = a->ino,
-				 .size = a->size,
-				 .blocks = a->blocks,
-				 .atime_ns = a->atime * 1000000000u + a->atimensec,
-				 .mtime_ns = a->mtime * 1000000000u + a->mtimensec,
-				 .ctime_ns = a->ctime * 1000000000u + a->ctimensec,
-				 .mode = a->mode,
-				 .nlink = a->nlink,
-				 .uid = a->uid,
-				 .gid = a->gid,
-				 .rdev = a->rdev,
-				 .blksize = a->blksize };
-}
-
-static void attr_from_slot(const struct fb_attr *a, struct fuse_attr *out)
-{
-	*out = (struct fuse_attr){ .ino = a->ino,
-				   .size = a->size,
-				   .blocks = a->blocks,
-				   .atime = a->atime_ns / 1000000000u,
-				   .mtime = a->mtime_ns / 1000000000u,
-				   .ctime = a->ctime_ns / 1000000000u,
-				   .atimensec = (uint32_t)(a->atime_ns % 1000000000u),
-				   .mtimensec = (uint32_t)(a->mtime_ns % 1000000000u),
-				   .ctimensec = (uint32_t)(a->ctime_ns % 1000000000u),
-				   .mode = a->mode,
-				   .nlink = a->nlink,
-				   .uid = a->uid,
-				   .gid = a->gid,
-				   .rdev = a->rdev,
-				   .blksize = a->blksize };
-}
-
-static struct fuse_attr *reply_attr(struct request *rq)
-{
-	return rq->op->flags & FB_OP_ENTRY ? &rq->out.create.entry.attr : &rq->out.attr.attr;
-}
-
-/* Show the result of an op that succeeded to the post hooks. */
-static void result_to_slot(struct request *rq)
-{
-	struct fb_slot *image = rq->image;
-	uint32_t flags = rq->op->flags;
-
-	if (flags & (FB_OP_ENTRY | FB_OP_ATTR)) {
-		attr_to_slot(reply_attr(rq), &image->result.attr);
-	} else if (flags & FB_OP_STATFS) {
-		const struct fuse_kstatfs *st = &rq->out.statfs.st;
-		image->result.statfs = (struct fb_statfs){ .blocks = st->blocks, .bfree = st->bfree,
-							   .bavail = st->bavail, .files = st->files,
-							   .ffree = st->ffree, .bsize = st->bsize,
-							   .namelen = st->namelen, .frsize = st->frsize };
-	} else if (rq->op->canonical == FB_OP_write) {
-		image->result.count = rq->out.write.size;
-	} else if (flags & FB_OP_COUNT) {
-		image->result.count = rq->payload_len;
-	} else if (flags & FB_OP_TEXT) {
-		image->result.count = rq->payload_len;
-		image->text_len = rq->payload_len < FB_PATH_SIZE ? (uint32_t)rq->payload_len : 0;
-		memcpy(image->text, rq->payload, image->text_len);
-		image->text[image->text_len] = 0;
-	}
-}
-
-/* Bring what hooks edited, or answered in the op's stead, into the reply. */
-static void result_from_slot(struct request *rq, uint64_t edits)
-{
-	struct fb_slot *image = rq->image;
-
-	if (edits & FB_EDIT_ATTR) {
-		attr_from_slot(&image->result.attr, reply_attr(rq));
-		if (!rq->reply_len) {
-			rq->reply = &rq->out.attr;
-			rq->reply_len = sizeof(rq->out.attr);
-		}
-	}
-	if (edits & (FB_EDIT_TTL | FB_EDIT_ATTR) && rq->op->flags & FB_OP_ATTR)
-		ttl_set(rq->attr_ttl_ns, &rq->out.attr.attr_valid, &rq->out.attr.attr_valid_nsec);
-	if (edits & FB_EDIT_TTL && rq->op->flags & FB_OP_ENTRY) {
-		struct fuse_entry_out *entry = &rq->out.create.entry;
-		ttl_set(rq->attr_ttl_ns, &entry->attr_valid, &entry->attr_valid_nsec);
-		ttl_set(rq->entry_ttl_ns, &entry->entry_valid, &entry->entry_valid_nsec);
-	}
-	if (edits & FB_EDIT_STATFS) {
-		const struct fb_statfs *st = &image->result.statfs;
-		rq->out.statfs.st = (struct fuse_kstatfs){ .blocks = st->blocks, .bfree = st->bfree,
-							   .bavail = st->bavail, .files = st->files,
-							   .ffree = st->ffree, .bsize = st->bsize,
-							   .namelen = st->namelen, .frsize = st->frsize };
-		rq->reply = &rq->out.statfs;
-		rq->reply_len = sizeof(rq->out.statfs);
-	}
-	if (edits & FB_EDIT_COUNT && rq->op->canonical == FB_OP_write) {
-		rq->out.write = (struct fuse_write_out){ .size = (uint32_t)image->result.count };
-		rq->reply = &rq->out.write;
-		rq->reply_len = sizeof(rq->out.write);
-	} else if (edits & FB_EDIT_COUNT) {
-		rq->payload_len = image->result.count;
-	}
-	if (edits & FB_EDIT_TEXT && rq->op->flags & FB_OP_TEXT) {
-		rq->payload = image->text;
-		rq->payload_len = image->text_len;
-		if (rq->reply == &rq->out.xattr) {
-			rq->reply = NULL;
-			rq->reply_len = 0;
-		}
-	}
-}
-
-/* The reply will not hand out what it was to hand out. */
-static void result_undo(struct request *rq)
-{
-	if (rq->opened)
-		handle_destroy(rq->mount, rq->opened);
-	if (rq->entry)
-		inodes_forget(rq->mount, rq->entry, 1);
-	rq->opened = NULL;
-	rq->entry = NULL;
-	if (rq->has_plus_entries)
-		listing_undo(rq);
-	rq->has_plus_entries = false;
-}
-
 /* ---------------------------------------------------------------------------- after the op */
 
 /* Act on a post hook's verdict: the errno and the results may change. */
@@ -309,7 +171,7 @@ static void post_decide(struct request *rq, const struct chain_hook *hook, const
 	if (rq->op->flags & FB_OP_UNREFUSABLE)
 		return;
 	if (v->verdict == FB_REPLY) // short for an edited errno
-		edits |= FB_EDIT_ERROR;
+		edits = v->error ? FB_EDIT_ERROR : edits | FB_EDIT_ERROR;
 	if (v->flags & ~(uint32_t)(FB_REWRITE | FB_NOPOST))
 		why = "its verdict has unknown flags";
 	else if (v->flags & FB_REWRITE && !edits)
@@ -463,15 +325,6 @@ static void hooked_run(struct request *rq)
 	post_run(rq);
 }
 
-/* A negative entry that the kernel may keep for the filter's ttl. */
-static void negative_reply(struct request *rq)
-{
-	memset(&rq->out.create.entry, 0, sizeof(rq->out.create.entry));
-	ttl_set(rq->entry_ttl_ns, &rq->out.create.entry.entry_valid, &rq->out.create.entry.entry_valid_nsec);
-	rq->reply = &rq->out.create.entry;
-	rq->reply_len = sizeof(rq->out.create.entry);
-}
-
 /* Which hooks stand at this op? */
 static bool is_hooked(struct request *rq)
 {
@@ -509,9 +362,11 @@ void request_run(struct request *rq)
 	}
 	if (rq->error)
 		result_undo(rq);
+	if (rq->op->opcode == FB_OP_statx && !rq->error)
+		statx_finish(rq);
 	bool is_negative = rq->verdict == FB_NEGATIVE && rq->error == ENOENT && rq->all_edits & FB_EDIT_TTL;
 	if (is_negative)
-		negative_reply(rq);
+		result_negative(rq);
 	if (device_reply(rq, is_negative ? 0 : rq->error))
 		result_undo(rq);
 	if (rq->chain) {

@@ -75,9 +75,9 @@ static uint64_t edits_before(const struct op *op)
 	case FB_OP_mkdir:
 		return edits | FB_EDIT_MODE;
 	case FB_OP_create:
+	case FB_OP_tmpfile:
 		return edits | FB_EDIT_MODE | FB_EDIT_FLAGS;
 	case FB_OP_open:
-	case FB_OP_opendir:
 	case FB_OP_rename:
 	case FB_OP_fsync:
 	case FB_OP_fsyncdir:
@@ -113,7 +113,7 @@ static uint64_t edits_after(const struct request *rq, const struct op *op)
 		edits |= FB_EDIT_TEXT;
 	if (op->flags & FB_OP_STATFS)
 		edits |= FB_EDIT_STATFS;
-	if (op->canonical == FB_OP_read || op->canonical == FB_OP_write)
+	if (op->canonical == FB_OP_read || op->canonical == FB_OP_write || op->canonical == FB_OP_copy_file_range)
 		edits |= FB_EDIT_COUNT;
 	return edits;
 }
@@ -199,13 +199,13 @@ static const char *edit_flags(struct request *rq, const struct fb_slot *slot)
 
 	switch (rq->op->canonical) {
 	case FB_OP_open:
-	case FB_OP_opendir:
 		flags = slot->args.open.flags;
 		if ((flags ^ image->args.open.flags) & ~open_flags || (flags & O_ACCMODE) == O_ACCMODE)
 			return "rewritten open flags differ in more than access mode, append, trunc, sync, noatime, direct";
 		image->args.open.flags = flags;
 		return NULL;
 	case FB_OP_create:
+	case FB_OP_tmpfile:
 		flags = slot->args.create.flags;
 		if ((flags ^ image->args.create.flags) & ~(open_flags | O_EXCL) || (flags & O_ACCMODE) == O_ACCMODE)
 			return "rewritten open flags differ in more than access mode, append, trunc, sync, noatime, direct, excl";
@@ -327,7 +327,9 @@ static const char *edit_numbers(struct request *rq, const struct fb_slot *slot, 
 		image->result.statfs = slot->result.statfs;
 	if (edits & FB_EDIT_COUNT) {
 		uint64_t count = slot->result.count;
-		uint64_t most = rq->image->phase == FB_PRE ? image->args.rw.size : image->result.count;
+		uint64_t asked = rq->op->canonical == FB_OP_copy_file_range ? image->args.copy.length
+									   : image->args.rw.size;
+		uint64_t most = rq->image->phase == FB_PRE ? asked : image->result.count;
 		if (count > most)
 			return "a rewritten count is larger than it was";
 		image->result.count = count;
@@ -390,7 +392,7 @@ uint64_t verdict_edits(const struct request *rq, const struct op *op, enum fb_ph
 		results |= FB_EDIT_TEXT;
 	if (op->flags & FB_OP_STATFS)
 		results |= FB_EDIT_STATFS;
-	if (op->canonical == FB_OP_write)
+	if (op->canonical == FB_OP_write || op->canonical == FB_OP_copy_file_range)
 		results |= FB_EDIT_COUNT;
 	return results;
 }

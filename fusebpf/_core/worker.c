@@ -66,7 +66,7 @@ static int worker_start(struct mount *m)
 	int e;
 
 	pthread_mutex_lock(&p->lock);
-	if (p->n >= p->limit || atomic_load(&p->is_stopping)) {
+	if (p->n - p->n_parked >= p->limit || !~p->rings_taken || atomic_load(&p->is_stopping)) {
 		pthread_mutex_unlock(&p->lock);
 		return -EAGAIN;
 	}
@@ -91,6 +91,49 @@ static int worker_start(struct mount *m)
 	if (e)
 		worker_destroy(w);
 	return -e;
+}
+
+#define MAX_PARKED 1024
+
+/**
+ * Before the calling worker blocks for as long as it takes (a lock that another holds): it no longer counts against the
+ * limit and gives its verdict ring back, so that however many wait, the mount goes on. False: too many wait, do not.
+ */
+bool worker_park(struct worker *w, bool has_slot)
+{
+	struct workers *p = &w->mount->workers;
+	bool may;
+
+	pthread_mutex_lock(&p->lock);
+	may = p->n_parked < (has_slot ? FB_N_SLOTS / 2 : MAX_PARKED);
+	if (may) {
+		hook_unmap_ring(w);
+		p->rings_taken &= ~(1ULL << w->index);
+		p->n_parked++;
+		pthread_cond_broadcast(&p->changed);
+	}
+	pthread_mutex_unlock(&p->lock);
+	if (may && atomic_load(&p->n_idle) == 0)
+		worker_start(w->mount);
+	return may;
+}
+
+/** It is back: take a ring again, when one is free. */
+void worker_unpark(struct worker *w)
+{
+	struct workers *p = &w->mount->workers;
+
+	pthread_mutex_lock(&p->lock);
+	atomic_fetch_add(&p->n_returning, 1);
+	if (!~p->rings_taken)
+		pthread_cond_broadcast(&p->changed); // the janitor sends idle workers away
+	while (!~p->rings_taken)
+		pthread_cond_wait(&p->changed, &p->lock);
+	atomic_fetch_sub(&p->n_returning, 1);
+	w->index = (uint32_t)__builtin_ctzll(~p->rings_taken);
+	p->rings_taken |= 1ULL << w->index;
+	p->n_parked--;
+	pthread_mutex_unlock(&p->lock);
 }
 
 static void worker_leave(struct worker *w)
@@ -136,7 +179,7 @@ static void ttl_default(struct request *rq)
 	const struct chain *chain = rq->worker->chain;
 
 	rq->entry_ttl_ns = chain && chain_hooks(chain, FB_OP_lookup) ? 0 : m->ttl_ns;
-	rq->attr_ttl_ns = chain && chain_hooks(chain, FB_OP_getattr) ? 0 : m->ttl_ns;
+	rq->attr_ttl_ns = chain && (chain_hooks(chain, FB_OP_getattr) || chain_hooks(chain, FB_OP_statx)) ? 0 : m->ttl_ns;
 }
 
 static void serve(struct worker *w, size_t len)
@@ -200,7 +243,7 @@ static void *worker_main(void *argument)
 	creds_init_thread();
 	atomic_store(&w->is_idle, true);
 	for (;;) {
-		if (atomic_load(&p->is_stopping) || atomic_load(&w->is_retiring))
+		if (atomic_load(&p->is_stopping) || atomic_load(&w->is_retiring) || atomic_load(&p->n_returning))
 			break;
 		ssize_t n = read_request(w);
 		if (n < 0 && may_go_on((int)-n)) {

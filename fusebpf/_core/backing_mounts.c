@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The mounts that the backing tree is made of: what file handles are relative to. The list only grows while the fusebpf mount
+ * lives, so it is walked without a lock.
+ */
+#include "core.h"
+
+#include <linux/magic.h>
+#include <sys/vfs.h>
+
+static bool can_reopen(int mount_fd, int dir_fd)
+{
+	union {
+		struct file_handle handle;
+		char bytes[sizeof(struct file_handle) + MAX_HANDLE_SIZE];
+	} h = { .handle.handle_bytes = MAX_HANDLE_SIZE };
+	struct statfs fs;
+	int id;
+
+	// FUSE makes handles that it may not find again (fs/fuse/inode.c: fuse_get_dentry).
+	if (fstatfs(mount_fd, &fs) < 0 || fs.f_type == FUSE_SUPER_MAGIC)
+		return false;
+	if (name_to_handle_at(dir_fd, "", &h.handle, &id, AT_EMPTY_PATH) < 0)
+		return false;
+	int fd = open_by_handle_at(mount_fd, &h.handle, O_PATH | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	close(fd);
+	return true;
+}
+
+/* A file system whose close(2) may say that an earlier write failed. */
+static bool is_remote(int fd)
+{
+	struct statfs fs;
+
+	if (fstatfs(fd, &fs) < 0)
+		return true;
+	switch ((unsigned long)fs.f_type) {
+	case NFS_SUPER_MAGIC:
+	case SMB_SUPER_MAGIC:
+	case CIFS_SUPER_MAGIC:
+	case SMB2_SUPER_MAGIC:
+	case CEPH_SUPER_MAGIC:
+	case AFS_SUPER_MAGIC:
+	case CODA_SUPER_MAGIC:
+	case V9FS_MAGIC:
+	case FUSE_SUPER_MAGIC:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/** The backing mount of that id, if it was met. */
+struct backing_mount *backing_mount_find(struct mount *m, int id)
+{
+	struct backing_mount *b = atomic_load(&m->inodes.mounts);
+
+	while (b && b->id != id)
+		b = b->next;
+	return b;
+}
+
+/** The backing mount of an inode that was found through fd, added when it is first met. NULL: memory is short. */
+struct backing_mount *backing_mount_get(struct mount *m, int id, int fd, uint32_t type)
+{
+	struct inodes *t = &m->inodes;
+
+	struct backing_mount *b = backing_mount_find(m, id);
+	if (b)
+		return b;
+	pthread_mutex_lock(&t->mounts_lock);
+	b = backing_mount_find(m, id);
+	if (!b && (b = calloc(1, sizeof(*b)))) {
+		b->id = id;
+		b->fd = -1;
+		if (type == S_IFDIR)
+			b->fd = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		b->can_reopen = b->fd >= 0 && can_reopen(b->fd, fd);
+		b->is_remote = is_remote(fd);
+		b->next = atomic_load(&t->mounts);
+		atomic_store(&t->mounts, b);
+	}
+	pthread_mutex_unlock(&t->mounts_lock);
+	return b;
+}
+
+/** Forget them all. After the inodes. */
+void backing_mounts_deinit(struct mount *m)
+{
+	for (struct backing_mount *b = atomic_load(&m->inodes.mounts); b;) {
+		struct backing_mount *next = b->next;
+		if (b->fd >= 0)
+			close(b->fd);
+		free(b);
+		b = next;
+	}
+	atomic_store(&m->inodes.mounts, NULL);
+}

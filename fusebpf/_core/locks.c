@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Locks on the backing root, visible to programs there. flock(2)'s belong to the open file, so to the handle's
+ * descriptor. Those of ranges belong to an owner that the kernel names: each owner has one descriptor per inode and holds
+ * open-file-description locks on it (fcntl(2), F_OFD_SETLK). They go with FLUSH of that owner, which comes at each
+ * close(2), and with RELEASE of the handle that they were taken by: an open file's own (OFD) locks see no FLUSH.
+ * Lock: mount.locks_lock guards the lists; nobody blocks while holding it.
+ */
+#include "core.h"
+
+#include <sys/file.h>
+
+/* ------------------------------------------------------------------------------- owners */
+
+/* Called with locks_lock held. */
+static void owner_put(struct mount *m, struct lock_owner *o)
+{
+	if (--o->refs)
+		return;
+	close(o->fd); // its locks go with it
+	free(o->ranges);
+	free(o);
+	atomic_fetch_sub(&m->n_lock_owners, 1);
+}
+
+static struct lock_owner *owner_find(struct inode *inode, uint64_t owner)
+{
+	struct lock_owner *o = atomic_load(&inode->locks);
+
+	while (o && o->owner != owner)
+		o = o->next;
+	return o;
+}
+
+static struct lock_owner *owner_create(struct mount *m, struct inode *inode, uint64_t owner)
+{
+	char path[PROC_PATH_SIZE];
+	struct lock_owner *o = calloc(1, sizeof(*o));
+	int fd = inode_fd_get(m, inode);
+
+	if (!o || fd < 0) {
+		free(o);
+		if (fd >= 0)
+			inode_fd_put(m, inode);
+		return NULL;
+	}
+	proc_path(path, fd);
+	o->fd = open(path, O_RDWR | O_CLOEXEC);
+	if (o->fd < 0) // a read-only file system, a program that runs: then only read locks
+		o->fd = open(path, O_RDONLY | O_CLOEXEC);
+	inode_fd_put(m, inode);
+	if (o->fd < 0) {
+		free(o);
+		return NULL;
+	}
+	o->owner = owner;
+	o->refs = 1;
+	o->next = atomic_load(&inode->locks);
+	atomic_store(&inode->locks, o);
+	atomic_fetch_add(&m->n_lock_owners, 1);
+	return o;
+}
+
+/* The owner's entry with a reference; made if asked for. NULL: there is none, or it cannot be made. */
+static struct lock_owner *owner_get(struct mount *m, struct inode *inode, const struct fb_lock *args, bool make)
+{
+	pthread_mutex_lock(&m->locks_lock);
+	struct lock_owner *o = owner_find(inode, args->owner);
+	if (!o && make)
+		o = owner_create(m, inode, args->owner);
+	if (o) {
+		o->refs++;
+		o->fh = args->fh;
+	}
+	pthread_mutex_unlock(&m->locks_lock);
+	return o;
+}
+
+/* Called with locks_lock held. */
+static void owner_unlink(struct mount *m, struct inode *inode, struct lock_owner *o)
+{
+	struct lock_owner *before = atomic_load(&inode->locks);
+
+	if (before == o) {
+		atomic_store(&inode->locks, o->next);
+	} else {
+		while (before && before->next != o)
+			before = before->next;
+		if (!before)
+			return; // another thread was first
+		before->next = o->next;
+	}
+	owner_put(m, o);
+}
+
+/** A process closed a descriptor of the file: its locks on it are gone (fcntl(2)). */
+void locks_flush(struct mount *m, struct inode *inode, uint64_t owner)
+{
+	if (!atomic_load(&inode->locks))
+		return;
+	pthread_mutex_lock(&m->locks_lock);
+	struct lock_owner *o = owner_find(inode, owner);
+	if (o)
+		owner_unlink(m, inode, o);
+	pthread_mutex_unlock(&m->locks_lock);
+}
+
+/** An open file is gone, and with it the locks that were taken by it. */
+void locks_release_handle(struct mount *m, struct inode *inode, uint64_t fh)
+{
+	if (!atomic_load(&inode->locks))
+		return;
+	pthread_mutex_lock(&m->locks_lock);
+	for (struct lock_owner *o = atomic_load(&inode->locks); o;) {
+		struct lock_owner *next = o->next;
+		if (o->fh == fh)
+			owner_unlink(m, inode, o);
+		o = next;
+	}
+	pthread_mutex_unlock(&m->locks_lock);
+}
+
+/* ------------------------------------------------------------------------------- ranges */
+
+static bool range_add(struct lock_owner *o, struct lock_range range)
+{
+	if (o->n_ranges == o->capacity) {
+		uint32_t capacity = o->capacity ? o->capacity * 2 : 4;
+		struct lock_range *bigger = realloc(o->ranges, capacity * sizeof(*bigger));
+		if (!bigger)
+			return false; // GETLK will not name the holder
+		o->ranges = bigger;
+		o->capacity = capacity;
+	}
+	o->ranges[o->n_ranges++] = range;
+	return true;
+}
+
+/* Note that the owner locked or unlocked a range: what overlapped is cut. */
+static void ranges_note(struct mount *m, struct lock_owner *o, const struct fb_lock *args, uint32_t pid)
+{
+	pthread_mutex_lock(&m->locks_lock);
+	for (uint32_t i = 0; i < o->n_ranges;) {
+		struct lock_range old = o->ranges[i];
+		if (old.end < args->start || old.start > args->end) {
+			i++;
+			continue;
+		}
+		o->ranges[i] = o->ranges[--o->n_ranges];
+		if (old.start < args->start)
+			range_add(o, (struct lock_range){ old.start, args->start - 1, old.type, old.pid });
+		if (old.end > args->end)
+			range_add(o, (struct lock_range){ args->end + 1, old.end, old.type, old.pid });
+	}
+	if (args->type != F_UNLCK)
+		range_add(o, (struct lock_range){ args->start, args->end, args->type, pid });
+	pthread_mutex_unlock(&m->locks_lock);
+}
+
+/* Who of ours holds the lock at `start`? Its pid, or 0. */
+static uint32_t holder_at(struct mount *m, struct inode *inode, uint64_t owner, uint64_t start)
+{
+	uint32_t pid = 0;
+
+	pthread_mutex_lock(&m->locks_lock);
+	for (struct lock_owner *o = atomic_load(&inode->locks); o && !pid; o = o->next)
+		for (uint32_t i = 0; o->owner != owner && i < o->n_ranges; i++)
+			if (o->ranges[i].start <= start && start <= o->ranges[i].end)
+				pid = o->ranges[i].pid;
+	pthread_mutex_unlock(&m->locks_lock);
+	return pid;
+}
+
+/* ----------------------------------------------------------------------------------- ops */
+
+static struct flock to_flock(const struct fb_lock *args)
+{
+	// The kernel's OFFSET_MAX is "to the end", which fcntl(2) writes as length 0.
+	return (struct flock){ .l_type = (short)args->type,
+			       .l_whence = SEEK_SET,
+			       .l_start = (off_t)args->start,
+			       .l_len = args->end >= INT64_MAX ? 0 : (off_t)(args->end - args->start + 1) };
+}
+
+int op_getlk(struct request *rq)
+{
+	struct mount *m = rq->mount;
+	const struct fb_lock *args = &rq->image->args.lock;
+	struct flock lock = to_flock(args);
+	struct lock_owner *o = owner_get(m, rq->inode, args, false);
+	struct handle *h = handle_get(m, args->fh, false);
+
+	if (!o && !h)
+		return -EBADF;
+	int e = fcntl(o ? o->fd : h->fd, F_OFD_GETLK, &lock) < 0 ? -errno : 0;
+	if (o) {
+		pthread_mutex_lock(&m->locks_lock);
+		owner_put(m, o);
+		pthread_mutex_unlock(&m->locks_lock);
+	}
+	if (e)
+		return e;
+	memset(&rq->out.lock, 0, sizeof(rq->out.lock));
+	rq->out.lock.lk.type = (uint32_t)lock.l_type;
+	if (lock.l_type != F_UNLCK) {
+		uint64_t start = (uint64_t)lock.l_start;
+		rq->out.lock.lk.start = start;
+		rq->out.lock.lk.end = lock.l_len ? start + (uint64_t)lock.l_len - 1 : INT64_MAX;
+		rq->out.lock.lk.pid = lock.l_pid > 0 ? (uint32_t)lock.l_pid
+						     : holder_at(m, rq->inode, args->owner, start);
+	}
+	rq->reply = &rq->out.lock;
+	rq->reply_len = sizeof(rq->out.lock);
+	return 0;
+}
+
+/* Take a lock with `attempt`; where another holds it and the caller wants to wait, the worker steps aside meanwhile. */
+static int lock_or_wait(struct request *rq, int (*attempt)(int fd, const struct fb_lock *args, bool waits), int fd)
+{
+	const struct fb_lock *args = &rq->image->args.lock;
+	int e = attempt(fd, args, false);
+
+	if ((e != -EAGAIN && e != -EACCES) || !(args->flags & FB_LOCK_WAITS))
+		return e;
+	if (!worker_park(rq->worker, rq->slot != NO_SLOT))
+		return -ENOLCK;
+	do {
+		e = request_is_interrupted(rq) ? -EINTR : attempt(fd, args, true);
+	} while (e == -EINTR && !request_is_interrupted(rq));
+	worker_unpark(rq->worker);
+	return e;
+}
+
+static int attempt_range(int fd, const struct fb_lock *args, bool waits)
+{
+	struct flock lock = to_flock(args);
+
+	return fcntl(fd, waits ? F_OFD_SETLKW : F_OFD_SETLK, &lock) < 0 ? -errno : 0;
+}
+
+int op_setlk(struct request *rq)
+{
+	struct mount *m = rq->mount;
+	const struct fb_lock *args = &rq->image->args.lock;
+	struct lock_owner *o = owner_get(m, rq->inode, args, args->type != F_UNLCK);
+
+	if (!o)
+		return args->type == F_UNLCK ? 0 : -ENOLCK;
+	int e = lock_or_wait(rq, attempt_range, o->fd);
+	if (!e)
+		ranges_note(m, o, args, rq->in->pid);
+	pthread_mutex_lock(&m->locks_lock);
+	if (!o->n_ranges && o->refs == 2) // in the list, and ours: it holds nothing any more
+		owner_unlink(m, rq->inode, o);
+	owner_put(m, o);
+	pthread_mutex_unlock(&m->locks_lock);
+	return e;
+}
+
+int op_setlkw(struct request *rq)
+{
+	return op_setlk(rq);
+}
+
+static int attempt_flock(int fd, const struct fb_lock *args, bool waits)
+{
+	int how = args->type == F_UNLCK ? LOCK_UN : args->type == F_WRLCK ? LOCK_EX : LOCK_SH;
+
+	return flock(fd, how | (waits ? 0 : LOCK_NB)) < 0 ? -errno : 0;
+}
+
+int op_flock(struct request *rq)
+{
+	struct handle *h = handle_get(rq->mount, rq->image->args.lock.fh, false);
+
+	if (!h && !(h = handle_get(rq->mount, rq->image->args.lock.fh, true)))
+		return -EBADF;
+	return lock_or_wait(rq, attempt_flock, h->fd);
+}

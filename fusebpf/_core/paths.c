@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Paths below the mount's root, for filters that want them: put together from the names by which the kernel last looked
+ * each inode up.
+ */
+#include "core.h"
+
+/* Put a name in front of what is there from `at` on. Returns the new start, or -1 if it does not fit. */
+static int prepend(char out[FB_PATH_SIZE], int at, const char *name)
+{
+	size_t len = strlen(name);
+	bool slash = out[at];
+
+	if ((size_t)at < len + slash)
+		return -1;
+	if (slash)
+		out[--at] = '/';
+	memcpy(out + at - len, name, len);
+	return at - (int)len;
+}
+
+/**
+ * The path below the mount's root of an inode, and of the entry `name` in it where that is not NULL, as the kernel
+ * last looked it up. Returns its length, or -1 if it is longer than FB_PATH_SIZE - 1 or not known.
+ */
+int inode_path(struct mount *m, struct inode *inode, const char *name, char out[FB_PATH_SIZE])
+{
+	int at = FB_PATH_SIZE - 1;
+
+	out[at] = 0;
+	if (name)
+		at = prepend(out, at, name);
+	inode_hold(inode);
+	while (at >= 0 && inode->nodeid != ROOT_NODEID) {
+		pthread_mutex_t *lock = inode_name_lock(m, inode);
+		pthread_mutex_lock(lock);
+		struct inode *parent = inode->parent;
+		at = parent ? prepend(out, at, inode->name) : -1;
+		if (parent)
+			inode_hold(parent);
+		pthread_mutex_unlock(lock);
+		inode_release(m, inode);
+		inode = parent;
+	}
+	inode_release(m, inode);
+	if (at < 0) {
+		out[0] = 0;
+		return -1;
+	}
+	memmove(out, out + at, (size_t)(FB_PATH_SIZE - at));
+	return FB_PATH_SIZE - 1 - at;
+}
