@@ -52,6 +52,7 @@ _OP_POST_ONLY = 1 << 10
 _OP_XATTR = 1 << 12
 _MAPS_OF_MAPS = frozenset({MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS})
 _GROUPS = ("name", "any")
+_STATX = next(opcode for name, opcode, *_ in _core.OPS if name == "statx")
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,11 @@ def _places(compiled: Compiled, filter_name: str) -> dict[tuple[int, int], str]:
     for function, hook in by_rank:
         for opcode in _opcodes(compiled.where(function), hook):
             places[PHASES[hook.phase], opcode] = function
+    explicit = {(hook.phase, hook.op): function for function, hook in hooks.items()}
+    for (phase, op), function in explicit.items():
+        # Two requests ask for attributes, and a filter that knows of one must not be got round by the other.
+        if op == "getattr" and (phase, "statx") not in explicit:
+            places[PHASES[phase], _STATX] = function
     return dict(sorted(places.items()))
 
 

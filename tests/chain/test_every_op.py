@@ -116,7 +116,7 @@ def test_backing_and_nopost_let_every_op_pass(gate: Chained, op: str) -> None:
         ran.append(post[opcode] > before)
 
     assert ran[0], "whoever said FB_BACKING gets its own post"
-    # Preparing and tidying up may send the op too, with other verdicts; these send theirs with this one alone.
+    # Preparing and tidying up may send the op too, with other verdicts; these ops are sent with this one alone.
     if op in {
         "symlink",
         "mknod",

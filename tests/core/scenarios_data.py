@@ -212,14 +212,17 @@ def appends_of_many_processes_do_not_mix(p: Path) -> Any:
 @scenario
 def mmap_shares_what_is_written(p: Path) -> Any:
     put(p / "f", b"x" * 10_000)
-    with opened(p / "f", os.O_RDWR) as fd:
-        with mmap.mmap(fd, 10_000) as shared, mmap.mmap(fd, 10_000, mmap.MAP_PRIVATE) as private:
-            private[0:7] = b"private"
-            shared[5000:5006] = b"shared"
-            shared.flush()
-            read = os.pread(fd, 10, 5000)
-            os.pwrite(fd, b"written", 9000)
-            return read, shared[9000:9007], private[0:7], os.pread(fd, 7, 0)
+    with (
+        opened(p / "f", os.O_RDWR) as fd,
+        mmap.mmap(fd, 10_000) as shared,
+        mmap.mmap(fd, 10_000, mmap.MAP_PRIVATE) as private,
+    ):
+        private[0:7] = b"private"
+        shared[5000:5006] = b"shared"
+        shared.flush()
+        read = os.pread(fd, 10, 5000)
+        os.pwrite(fd, b"written", 9000)
+        return read, shared[9000:9007], private[0:7], os.pread(fd, 7, 0)
 
 
 @scenario

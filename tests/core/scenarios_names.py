@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from core.table import attempt, checked, facts, libc, mode_of, opened, put, scenario, umask
+from core.table import attempt, checked, facts, libc, link_fd, mode_of, opened, put, scenario, umask
 
 AT_FDCWD = -100
 NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
@@ -437,7 +437,7 @@ def link_errors(p: Path) -> Any:
 def link_of_an_unlinked_file(p: Path) -> Any:
     with opened(p / "f", os.O_CREAT | os.O_RDWR) as fd:
         os.unlink(p / "f")
-        return attempt(os.link, f"/proc/self/fd/{fd}", p / "back", follow_symlinks=True), os.listdir(p)
+        return attempt(link_fd, fd, p / "back"), os.listdir(p)
 
 
 @scenario

@@ -1,7 +1,7 @@
 """The table of scenarios, and how one is run and looked at: on the bare directory and on a mount alike.
 
-A scenario is a function of a fresh directory; what it returns, and the tree that it leaves, must not depend on
-where the directory lies. It runs in a child of its own, which may change its identity and can be killed.
+A scenario is a function of a fresh directory; what it returns, and the tree that it leaves, must not depend
+on where the directory lies. It runs in a child of its own, which may change its identity and can be killed.
 """
 
 import ctypes
@@ -27,6 +27,7 @@ OLD = 1_500_000_000_123_456_789
 RECENT_NS = 86_400 * 10**9
 
 libc = ctypes.CDLL(None, use_errno=True)
+libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
 
 
 def scenario(function: Scenario) -> Scenario:
@@ -58,6 +59,13 @@ def put(path: Path, data: bytes = b"text\n", mode: int = 0o644) -> Path:
     os.fchmod(fd, mode)
     os.close(fd)
     return path
+
+
+def link_fd(fd: int, path: Path) -> int:
+    """Give an open file a name; os.link() does not follow /proc/self/fd."""
+    at_fdcwd, at_symlink_follow = -100, 0x400
+    old = b"/proc/self/fd/%d" % fd
+    return checked(libc.linkat(at_fdcwd, old, at_fdcwd, os.fsencode(path), at_symlink_follow))
 
 
 @contextmanager

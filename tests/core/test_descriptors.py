@@ -29,7 +29,7 @@ def stat_all(top: Path) -> int:
 
 
 def work_on_unlinked(p: Path) -> Any:
-    """What an unlinked open file and a removed directory still do, when 2,000 others were looked up meanwhile."""
+    """What an unlinked open file and a removed directory still do, when many others were looked up."""
     os.mkdir(p / "dead")
     with opened(p / "f", os.O_CREAT | os.O_RDWR) as fd, opened(p / "dead", os.O_RDONLY) as d:
         os.write(fd, b"0123456789")

@@ -5,10 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core import scenarios_attr, scenarios_data, scenarios_dirs, scenarios_names, scenarios_users, table
+from core import (
+    scenarios_attr,
+    scenarios_data,
+    scenarios_dirs,
+    scenarios_more,
+    scenarios_names,
+    scenarios_users,
+    table,
+)
 from core.variants import Variant
 
-MODULES = (scenarios_attr, scenarios_data, scenarios_dirs, scenarios_names, scenarios_users)
+MODULES = (scenarios_attr, scenarios_data, scenarios_dirs, scenarios_more, scenarios_names, scenarios_users)
 _numbers = itertools.count()
 
 Tree = dict[bytes, table.Seen]

@@ -86,17 +86,19 @@ def test_an_interrupted_client_returns_at_once(directory: Path) -> None:
 
 
 def test_interrupts_and_other_ops_come_through_when_every_worker_blocks(directory: Path) -> None:
-    with serving.serve(directory, "full", options="max_workers=4") as served:
-        with blocked(served, 8) as (clients, _):
-            support.wait_until(lambda: served.counters()["workers"] == 4, seconds=20)
-            start = time.monotonic()
+    with (
+        serving.serve(directory, "full", options="max_workers=4") as served,
+        blocked(served, 8) as (clients, _),
+    ):
+        support.wait_until(lambda: served.counters()["workers"] == 4, seconds=20)
+        start = time.monotonic()
 
-            for client in clients:
-                client.send_signal(signal.SIGINT)
+        for client in clients:
+            client.send_signal(signal.SIGINT)
 
-            for client in clients:
-                assert b"KeyboardInterrupt" in client.communicate(timeout=10)[1]
-            assert time.monotonic() - start < 3
+        for client in clients:
+            assert b"KeyboardInterrupt" in client.communicate(timeout=10)[1]
+        assert time.monotonic() - start < 3
 
 
 def test_clients_that_are_killed_leave_nothing(directory: Path) -> None:

@@ -1,7 +1,5 @@
-"""Ops that are not there yet answer as the kernel expects: its own fallback, or EOPNOTSUPP (which Python
-calls ENOTSUP), and never silence."""
+"""Scenarios of ops beside the classical ones: allocation, holes, copies, unnamed files, ioctls, locks."""
 
-import ctypes
 import fcntl
 import os
 import struct
@@ -9,36 +7,40 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-from core.table import attempt, checked, in_child, libc, opened, put
-from core.variants import Variant
+from core.table import attempt, checked, facts, in_child, libc, link_fd, opened, put, scenario
 
 FICLONE = 0x40049409
 FS_IOC_GETFLAGS = 0x80086601
-CHILD_SECONDS = 10
-
-libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
 
 
+@scenario
 def fallocate(p: Path) -> Any:
     with opened(p / "f", os.O_CREAT | os.O_RDWR) as fd:
         return attempt(lambda: checked(libc.fallocate(fd, 0, 0, 4096)))
 
 
+@scenario
 def posix_fallocate(p: Path) -> Any:
     with opened(p / "f", os.O_CREAT | os.O_RDWR) as fd:
         return attempt(os.posix_fallocate, fd, 0, 4096), os.fstat(fd).st_size
 
 
+@scenario
 def punch_hole(p: Path) -> Any:
     with opened(put(p / "f", b"x" * 8192), os.O_RDWR) as fd:
         return attempt(lambda: checked(libc.fallocate(fd, 3, 0, 4096)))
 
 
+@scenario
 def tmpfile(p: Path) -> Any:
-    return attempt(os.open, p, os.O_TMPFILE | os.O_RDWR)
+    with opened(p, os.O_TMPFILE | os.O_RDWR, 0o640) as fd:
+        os.write(fd, b"unnamed")
+        unnamed = facts(fd), os.listdir(p)
+        link_fd(fd, p / "named")
+        return unnamed, facts(fd), (p / "named").read_bytes()
 
 
+@scenario
 def copy_file_range(p: Path) -> Any:
     with (
         opened(put(p / "f", b"text" * 10_000), os.O_RDONLY) as old,
@@ -47,6 +49,7 @@ def copy_file_range(p: Path) -> Any:
         return os.copy_file_range(old, new, 40_000), os.pread(new, 10, 39_990), os.fstat(new).st_size
 
 
+@scenario
 def sendfile(p: Path) -> Any:
     with (
         opened(put(p / "f", b"text" * 10_000), os.O_RDONLY) as old,
@@ -55,6 +58,7 @@ def sendfile(p: Path) -> Any:
         return os.sendfile(new, old, 0, 40_000), os.pread(new, 10, 39_990)
 
 
+@scenario
 def splice(p: Path) -> Any:
     reader, writer = os.pipe()
     with (
@@ -68,11 +72,13 @@ def splice(p: Path) -> Any:
         )
 
 
+@scenario
 def ficlone(p: Path) -> Any:
     with opened(put(p / "f"), os.O_RDONLY) as old, opened(p / "g", os.O_CREAT | os.O_RDWR) as new:
         return attempt(fcntl.ioctl, new, FICLONE, old)
 
 
+@scenario
 def seek_hole_and_data(p: Path) -> Any:
     with opened(p / "f", os.O_CREAT | os.O_RDWR) as fd:
         os.pwrite(fd, b"end", 1 << 20)
@@ -81,6 +87,7 @@ def seek_hole_and_data(p: Path) -> Any:
         return data in {0, 1 << 20}, hole == size, attempt(os.lseek, fd, size, os.SEEK_DATA)
 
 
+@scenario
 def ioctl_of_flags(p: Path) -> Any:
     with opened(put(p / "f"), os.O_RDONLY) as fd:
         return attempt(fcntl.ioctl, fd, FS_IOC_GETFLAGS, b"\0" * 8)
@@ -103,14 +110,17 @@ def _in_another_process(p: Path, lock: Callable[[int, int], Any]) -> Any:
     return in_child(take, seconds=5)
 
 
+@scenario
 def flock(p: Path) -> Any:
     return _locks(p, fcntl.flock)
 
 
+@scenario
 def posix_lock(p: Path) -> Any:
     return _locks(p, fcntl.lockf)
 
 
+@scenario
 def ofd_lock(p: Path) -> Any:
     def lock(fd: int, how: int) -> Any:
         kind = fcntl.F_UNLCK if how & fcntl.LOCK_UN else fcntl.F_WRLCK
@@ -119,36 +129,8 @@ def ofd_lock(p: Path) -> Any:
     return _locks(p, lock)
 
 
+@scenario
 def lock_ends_with_its_descriptor(p: Path) -> Any:
     with opened(put(p / "f"), os.O_RDWR) as fd:
         fcntl.lockf(fd, fcntl.LOCK_EX)
     return _in_another_process(p, fcntl.lockf)
-
-
-ANSWERS = [
-    (fallocate, "ENOTSUP"),
-    (posix_fallocate, (None, 4096)),
-    (punch_hole, "ENOTSUP"),
-    (tmpfile, "ENOTSUP"),
-    (copy_file_range, (40_000, b"xttexttext", 40_000)),
-    (sendfile, (40_000, b"xttexttext")),
-    (splice, (400, 400, True)),
-    (ficlone, "ENOTSUP"),
-    (seek_hole_and_data, (True, True, "ENXIO")),
-    (ioctl_of_flags, "ENOTTY"),
-    (flock, ("EAGAIN", None)),
-    (posix_lock, ("EAGAIN", None)),
-    (ofd_lock, ("EAGAIN", None)),
-    (lock_ends_with_its_descriptor, None),
-]
-
-
-@pytest.mark.parametrize(("call", "expected"), ANSWERS, ids=[call.__name__ for call, _ in ANSWERS])
-def test_an_absent_op_is_answered(
-    variant: Variant, directory: Path, call: Callable[[Path], Any], expected: Any
-) -> None:
-    for attempt_number in (1, 2):  # the kernel remembers the first answer
-        place = variant.mounted.path / f"{directory.name}-{attempt_number}"
-        place.mkdir()
-
-        assert expected == in_child(call, place, seconds=CHILD_SECONDS)
