@@ -72,9 +72,9 @@ format: .venv/.setup-stamp ## let ruff format and put right what it can
 docs: build ## write the generated parts of docs/ (a test says when they are stale)
 	@$(PY) scripts/docs.py
 
-bench/out/client: bench/client.c
+bench/out/client: bench/client.c bpf/fusebpf.h
 	@mkdir -p $(@D)
-	@gcc -std=gnu11 -O2 -g -Wall -Wextra -Werror -o $@ $<
+	@gcc -std=gnu11 -O2 -g -Wall -Wextra -Werror -Ibpf -o $@ $<
 
 bench: root build bench/out/client ## what a mount and a filter cost (ARGS='--quick --json FILE')
 	@$(PY) bench/run.py $(ARGS)

@@ -8,20 +8,26 @@
  *   client create|unlink DIR N               DIR/n0 … n(N-1)
  *   client list DIR LOOPS                    readdir, and fstatat of each entry
  *   client pingpong . N                      a byte through a pipe to another process, and one back
+ *   client syscall . N                       getppid
+ *   client prog PINNED N                     BPF_PROG_RUN of a pinned hook, of a slot and a ring that nobody uses
  *   client read|write FILE BLOCK N seq|rand  N blocks of an existing file, over and over if it is shorter
  *
  * All but create, unlink and LOOPS = 0 (which means one cold pass) go once over everything before the clock starts.
  */
 #define _GNU_SOURCE
+#include "fusebpf.h"
+
 #include <dirent.h>
 #include <err.h>
 #include <fcntl.h>
+#include <linux/bpf.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -258,6 +264,37 @@ static void run_pingpong(long n)
 	done(start, (uint64_t)n);
 }
 
+static void run_syscall(long n)
+{
+	struct moment start = now();
+
+	for (long i = 0; i < n; i++)
+		syscall(SYS_getppid);
+	done(start, (uint64_t)n);
+}
+
+/* The last slot and ring are taken only when a mount is busier than any benchmark makes it. */
+static void run_prog(long n)
+{
+	struct fb_hook context = { .slot = FB_N_SLOTS - 1, .ring = FB_MAX_WORKERS - 1 };
+	union bpf_attr attr = { .pathname = (uintptr_t)where };
+	int fd = (int)syscall(SYS_bpf, BPF_OBJ_GET, &attr, sizeof(attr));
+
+	if (fd < 0)
+		err(1, "%s", where);
+	struct moment start = now();
+
+	for (long i = 0; i < n; i++) {
+		memset(&attr, 0, sizeof(attr));
+		attr.test.prog_fd = (uint32_t)fd;
+		attr.test.ctx_in = (uintptr_t)&context;
+		attr.test.ctx_size_in = sizeof(context);
+		if (syscall(SYS_bpf, BPF_PROG_RUN, &attr, sizeof(attr.test)) < 0)
+			err(1, "BPF_PROG_RUN");
+	}
+	done(start, (uint64_t)n);
+}
+
 int main(int argc, char **argv)
 {
 	const char *op = argc > 2 ? argv[1] : "";
@@ -267,6 +304,10 @@ int main(int argc, char **argv)
 		run_list(atol(argv[3]));
 	else if (!strcmp(op, "pingpong") && argc == 4)
 		run_pingpong(atol(argv[3]));
+	else if (!strcmp(op, "syscall") && argc == 4)
+		run_syscall(atol(argv[3]));
+	else if (!strcmp(op, "prog") && argc == 4)
+		run_prog(atol(argv[3]));
 	else if ((!strcmp(op, "read") || !strcmp(op, "write")) && argc == 6)
 		run_data(op[0] == 'w', (size_t)atol(argv[3]), atol(argv[4]), !strcmp(argv[5], "rand"));
 	else if (!run_by_name(op, argc - 3, argv + 3))

@@ -28,6 +28,7 @@ class Mount:
         passthrough: bool = True,
         max_workers: int = 64,
         ttl_ns: int = 1_000_000_000,
+        backing_locks: bool = True,
     ) -> None:
         """Prepare a mount of the directory `root_fd` (duplicated, so the caller may close its own).
 
@@ -35,6 +36,8 @@ class Mount:
             source: What mount(8) shows as the device.
             flags: MS_… of mount(2).
             ttl_ns: How long the kernel may cache entries and attributes that no filter hooks, in nanoseconds.
+            backing_locks: Locks of ranges are held on the backing files; False: the kernel keeps them for this mount
+                alone. flock(2)'s always come to the mount.
 
         Raises:
             OSError: root_fd is no directory, or memory is short.

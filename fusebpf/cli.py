@@ -20,6 +20,7 @@ from tabulate import tabulate
 import fusebpf
 from fusebpf import checks, registry
 from fusebpf.errors import UsageError
+from fusebpf.options import CACHES, LOCKS, parse
 
 if TYPE_CHECKING:
     from fusebpf.loader import CheckedFilter
@@ -49,6 +50,10 @@ def cli() -> None:
 @click.option("--name", help="The mount's name; else after MNT.")
 @click.option("-o", "texts", multiple=True, metavar="OPTIONS",
               help="mount(8)'s and FUSE's options: ro, noexec, noatime, suid, dev, fsname=…, …")  # fmt: skip
+@click.option("--locks", type=click.Choice(LOCKS),
+              help="Where locks are held: on the backing files, or by the kernel for this mount.")  # fmt: skip
+@click.option("--cache", type=click.Choice(CACHES),
+              help="Whether the kernel keeps entries and attributes (-o ttl=).")  # fmt: skip
 @click.option("--root-fd", type=click.IntRange(min=0), metavar="N",
               help="The open directory N is the source: fusebpf mount --root-fd N MNT.")  # fmt: skip
 @click.option("--foreground", "-f", is_flag=True, help="Serve in this process; ^C unmounts.")
@@ -60,15 +65,17 @@ def mount_command(
     sets: tuple[str, ...],
     name: str | None,
     texts: tuple[str, ...],
+    locks: str | None,
+    cache: str | None,
     root_fd: int | None,
     foreground: bool,
 ) -> None:
     """Mount the directory SRC on MNT; returns when the mount is usable."""
     from fusebpf import server
-    from fusebpf.options import parse
     from fusebpf.stack import Stack
 
-    options = parse(texts)
+    ours = [f"{key}={value}" for key, value in (("locks", locks), ("cache", cache)) if value is not None]
+    options = parse([*texts, *ours])
     if options.is_remount:
         raise UsageError("a remount is mount(8)'s: mount -o remount,… MNT")
     if root_fd is not None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 SUBTYPE = "fusebpf"
+CACHES = ("normal", "none")
+LOCKS = ("backing", "local")
 
 _SECURE = mounts.MS_NOSUID | mounts.MS_NODEV
 _ATIMES = mounts.MS_NOATIME | mounts.MS_RELATIME | mounts.MS_STRICTATIME
@@ -93,6 +95,9 @@ class MountOptions:
         passthrough: Files that no filter hooks are read and written by the kernel alone, where it can.
         max_workers: How many threads may serve the mount.
         ttl: For how many seconds the kernel may cache entries and attributes that no filter hooks.
+        cache: "normal", or "none": the kernel caches no entries and attributes, whatever `ttl` says.
+        locks: "backing": locks are held on the backing files, for programs there to see; "local": the kernel
+            keeps those of ranges for this mount alone.
         name: The mount's name; None: from MNT.
         filters: Filters as for --filter.
         sets: Map values as for --set.
@@ -107,6 +112,8 @@ class MountOptions:
     passthrough: bool = True
     max_workers: int = 64
     ttl: float = 1.0
+    cache: str = "normal"
+    locks: str = "backing"
     name: str | None = None
     filters: tuple[str, ...] = field(default=())
     sets: tuple[str, ...] = field(default=())
@@ -160,6 +167,9 @@ def parse(
         options = replace(options, is_remount=True)
     for option in found:
         options = _apply(options, option, is_sloppy=is_sloppy)
+    with_ttl = [option for option in found if option.startswith("ttl=")]
+    if with_ttl and options.cache == "none":
+        raise UsageError(f"mount option {with_ttl[-1]!r} has no meaning beside 'cache=none'")
     return options
 
 
@@ -223,6 +233,20 @@ def _ttl(options: MountOptions, option: str, value: str) -> MountOptions:
     return replace(options, ttl=float(value))
 
 
+def _choice(option: str, value: str, *choices: str) -> str:
+    if value not in choices:
+        raise UsageError(f"mount option {option!r}: {' or '.join(choices)} is wanted")
+    return value
+
+
+def _cache(options: MountOptions, option: str, value: str) -> MountOptions:
+    return replace(options, cache=_choice(option, value, *CACHES))
+
+
+def _locks(options: MountOptions, option: str, value: str) -> MountOptions:
+    return replace(options, locks=_choice(option, value, *LOCKS))
+
+
 def _name(options: MountOptions, option: str, value: str) -> MountOptions:
     if options.name is not None and options.name != value:
         raise UsageError(f"mount option {option!r}: the mount is named {options.name!r} already")
@@ -254,6 +278,8 @@ _VALUES: dict[str, Callable[[MountOptions, str, str], MountOptions]] = {
     "max_read": _max_read,
     "max_workers": _max_workers,
     "ttl": _ttl,
+    "cache": _cache,
+    "locks": _locks,
     "name": _name,
     "filter": _filter,
     "set": _set,

@@ -29,7 +29,7 @@ from fusebpf import registry
 from fusebpf.errors import FilterError, FusebpfError, MountError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
     from types import FrameType
 
     from fusebpf.stack import Stack
@@ -83,6 +83,7 @@ def run_foreground(stack: Stack) -> None:
     """
 
     async def tell() -> None:
+        _warn(stack.warnings)
         sys.stderr.write(
             f"fusebpf: {stack.src!r} is mounted on {stack.mnt!r} as {stack.name!r}; ^C unmounts\n"
         )
@@ -143,6 +144,11 @@ async def _serve(stack: Stack, tell: Callable[[], Awaitable[None]], parent: sock
         raise Interrupted(ended_by)
 
 
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        sys.stderr.write(f"fusebpf: warning: {line}\n")
+
+
 def _received(channel: socket.socket) -> bytes:
     try:
         return channel.recv(1)
@@ -199,6 +205,7 @@ def run_background(stack: Stack, *, root_fd: int | None = None) -> None:
             raise
         if told.get("ready"):
             ours.sendall(b"k")
+            _warn(told["warnings"])
             return
     status = _wait_for(pid)
     if told:
@@ -226,7 +233,7 @@ def _be_server(stack: Stack, parent: socket.socket, kept: set[int]) -> NoReturn:
                 os.chdir("/")
                 for fd in kept - {parent.fileno()}:
                     os.close(fd)
-                _send(parent, {"ready": True})
+                _send(parent, {"ready": True, "warnings": stack.warnings})
 
             trio.run(_serve, stack, tell, parent)
             exit_code = 0

@@ -132,6 +132,20 @@ class Stack:
         """The loaded filters with the altitudes that they have in this chain, top first."""
         return tuple(self._links)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed and yet may not be what was meant; a line each."""
+        if not self.options.default_permissions:
+            return ()
+        stock = os.fspath(loader.stock())
+        return tuple(
+            f"{link.filter.path}: the hook on access of {link.filter.name!r} never runs: "
+            "the kernel sends ACCESS only with -o nodefault_permissions"
+            for link in self._links
+            if os.fspath(link.filter.path) != stock
+            and any(hook.program.pin_name in {"pre_access", "post_access"} for hook in link.filter.hooks)
+        )
+
     def counters(self) -> dict[str, int]:
         """The counters of the core, by name: inodes, requests, failed_closed and others."""
         return self._started_core().counters()
@@ -235,7 +249,8 @@ class Stack:
                 max_read=options.max_read,
                 passthrough=options.passthrough,
                 max_workers=options.max_workers,
-                ttl_ns=round(options.ttl * 1e9),
+                ttl_ns=0 if options.cache == "none" else round(options.ttl * 1e9),
+                backing_locks=options.locks == "backing",
             )
         except OSError as error:
             raise MountError(f"a mount of {self.src!r} cannot be prepared: {error.strerror}") from error

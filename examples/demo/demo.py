@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import sample
@@ -170,8 +170,12 @@ def mount(words: list[str]) -> None:
 
 def unmount(mnt: Path, name: str) -> None:
     """Take the mount down, if need be without waiting for who still uses it."""
-    if (PINS / name).exists() and subprocess.run([COMMAND, "umount", mnt], check=False).returncode != 0:
-        subprocess.run(["umount", "--lazy", mnt], check=False)
+    if not (PINS / name).exists():
+        return
+    with suppress(OSError):
+        if subprocess.run([COMMAND, "umount", name], check=False).returncode == 0:
+            return
+    subprocess.run(["umount", "--lazy", mnt], check=False)
 
 
 def stop(number: int, _frame: object) -> None:

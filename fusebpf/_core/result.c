@@ -69,6 +69,19 @@ void result_to_slot(struct request *rq)
 	}
 }
 
+/* Answer with the slot's text, or where the caller asks how long a value is, with its length. */
+static void text_reply(struct request *rq)
+{
+	const struct fb_slot *image = rq->image;
+	bool asks_size = rq->op->canonical != FB_OP_readlink && image->args.xattr.size == 0;
+
+	rq->out.xattr = (struct fuse_getxattr_out){ .size = image->text_len };
+	rq->reply = asks_size ? &rq->out.xattr : NULL;
+	rq->reply_len = asks_size ? sizeof(rq->out.xattr) : 0;
+	rq->payload = image->text;
+	rq->payload_len = asks_size ? 0 : image->text_len;
+}
+
 /** Bring what hooks edited, or answered in the op's stead, into the reply. */
 void result_from_slot(struct request *rq, uint64_t edits)
 {
@@ -97,6 +110,8 @@ void result_from_slot(struct request *rq, uint64_t edits)
 		rq->reply = &rq->out.statfs;
 		rq->reply_len = sizeof(rq->out.statfs);
 	}
+	if (edits & FB_EDIT_COUNT)
+		rq->count = image->result.count;
 	if (edits & FB_EDIT_COUNT && rq->op->canonical != FB_OP_read) {
 		rq->out.write = (struct fuse_write_out){ .size = (uint32_t)image->result.count };
 		rq->reply = &rq->out.write;
@@ -105,12 +120,7 @@ void result_from_slot(struct request *rq, uint64_t edits)
 		rq->payload_len = image->result.count;
 	}
 	if (edits & FB_EDIT_TEXT && rq->op->flags & FB_OP_TEXT) {
-		rq->payload = image->text;
-		rq->payload_len = image->text_len;
-		if (rq->reply == &rq->out.xattr) {
-			rq->reply = NULL;
-			rq->reply_len = 0;
-		}
+		text_reply(rq);
 	}
 }
 

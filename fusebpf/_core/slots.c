@@ -141,7 +141,7 @@ void watch_record(const struct request *rq)
 	record->post_edited = rq->post_edited;
 	record->edits = rq->all_edits;
 	record->result = rq->op->canonical == FB_OP_readdir ? rq->n_listed
-			 : rq->op->flags & FB_OP_COUNT	    ? image->result.count
+			 : rq->op->flags & FB_OP_COUNT	    ? rq->count
 							    : 0;
 	memcpy(record->name, image->name.text, FB_NAME_SIZE);
 	memcpy(record->name2, image->name2.text, FB_NAME_SIZE);

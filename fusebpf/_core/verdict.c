@@ -145,7 +145,7 @@ static const char *edit_text(struct request *rq, const struct fb_slot *slot)
 	uint32_t len = slot->text_len, capacity = FB_PATH_SIZE - 1;
 	bool is_xattr = rq->op->canonical == FB_OP_getxattr || rq->op->canonical == FB_OP_listxattr;
 
-	if (is_xattr && rq->image->args.xattr.size < capacity)
+	if (is_xattr && rq->image->args.xattr.size && rq->image->args.xattr.size < capacity)
 		capacity = rq->image->args.xattr.size;
 	if (len > capacity)
 		return "rewritten text is longer than the caller's buffer or 4095 bytes";

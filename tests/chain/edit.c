@@ -135,7 +135,8 @@ PRE(edit, create)
 	case 1: return edit_name(ctx);
 	case 2: ctx->args.create.mode = 0100600; return USE(FB_EDIT_MODE);
 	case 3: ctx->uid = 123; ctx->gid = 456; return USE(FB_EDIT_UID | FB_EDIT_GID);
-	case 4: ctx->args.create.flags |= 0200; return USE(FB_EDIT_FLAGS); /* O_EXCL */
+	case 4: edit_name(ctx); ctx->args.create.flags |= 0200; return USE(FB_EDIT_NAME | FB_EDIT_FLAGS); /* O_EXCL */
+	case 5: return edit_name(ctx);
 	case 20: ctx->args.create.mode = 0040600; return USE(FB_EDIT_MODE);
 	case 21: ctx->args.create.flags |= 0200000; return USE(FB_EDIT_FLAGS); /* O_DIRECTORY */
 	}

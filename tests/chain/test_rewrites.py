@@ -279,18 +279,11 @@ def test_rename_and_rmdir_rewrite_the_old_name(edit: Chained) -> None:
     assert (outcome, names(behind)) == (None, ["name.d"])
 
 
-def test_create_flags_are_used(edit: Chained) -> None:
-    def act(p: Path) -> Any:
-        refused = attempt(os.stat, p / "name")  # the kernel thinks that it is not there
-        put(behind / "name")
-        return refused, attempt(os.open, p / "name", RW)
+@pytest.mark.parametrize(("way", "expected"), [(4, "EEXIST"), (5, 6)])
+def test_create_flags_are_used(edit: Chained, way: int, expected: object) -> None:
+    act = fd_call(RW, lambda fd: os.fstat(fd).st_size)
 
-    through, behind = edit.fresh()
-    with edit.map("edit/way").put(0, 4):
-        first, second = in_child(act, through, seconds=10)
-
-    assert first == "ENOENT"
-    assert second == "EEXIST"
+    assert apply(edit, way, lambda b: put(b / "edited", b"edited"), act)[0] == expected
 
 
 def test_an_entry_is_kept_as_long_as_the_filter_says(edit: Chained) -> None:
@@ -322,7 +315,15 @@ def test_an_xattr_that_a_filter_answers_has_a_size(edit: Chained) -> None:
 
     for way, text in ((2, "made up"), (50, "Xame")):
         with edit.map("edit/way").put(0, way):
-            shown = support.run("getfattr", "--only-values", "-n", "user.name", through / "name", check=False)
+            shown = support.run(
+                "getfattr",
+                "--absolute-names",
+                "--only-values",
+                "-n",
+                "user.name",
+                through / "name",
+                check=False,
+            )
         assert (text, "") == (shown.stdout, shown.stderr)
 
 

@@ -94,10 +94,10 @@ def test_stats_read_the_same_through_bpftool(watched: Chained) -> None:
 
 
 def records(mount: Chained, op: str, above: int = 0) -> list[dict[str, Any]]:
-    """The finished records of an op, in the order in which they were finished."""
+    """The finished records of an op, in the order in which they began."""
     rows = [row.get("formatted", row)["value"] for row in mount.mounted.dump("recent")]
     found = [row for row in rows if row["op"] == f"FB_OP_{op}" and row["sequence"] > above]
-    return sorted(found, key=lambda row: int(row["sequence"]))
+    return sorted(found, key=lambda row: int(row["time_ns"]))
 
 
 def last_sequence(mount: Chained) -> int:

@@ -1,13 +1,26 @@
 """For each op, a system call that makes the kernel send it. By name; a test sees that none is missing."""
 
+import ctypes
+import fcntl
 import os
+import select
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from core.table import checked, libc
+
 Trigger = Callable[[], Any]
+FS_IOC_GETFLAGS = 0x80086601
+
+
+def _poll(fd: int) -> Any:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return poll.poll(0)
 
 
 @contextmanager
@@ -22,9 +35,7 @@ def prepared(op: str, p: Path) -> Iterator[Trigger]:
     own = os.open(p / "f", os.O_RDWR)
     own_dir = os.open(p / "d", os.O_RDONLY)
     calls: dict[str, Trigger] = {
-        "lookup": lambda: (
-            os.stat("missing-or-not", dir_fd=stream) if op == "x" else os.stat("f", dir_fd=stream)
-        ),
+        "lookup": lambda: os.stat("f", dir_fd=stream),
         "getattr": lambda: os.fstat(file),
         "setattr": lambda: os.fchmod(file, 0o600),
         "readlink": lambda: os.readlink(p / "link"),
@@ -53,6 +64,16 @@ def prepared(op: str, p: Path) -> Iterator[Trigger]:
         "access": lambda: os.access(p / "f", os.R_OK),
         "create": lambda: os.close(os.open(p / "new", os.O_CREAT | os.O_EXCL | os.O_WRONLY)),
         "dirent": lambda: os.listdir(stream),
+        "getlk": lambda: len(fcntl.fcntl(file, fcntl.F_GETLK, struct.pack("hhqqi4x", 1, 0, 0, 0, 0))),
+        "setlk": lambda: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB),
+        "flock": lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB),
+        "ioctl": lambda: len(fcntl.ioctl(file, FS_IOC_GETFLAGS, bytes(8))),
+        "poll": lambda: _poll(file),
+        "fallocate": lambda: checked(libc.fallocate(file, 0, 0, 4096)),
+        "lseek": lambda: os.lseek(file, 0, os.SEEK_HOLE),
+        "copy_file_range": lambda: os.copy_file_range(file, own, 4, 0, 20),
+        "tmpfile": lambda: os.close(os.open(p, os.O_TMPFILE | os.O_RDWR)),
+        "statx": lambda: checked(libc.statx(file, b"", 0x1000, 0xFFF, ctypes.create_string_buffer(256))),
     }
     try:
         yield calls[op]

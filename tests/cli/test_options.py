@@ -55,6 +55,17 @@ def test_fuse_options_are_taken() -> None:
     assert (options.fsname, options.max_read) == ("my disk", 8192)
 
 
+def test_cache_and_locks_are_chosen() -> None:
+    assert (parse("").cache, parse("").locks) == ("normal", "backing")
+    options = parse("locks=local,cache=none")
+    assert (options.cache, options.locks) == ("none", "local")
+    assert parse("cache=none,cache=normal,ttl=3").ttl == 3
+
+
+def test_a_remount_passes_over_cache_and_locks() -> None:
+    assert parse("remount,ro,locks=local,cache=none").flags == SECURE | mounts.MS_RDONLY
+
+
 def test_our_options_are_taken_and_filters_add_up() -> None:
     options = parse(["filter=hide,filter=./a.c:b@500", "set=hide.names=a\\,b,name=n_1,nopassthrough,ttl=0.5"])
 
@@ -98,6 +109,11 @@ def test_commas_are_escaped_as_in_libfuse_or_quoted_as_in_mount(text: str, optio
         ("fd=3", "'fd=3' cannot be set"),
         ("context=system_u:object_r:tmp_t", "'context=system_u:object_r:tmp_t' is not supported"),
         ("ttl=soon", "'ttl=soon'"),
+        ("cache=some", "'cache=some': normal or none"),
+        ("cache", "'cache' needs a value"),
+        ("locks=remote", "'locks=remote': backing or local"),
+        ("ttl=3,cache=none", "'ttl=3' has no meaning"),
+        ("cache=none,ttl=0", "'ttl=0' has no meaning"),
         ("name=a,name=b", "'name=b'"),
         ('set="a', "double quote"),
     ],

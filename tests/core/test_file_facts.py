@@ -1,0 +1,186 @@
+"""statx, the attributes of lsattr and chattr, other ioctls, poll: against the bare directory."""
+
+import array
+import fcntl
+import os
+import select
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+from core.comparing import compare, fresh
+from core.table import attempt, in_child, opened, put, user
+from core.variants import Variant
+
+GETFLAGS, SETFLAGS = 0x80086601, 0x40086602
+FSGETXATTR, FSSETXATTR = 0x801C581F, 0x401C5820
+APPEND, IMMUTABLE, NODUMP, NOATIME = 0x20, 0x10, 0x40, 0x80
+UNKNOWN = 0x80046699
+
+
+@pytest.fixture(autouse=True)
+def _unlocked(bare: Path) -> Iterator[None]:
+    """Files that a test made immutable can be removed again."""
+    yield
+    support.run("chattr", "-R", "-ia", bare, check=False)
+
+
+# ----------------------------------------------------------------------------------- statx
+
+
+def test_a_file_has_its_time_of_birth(variant: Variant) -> None:
+    through, behind = fresh(variant)
+    (behind / "old").write_text("x")
+    (through / "new").write_text("x")
+    (through / "d").mkdir()
+    (through / "link").symlink_to("new")
+
+    for name in ("old", "new", "d", "link"):
+        seen = [support.run("stat", "--format=%w %W %s %F %x", where / name).stdout for where in (through, behind)]
+        assert seen[0] == seen[1]
+        assert abs(int(seen[0].split()[3]) - time.time()) < 60
+
+
+def test_an_unlinked_file_has_its_time_of_birth(variant: Variant, bare: Path) -> None:
+    def act(p: Path) -> Any:
+        put(p / "f")
+        with opened(p / "f", os.O_RDONLY) as fd:
+            (p / "f").unlink()
+            born = int(support.run("stat", "--format=%W", f"/proc/{os.getpid()}/fd/{fd}", "-L").stdout)
+            return abs(born - time.time()) < 60
+
+    assert compare(variant, bare, act) is True
+
+
+# ---------------------------------------------------------------------------- inode flags
+
+
+def flags_of(fd: int) -> int:
+    data = array.array("q", [0])
+    fcntl.ioctl(fd, GETFLAGS, data)
+    return data[0] & 0xFFFFFFFF
+
+
+def test_flags_are_shown_and_set(variant: Variant, bare: Path) -> None:
+    def act(p: Path) -> Any:
+        (p / "d").mkdir()
+        said = []
+        for path in (put(p / "f"), p / "d"):
+            with opened(path, os.O_RDONLY) as fd:
+                old = flags_of(fd)
+                fcntl.ioctl(fd, SETFLAGS, struct.pack("q", old | NODUMP | NOATIME))
+                said.append((old, flags_of(fd)))
+        return said
+
+    compare(variant, bare, act)
+
+
+def test_lsattr_and_chattr(variant: Variant) -> None:
+    through, behind = fresh(variant)
+    (behind / "f").write_text("x")
+
+    support.run("chattr", "+d", through / "f")
+
+    shown = [support.run("lsattr", where / "f").stdout.split()[0] for where in (through, behind)]
+    assert shown[0] == shown[1]
+    assert "d" in shown[0]
+
+
+@pytest.mark.parametrize("flag", [APPEND, IMMUTABLE])
+def test_append_only_and_immutable_files(variant: Variant, bare: Path, flag: int) -> None:
+    def act(p: Path) -> Any:
+        with opened(put(p / "f"), os.O_RDONLY) as fd:
+            old = flags_of(fd)
+            fcntl.ioctl(fd, SETFLAGS, struct.pack("q", old | flag))
+            try:
+                return (
+                    flags_of(fd) & flag,
+                    attempt(os.unlink, p / "f"),
+                    attempt(os.open, p / "f", os.O_WRONLY),
+                    attempt(os.truncate, p / "f", 0),
+                )
+            finally:
+                fcntl.ioctl(fd, SETFLAGS, struct.pack("q", old))
+
+    compare(variant, bare, act)
+
+
+def test_a_user_may_set_no_flags_but_on_own_files(variant: Variant, bare: Path) -> None:
+    def act(p: Path) -> Any:
+        put(p / "own")
+        os.chown(p / "own", 1000, 1000)
+        os.chmod(put(p / "other"), 0o666)
+        said = []
+        with user(1000):
+            for name in ("own", "other"):
+                with opened(p / name, os.O_RDWR) as fd:
+                    old = flags_of(fd)
+                    for flag in (NODUMP, IMMUTABLE):
+                        said.append(attempt(fcntl.ioctl, fd, SETFLAGS, struct.pack("q", old | flag)))
+                    said.append(flags_of(fd))
+        return said
+
+    compare(variant, bare, act)
+
+
+def test_xfs_attributes(variant: Variant, bare: Path) -> None:
+    def act(p: Path) -> Any:
+        with opened(put(p / "f"), os.O_RDONLY) as fd:
+            old = attempt(fcntl.ioctl, fd, FSGETXATTR, bytes(28))
+            if isinstance(old, str):
+                return old
+            nodump = struct.pack("I", struct.unpack("I", old[:4])[0] | 0x80) + old[4:]
+            return old, attempt(fcntl.ioctl, fd, FSSETXATTR, nodump), fcntl.ioctl(fd, FSGETXATTR, bytes(28))
+
+    compare(variant, bare, act)
+
+
+def test_an_ioctl_that_is_not_known_is_refused(variant: Variant, bare: Path) -> None:
+    def act(p: Path) -> Any:
+        with opened(put(p / "f"), os.O_RDWR) as fd, opened(p, os.O_RDONLY) as directory:
+            return [attempt(fcntl.ioctl, one, UNKNOWN, bytes(8)) for one in (fd, directory)]
+
+    assert compare(variant, bare, act) == ["ENOTTY", "ENOTTY"]
+
+
+def test_what_the_kernel_answers_itself(variant: Variant, bare: Path) -> None:
+    def act(p: Path) -> Any:
+        fionread, fioclex = 0x541B, 0x5451
+        with opened(put(p / "f", b"12345"), os.O_RDONLY) as fd:
+            os.read(fd, 2)
+            left = fcntl.ioctl(fd, fionread, bytes(4))
+            return left, fcntl.ioctl(fd, fioclex)
+
+    compare(variant, bare, act)
+
+
+# ------------------------------------------------------------------------------------ poll
+
+
+def test_a_file_is_always_ready(variant: Variant, bare: Path) -> None:
+    def act(p: Path) -> Any:
+        said = []
+        with opened(put(p / "f"), os.O_RDWR) as fd:
+            for events in (select.POLLIN, select.POLLOUT, select.POLLIN | select.POLLOUT | select.POLLPRI, 0):
+                poll = select.poll()
+                poll.register(fd, events)
+                said.append([event for _, event in poll.poll(0)])
+            ready = select.select([fd], [fd], [fd], 1)
+            return said, [len(one) for one in ready]
+
+    compare(variant, bare, act)
+
+
+def test_epoll_takes_a_file_too(variant: Variant) -> None:
+    """On the bare directory it is EPERM; a file of FUSE has poll, so the kernel takes it."""
+
+    def act(p: Path) -> Any:
+        with opened(put(p / "f"), os.O_RDWR) as fd, select.epoll() as epoll:
+            epoll.register(fd, select.EPOLLIN | select.EPOLLOUT)
+            return [event for _, event in epoll.poll(1)]
+
+    assert in_child(act, fresh(variant)[0]) == [select.EPOLLIN | select.EPOLLOUT]
