@@ -1,6 +1,7 @@
 /*
- * The benchmark's client: does one kind of op in a loop and prints nanoseconds per op: elapsed, and its own CPU
- * time. One run is one sample; bench/run.py alternates runs between the targets.
+ * The benchmark's client: does one kind of op in a loop and prints nanoseconds per op, elapsed and of its own CPU
+ * time, and how many ops it did, those before the clock started too. One run is one sample; bench/run.py alternates runs
+ * between the targets.
  *
  *   client stat|open DIR N LOOPS             fstatat, open+close of DIR/f0 … f(N-1)
  *   client getattr DIR N LOOPS               forced getattr of DIR
@@ -51,12 +52,12 @@ static struct moment now(void)
 	return (struct moment){ read_clock(CLOCK_MONOTONIC), read_clock(CLOCK_PROCESS_CPUTIME_ID) };
 }
 
-static void done(struct moment start, uint64_t n_ops)
+static void done(struct moment start, uint64_t n_ops, uint64_t n_before)
 {
 	struct moment end = now();
 
-	printf("%.1f %.1f\n", (double)(end.ns - start.ns) / (double)n_ops,
-	       (double)(end.cpu_ns - start.cpu_ns) / (double)n_ops);
+	printf("%.1f %.1f %ju\n", (double)(end.ns - start.ns) / (double)n_ops,
+	       (double)(end.cpu_ns - start.cpu_ns) / (double)n_ops, (uintmax_t)(n_ops + n_before));
 }
 
 static int open_dir(void)
@@ -153,7 +154,9 @@ static bool run_by_name(const char *op, int argc, char **argv)
 			errx(2, "%s: how many?", op);
 		for (long i = 0; i < n; i++)
 			snprintf(names[i], sizeof(names[i]), "%c%ld", by_name_ops[row].prefix, i);
-		if (by_name_ops[row].repeats && loops > 0)
+		bool is_warm = by_name_ops[row].repeats && loops > 0;
+
+		if (is_warm)
 			pass(by_name_ops[row].run, dir, names, n);
 
 		long passes = loops > 0 ? loops : 1;
@@ -161,7 +164,7 @@ static bool run_by_name(const char *op, int argc, char **argv)
 
 		for (long i = 0; i < passes; i++)
 			pass(by_name_ops[row].run, dir, names, n);
-		done(start, (uint64_t)n * (uint64_t)passes);
+		done(start, (uint64_t)n * (uint64_t)passes, is_warm ? (uint64_t)n : 0);
 		return true;
 	}
 	return false;
@@ -187,15 +190,12 @@ static uint64_t list_once(void)
 
 static void run_list(long loops)
 {
-	uint64_t n = 0;
-
-	if (loops > 0)
-		list_once();
+	uint64_t n = 0, n_before = loops > 0 ? list_once() : 0;
 	struct moment start = now();
 
 	for (long i = 0; i < (loops > 0 ? loops : 1); i++)
 		n += list_once();
-	done(start, n);
+	done(start, n, n_before);
 }
 
 /* ------------------------------------------------------------------------------------ data */
@@ -235,7 +235,7 @@ static void run_data(bool writes, size_t block, long n, bool is_random)
 
 		move(writes, fd, buffer, block, (off_t)at * (off_t)block);
 	}
-	done(start, (uint64_t)n);
+	done(start, (uint64_t)n, (uint64_t)n_blocks);
 }
 
 /* What the machine takes for a round trip between two processes, without any file system. */
@@ -261,7 +261,7 @@ static void run_pingpong(long n)
 	for (long i = 0; i < n; i++)
 		if (write(there[1], &byte, 1) != 1 || read(back[0], &byte, 1) != 1)
 			err(1, "pipe");
-	done(start, (uint64_t)n);
+	done(start, (uint64_t)n, 0);
 }
 
 static void run_syscall(long n)
@@ -270,7 +270,7 @@ static void run_syscall(long n)
 
 	for (long i = 0; i < n; i++)
 		syscall(SYS_getppid);
-	done(start, (uint64_t)n);
+	done(start, (uint64_t)n, 0);
 }
 
 /* The last slot and ring are taken only when a mount is busier than any benchmark makes it. */
@@ -292,7 +292,7 @@ static void run_prog(long n)
 		if (syscall(SYS_bpf, BPF_PROG_RUN, &attr, sizeof(attr.test)) < 0)
 			err(1, "BPF_PROG_RUN");
 	}
-	done(start, (uint64_t)n);
+	done(start, (uint64_t)n, 0);
 }
 
 int main(int argc, char **argv)

@@ -55,12 +55,12 @@ enum fb_edit {
 	FB_EDIT_FLAGS = 1 << 4,	  /* the flags among the arguments */
 	FB_EDIT_UID = 1 << 5,	  /* setattr: args.setattr.uid; ops that create: the new owner, uid */
 	FB_EDIT_GID = 1 << 6,	  /* the same for gid */
-	FB_EDIT_SIZE = 1 << 7,	  /* the size among the arguments: never larger than the caller's */
+	FB_EDIT_SIZE = 1 << 7,	  /* the size among the arguments: setattr's any, the others' never larger than the caller's */
 	FB_EDIT_OFFSET = 1 << 8,  /* read, write: the offset */
 	FB_EDIT_TIMES = 1 << 9,	  /* setattr: atime and mtime */
 	FB_EDIT_RDEV = 1 << 10,	  /* mknod: rdev */
 	FB_EDIT_MASK = 1 << 11,	  /* access: mask */
-	FB_EDIT_ERROR = 1 << 12,  /* error; post: 0 is accepted only where the op succeeded */
+	FB_EDIT_ERROR = 1 << 12,  /* error; post: 0 after a failure only where the op has no result but success */
 	FB_EDIT_ATTR = 1 << 13,	  /* result.attr, all of it but ino and the file type */
 	FB_EDIT_STATFS = 1 << 14, /* result.statfs */
 	FB_EDIT_COUNT = 1 << 15,  /* result.count: never larger than it was */

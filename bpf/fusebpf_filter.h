@@ -29,17 +29,19 @@ FB_ALWAYS_INLINE struct fb_slot *fb_slot_of(struct fb_hook *hook)
 FB_ALWAYS_INLINE void fb_count(const struct fb_verdict_record *record)
 {
 	struct fb_stat_key key = {};
-	struct fb_stat first = { .count = 1 }, *stat;
+	struct fb_stat none = {}, *stat;
 
 	key.filter = record->filter;
 	key.phase = record->phase;
 	key.op = record->op;
 	key.verdict = record->verdict;
 	stat = fb_stats.lookup(&key);
+	if (!stat) {
+		fb_stats.insert(&key, &none); // fails if another thread was first
+		stat = fb_stats.lookup(&key);
+	}
 	if (stat)
 		__sync_fetch_and_add(&stat->count, 1);
-	else
-		fb_stats.insert(&key, &first);
 }
 
 /* Put a verdict into the ring of the thread that runs this hook. PRE and POST do it; a hook that is written

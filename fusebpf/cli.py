@@ -51,7 +51,7 @@ def cli() -> None:
 @click.option("-o", "texts", multiple=True, metavar="OPTIONS",
               help="mount(8)'s and FUSE's options: ro, noexec, noatime, suid, dev, fsname=…, …")  # fmt: skip
 @click.option("--locks", type=click.Choice(LOCKS),
-              help="Where locks are held: on the backing files, or by the kernel for this mount.")  # fmt: skip
+              help="Hold locks on the backing files, or for this mount alone.")  # fmt: skip
 @click.option("--cache", type=click.Choice(CACHES),
               help="Whether the kernel keeps entries and attributes (-o ttl=).")  # fmt: skip
 @click.option("--root-fd", type=click.IntRange(min=0), metavar="N",

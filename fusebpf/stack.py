@@ -273,7 +273,8 @@ class Stack:
         compiled = {path: loader.compile_source(path) for path in {_source_of(spec) for spec in self._specs}}
         try:
             types = next(iter(compiled.values()))
-            self._shared = loader.SharedMaps.create(self.options.max_workers, types)
+            # As many rings as there can be: workers that come back from waiting may be more than the limit.
+            self._shared = loader.SharedMaps.create(types=types)
         except OSError as error:
             raise PlatformError(f"the maps of the mount cannot be made: {error.strerror}") from error
         shared = self._shared

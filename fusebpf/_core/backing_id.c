@@ -27,6 +27,16 @@ static int32_t backing_id_get(struct mount *m, struct inode *inode, int fd)
 	return inode->backing_id;
 }
 
+/* Whether a write clears suid and sgid bits depends on who writes, and a backing id has one writer's rights for all. */
+static bool has_privilege_bits(int fd)
+{
+	struct stat st;
+
+	if ((fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDONLY)
+		return false;
+	return fstat(fd, &st) < 0 || st.st_mode & (S_ISUID | S_ISGID);
+}
+
 /**
  * Decide how the data of a regular file that is being opened goes, and count it.
  *
@@ -44,8 +54,10 @@ int passthrough_open(struct request *rq, struct handle *h, uint32_t *flags, int3
 	// FLUSH is how the locks of a process that closes a file are let go.
 	bool wants_flush = m->features & FUSE_POSIX_LOCKS || (chain && chain_hooks(chain, FB_OP_flush));
 	*flags = wants_flush ? 0 : FB_FOPEN_NOFLUSH;
+	bool is_plain = !has_privilege_bits(h->fd);
 	pthread_mutex_lock(fds_stripe(m, inode));
-	bool may = m->has_passthrough && inode->type == S_IFREG && inode->n_served == 0 && !is_hooked;
+	bool may = m->has_passthrough && inode->type == S_IFREG && inode->n_served == 0 && !is_hooked &&
+		   (is_plain || inode->n_passthrough > 0);
 	if (is_hooked && inode->n_passthrough > 0) {
 		e = -EBUSY;
 	} else if (may && backing_id_get(m, inode, h->fd) > 0) {

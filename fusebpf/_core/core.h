@@ -41,10 +41,9 @@
 struct mount;
 struct worker;
 struct chain;
+struct request;
 
 /* ------------------------------------------------------------------------------------ ops */
-
-struct request;
 
 struct op {
 	const char *name;
@@ -149,7 +148,7 @@ struct fds {
 struct handle {
 	uint32_t index, generation;
 	int fd;
-	bool is_used, is_dir, is_passthrough, is_served;
+	bool is_used, is_dir, is_passthrough, is_served, has_flock;
 	struct inode *inode;
 	/* Directories: what getdents64 gave and no listing has taken yet. */
 	pthread_mutex_t dir_lock;
@@ -286,6 +285,10 @@ struct request {
 
 /* ----------------------------------------------------------------------------------- workers */
 
+/* A worker that is in the backing file system, or waits for a slot, may be parked by another thread: it no longer counts
+ * against the limit, and has no verdict ring until it comes back. */
+enum worker_state { WORKER_RUNS, WORKER_IN_BACKING, WORKER_PARKED };
+
 struct worker {
 	struct mount *mount;
 	struct worker *next;
@@ -299,6 +302,8 @@ struct worker {
 	_Atomic uint64_t unique; /* of the request that it serves, 0: none */
 	_Atomic uint64_t interrupted; /* the request that the kernel wants interrupted, 0: none */
 	_Atomic bool is_retiring, is_idle;
+	_Atomic int state;	 /* enum worker_state */
+	_Atomic int64_t since_ms; /* when it entered the state */
 	/* Its verdict ring, mapped when it first runs a hook: */
 	_Atomic unsigned long *ring_consumer;
 	const _Atomic unsigned long *ring_producer;
@@ -423,7 +428,7 @@ void device_reply_raw(int fd, uint64_t unique, int error);
 /* slots.c */
 int shared_init(struct mount *m, int slots_fd, int stats_fd, int recent_fd, const int *ring_fds, uint32_t n);
 void shared_deinit(struct mount *m);
-int slot_acquire(struct request *rq);
+int slot_acquire(struct request *rq, bool may_fail);
 void slot_release(struct request *rq);
 struct fb_slot *slot_of(const struct request *rq);
 void watch_record(const struct request *rq);
@@ -481,8 +486,9 @@ bool dirent_allowed(struct request *rq, uint64_t ino, uint32_t type, const char 
 int workers_start(struct mount *m);
 void workers_stop(struct mount *m);
 void worker_interrupt(struct worker *by, uint64_t unique, uint64_t own_unique);
-bool worker_park(struct worker *w, bool has_slot);
-void worker_unpark(struct worker *w);
+void worker_park(struct worker *w);
+void worker_enter_backing(struct worker *w);
+void worker_leave_backing(struct worker *w);
 bool request_is_interrupted(const struct request *rq);
 
 /* mount.c: the control path */

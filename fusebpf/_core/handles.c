@@ -4,6 +4,8 @@
  */
 #include "core.h"
 
+#include <sys/file.h>
+
 void handles_init(struct mount *m)
 {
 	pthread_mutex_init(&m->handles.lock, NULL);
@@ -12,6 +14,9 @@ void handles_init(struct mount *m)
 static void handle_close(struct mount *m, struct handle *h)
 {
 	passthrough_close(m, h);
+	// The kernel's backing id may keep this very open file alive, and its lock with it.
+	if (h->has_flock)
+		flock(h->fd, LOCK_UN);
 	close(h->fd);
 	free(h->dir_buffer);
 	h->dir_buffer = NULL;
@@ -70,7 +75,7 @@ struct handle *handle_create(struct mount *m, struct inode *inode, int fd, bool 
 	h->generation++;
 	h->fd = fd;
 	h->is_dir = is_dir;
-	h->is_passthrough = h->is_served = false;
+	h->is_passthrough = h->is_served = h->has_flock = false;
 	h->inode = inode;
 	h->dir_at = h->dir_end = 0;
 	h->dir_offset = 0;

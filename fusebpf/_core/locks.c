@@ -222,12 +222,10 @@ static int lock_or_wait(struct request *rq, int (*attempt)(int fd, const struct 
 
 	if ((e != -EAGAIN && e != -EACCES) || !(args->flags & FB_LOCK_WAITS))
 		return e;
-	if (!worker_park(rq->worker, rq->slot != NO_SLOT))
-		return -ENOLCK;
+	worker_park(rq->worker);
 	do {
 		e = request_is_interrupted(rq) ? -EINTR : attempt(fd, args, true);
 	} while (e == -EINTR && !request_is_interrupted(rq));
-	worker_unpark(rq->worker);
 	return e;
 }
 
@@ -275,5 +273,6 @@ int op_flock(struct request *rq)
 
 	if (!h && !(h = handle_get(rq->mount, rq->image->args.lock.fh, true)))
 		return -EBADF;
+	h->has_flock = true;
 	return lock_or_wait(rq, attempt_flock, h->fd);
 }

@@ -134,6 +134,8 @@ static PyObject *Mount_share(MountObject *self, PyObject *args, PyObject *kwargs
 	int e = n > FB_MAX_WORKERS ? -EINVAL : shared_init(m, slots, stats, recent, fds, (uint32_t)n);
 	if (e)
 		return raise_errno(-e, "mapping the shared maps");
+	if (n < FB_MAX_WORKERS)
+		m->workers.rings_taken |= ~0ULL << n; // there are no more
 	if (m->workers.limit > (uint32_t)n)
 		m->workers.limit = (uint32_t)n;
 	Py_RETURN_NONE;

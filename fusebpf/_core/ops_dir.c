@@ -34,7 +34,8 @@ int op_opendir(struct request *rq)
 
 	if (fd < 0)
 		return fd;
-	int opened = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int no_atime = (int)(rq->image->args.open.flags & O_NOATIME);
+	int opened = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC | no_atime);
 	int e = opened < 0 ? -errno : 0;
 	inode_fd_put(rq->mount, rq->inode);
 	if (e)

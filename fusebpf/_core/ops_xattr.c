@@ -19,7 +19,14 @@ int op_setxattr(struct request *rq)
 	if (fd < 0)
 		return fd;
 	proc_path(path, fd);
+	// The kernel says so where an ACL is set by somebody who is not in the file's group.
+	bool kills = rq->mount->features & FUSE_SETXATTR_EXT &&
+		     ((const struct fuse_setxattr_in *)(const void *)rq->body)->setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID;
+	if (kills)
+		creds_drop_fsetid();
 	int e = setxattr(path, rq->name, value, args->size, (int)args->flags) < 0 ? -errno : 0;
+	if (kills)
+		creds_raise_fsetid();
 	inode_fd_put(rq->mount, rq->inode);
 	return e;
 }

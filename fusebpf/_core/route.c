@@ -204,9 +204,9 @@ static void post_decide(struct request *rq, const struct chain_hook *hook, const
 
 static void post_run(struct request *rq)
 {
-	if (!rq->error && rq->hooks && rq->hooks->n_post)
+	if (!rq->error)
 		result_to_slot(rq);
-	for (uint32_t i = 0; rq->hooks && i < rq->hooks->n_post; i++) {
+	for (uint32_t i = 0; i < rq->hooks->n_post; i++) {
 		const struct chain_hook *hook = &rq->hooks->post[i];
 		struct fb_verdict_record v;
 
@@ -222,20 +222,12 @@ static void post_run(struct request *rq)
 	}
 }
 
-/**
- * Ask the dirent hooks about one entry of a listing.
- *
- * Returns whether it is listed; *name may be another one then, valid until the next call. A hook that breaks a rule
- * sets rq->error to EIO, which fails the listing.
- */
-bool dirent_allowed(struct request *rq, uint64_t ino, uint32_t type, const char **name, uint32_t *name_len)
+static bool dirent_ask(struct request *rq, uint64_t ino, uint32_t type, const char **name, uint32_t *name_len)
 {
 	const struct op *dirent = &ops[FB_OP_dirent];
-	const struct op_hooks *hooks = rq->chain ? rq->chain->ops[FB_OP_dirent] : NULL;
+	const struct op_hooks *hooks = rq->chain->ops[FB_OP_dirent];
 	struct fb_slot *image = rq->image;
 
-	if (!hooks || (*name_len <= 2 && (!strcmp(*name, ".") || !strcmp(*name, ".."))))
-		return true;
 	if (*name_len >= FB_NAME_SIZE)
 		return false;
 	memset(&image->args, 0, sizeof(image->args));
@@ -283,6 +275,24 @@ bool dirent_allowed(struct request *rq, uint64_t ino, uint32_t type, const char 
 	return true;
 }
 
+/**
+ * Ask the dirent hooks about one entry of a listing.
+ *
+ * Returns whether it is listed; *name may be another one then, valid until the next call. A hook that breaks a rule
+ * sets rq->error to EIO, which fails the listing.
+ */
+bool dirent_allowed(struct request *rq, uint64_t ino, uint32_t type, const char **name, uint32_t *name_len)
+{
+	bool is_dots = *name_len <= 2 && (!strcmp(*name, ".") || !strcmp(*name, ".."));
+
+	if (is_dots || !rq->chain || !rq->chain->ops[FB_OP_dirent])
+		return true;
+	worker_leave_backing(rq->worker); // hooks need the thread's ring
+	bool is_allowed = dirent_ask(rq, ino, type, name, name_len);
+	worker_enter_backing(rq->worker);
+	return is_allowed;
+}
+
 /* ------------------------------------------------------------------------------ the whole way */
 
 /* Does the backing file system judge the caller, since the kernel was told not to? */
@@ -298,31 +308,53 @@ static int op_run(struct request *rq)
 
 	if (as_caller)
 		creds_enter(rq, rq->create_uid, rq->create_gid, false);
+	worker_enter_backing(rq->worker);
 	do {
 		e = rq->op->run(rq);
 		// A kick that was meant for the op before this one, or for an idle worker, is not the caller's business.
 	} while (e == -EINTR && !request_is_interrupted(rq));
+	worker_leave_backing(rq->worker);
 	if (as_caller)
 		creds_leave();
 	return e;
 }
 
+static bool has_post(const struct request *rq)
+{
+	return rq->hooks && rq->hooks->n_post;
+}
+
+/* Run the op on the backing root; it gives its slot back meanwhile, unless entries of a listing need it. */
+static void backing_run(struct request *rq)
+{
+	if (!rq->chain->ops[FB_OP_dirent] || rq->op->canonical != FB_OP_readdir)
+		slot_release(rq);
+	int e = -op_run(rq);
+	if (!rq->error) // a listing fails where a dirent hook broke a rule
+		rq->error = e ? errno_for_kernel((uint32_t)e) : 0;
+	if (has_post(rq) && rq->slot == NO_SLOT)
+		slot_acquire(rq, false);
+}
+
 static void hooked_run(struct request *rq)
 {
-	slot_acquire(rq);
+	if (slot_acquire(rq, !(rq->op->flags & FB_OP_UNREFUSABLE))) {
+		rq->error = EINTR;
+		rq->chain = NULL; // no hook saw it: there is nothing to record
+		return;
+	}
 	image_fill(rq);
 	if (rq->chain->wants & FB_WANTS_PATH)
 		paths_fill(rq);
 	memset(rq->cookies, 0, sizeof(rq->cookies[0]) * rq->chain->n_filters);
 	pre_run(rq);
-	if (rq->route == FB_ROUTE_BACKING) {
-		int e = -op_run(rq);
-		if (!rq->error) // a listing fails where a dirent hook broke a rule
-			rq->error = e ? errno_for_kernel((uint32_t)e) : 0;
-	} else if (!rq->error) {
+	if (rq->route == FB_ROUTE_BACKING)
+		backing_run(rq);
+	else if (!rq->error)
 		result_from_slot(rq, rq->all_edits);
-	}
-	post_run(rq);
+	if (has_post(rq))
+		post_run(rq);
+	slot_release(rq);
 }
 
 /* Which hooks stand at this op? */
@@ -369,8 +401,6 @@ void request_run(struct request *rq)
 		result_negative(rq);
 	if (device_reply(rq, is_negative ? 0 : rq->error))
 		result_undo(rq);
-	if (rq->chain) {
+	if (rq->chain)
 		watch_record(rq);
-		slot_release(rq);
-	}
 }

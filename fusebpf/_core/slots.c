@@ -85,17 +85,43 @@ struct fb_slot *slot_of(const struct request *rq)
 	return (struct fb_slot *)(s->slots + s->slot_stride * rq->slot);
 }
 
-/** Give the op a slot of its own until slot_release; waits while all are taken. */
-int slot_acquire(struct request *rq)
+/* Wait for a slot. Called with slots_lock held. Returns 0, or -EINTR: no signal ends this wait, so it looks itself. */
+static int slot_wait(struct request *rq, bool may_fail)
 {
 	struct shared_maps *s = &rq->mount->shared;
+	struct timespec until;
+
+	worker_enter_backing(rq->worker);
+	while (!s->n_free_slots && !(may_fail && request_is_interrupted(rq))) {
+		clock_gettime(CLOCK_REALTIME, &until);
+		until.tv_nsec += 50000000;
+		until.tv_sec += until.tv_nsec / 1000000000;
+		until.tv_nsec %= 1000000000;
+		pthread_cond_timedwait(&s->slot_freed, &s->slots_lock, &until);
+	}
+	return s->n_free_slots ? 0 : -EINTR;
+}
+
+/**
+ * Give the op a slot of its own until slot_release; waits while all are taken. Returns 0, or with may_fail -EINTR. An op
+ * holds its slot only while its hooks run, so that those that block in the backing file system starve nobody.
+ */
+int slot_acquire(struct request *rq, bool may_fail)
+{
+	struct shared_maps *s = &rq->mount->shared;
+	bool waits;
+	int e = 0;
 
 	pthread_mutex_lock(&s->slots_lock);
-	while (!s->n_free_slots)
-		pthread_cond_wait(&s->slot_freed, &s->slots_lock);
-	rq->slot = s->free_slots[--s->n_free_slots];
+	waits = !s->n_free_slots;
+	if (waits)
+		e = slot_wait(rq, may_fail);
+	if (!e)
+		rq->slot = s->free_slots[--s->n_free_slots];
 	pthread_mutex_unlock(&s->slots_lock);
-	return 0;
+	if (waits)
+		worker_leave_backing(rq->worker);
+	return e;
 }
 
 void slot_release(struct request *rq)

@@ -30,9 +30,11 @@ static void count_broken(struct mount *m, uint32_t filter, const struct op *op, 
 	attr.map_fd = (uint32_t)m->shared.stats_fd;
 	attr.key = (uint64_t)(uintptr_t)&key;
 	attr.value = (uint64_t)(uintptr_t)&stat;
+	pthread_mutex_lock(&m->chain_lock); // only the core writes these rows
 	syscall(SYS_bpf, BPF_MAP_LOOKUP_ELEM, &attr, sizeof(attr));
 	stat.count++;
 	syscall(SYS_bpf, BPF_MAP_UPDATE_ELEM, &attr, sizeof(attr));
+	pthread_mutex_unlock(&m->chain_lock);
 }
 
 /** A hook broke a rule: its op fails with EIO, is counted and logged. The only place that does so. */

@@ -16,6 +16,8 @@
 #define JANITOR_PERIOD_NS 500000000L
 #define INTERRUPT_PERIOD_NS 10000000L
 #define STOP_TIMEOUT_S 10
+#define MAX_PARKED 1024
+#define BLOCKED_MS 20 /* an op that takes longer blocks: its worker is parked where the pool is at its limit */
 
 static void *worker_main(void *argument);
 
@@ -93,36 +95,55 @@ static int worker_start(struct mount *m)
 	return -e;
 }
 
-#define MAX_PARKED 1024
-
-/**
- * Before the calling worker blocks for as long as it takes (a lock that another holds): it no longer counts against the
- * limit and gives its verdict ring back, so that however many wait, the mount goes on. False: too many wait, do not.
- */
-bool worker_park(struct worker *w, bool has_slot)
+static int64_t now_ms(void)
 {
-	struct workers *p = &w->mount->workers;
-	bool may;
+	struct timespec now;
 
-	pthread_mutex_lock(&p->lock);
-	may = p->n_parked < (has_slot ? FB_N_SLOTS / 2 : MAX_PARKED);
-	if (may) {
-		hook_unmap_ring(w);
-		p->rings_taken &= ~(1ULL << w->index);
-		p->n_parked++;
-		pthread_cond_broadcast(&p->changed);
-	}
-	pthread_mutex_unlock(&p->lock);
-	if (may && atomic_load(&p->n_idle) == 0)
-		worker_start(w->mount);
-	return may;
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+	return now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/** It is back: take a ring again, when one is free. */
-void worker_unpark(struct worker *w)
+/** From here on the worker may block for as long as it takes, and be parked meanwhile. */
+void worker_enter_backing(struct worker *w)
+{
+	atomic_store_explicit(&w->since_ms, now_ms(), memory_order_relaxed);
+	atomic_store_explicit(&w->state, WORKER_IN_BACKING, memory_order_release);
+}
+
+/* Take its ring from a worker that is in the backing file system. Called with workers.lock held; any thread. */
+static bool park_locked(struct workers *p, struct worker *w)
+{
+	int expected = WORKER_IN_BACKING;
+
+	if (p->n_parked >= MAX_PARKED || !atomic_compare_exchange_strong(&w->state, &expected, WORKER_PARKED))
+		return false;
+	hook_unmap_ring(w);
+	p->rings_taken &= ~(1ULL << w->index);
+	p->n_parked++;
+	return true;
+}
+
+/** Park the calling worker at once, since it is about to wait: for a lock that another holds. */
+void worker_park(struct worker *w)
 {
 	struct workers *p = &w->mount->workers;
 
+	pthread_mutex_lock(&p->lock);
+	if (park_locked(p, w))
+		pthread_cond_broadcast(&p->changed);
+	pthread_mutex_unlock(&p->lock);
+	if (atomic_load(&p->n_idle) == 0)
+		worker_start(w->mount);
+}
+
+/** It is back from the backing file system; if it was parked it takes a ring again, when one is free. */
+void worker_leave_backing(struct worker *w)
+{
+	struct workers *p = &w->mount->workers;
+	int expected = WORKER_IN_BACKING;
+
+	if (atomic_compare_exchange_strong(&w->state, &expected, WORKER_RUNS))
+		return;
 	pthread_mutex_lock(&p->lock);
 	atomic_fetch_add(&p->n_returning, 1);
 	if (!~p->rings_taken)
@@ -133,6 +154,7 @@ void worker_unpark(struct worker *w)
 	w->index = (uint32_t)__builtin_ctzll(~p->rings_taken);
 	p->rings_taken |= 1ULL << w->index;
 	p->n_parked--;
+	atomic_store(&w->state, WORKER_RUNS);
 	pthread_mutex_unlock(&p->lock);
 }
 
@@ -256,8 +278,8 @@ static void *worker_main(void *argument)
 		}
 		atomic_store(&w->unique, ((struct fuse_in_header *)w->buffer)->unique);
 		atomic_store(&w->is_idle, false);
-		if (atomic_fetch_sub(&p->n_idle, 1) == 1)
-			worker_start(m);
+		if (atomic_fetch_sub(&p->n_idle, 1) == 1 && worker_start(m))
+			pthread_cond_broadcast(&p->changed); // the janitor sees to it
 		serve(w, (size_t)n);
 		atomic_store(&w->unique, 0);
 		if (atomic_exchange(&w->interrupted, 0))
@@ -341,6 +363,24 @@ static void retire(struct workers *p)
 	}
 }
 
+static bool is_at_limit(const struct workers *p)
+{
+	return atomic_load(&p->n_idle) == 0 && (p->n - p->n_parked >= p->limit || !~p->rings_taken);
+}
+
+/* All workers are busy, and there may be no more: park those that block, and start one in their place. Without it the
+ * requests that would end the blocking (INTERRUPT, an unlock, a release) would wait behind it. Called with the lock held. */
+static bool relieve(struct workers *p)
+{
+	int64_t before = now_ms() - BLOCKED_MS;
+	bool any = false;
+
+	for (struct worker *w = p->all; w; w = w->next)
+		if (atomic_load(&w->state) == WORKER_IN_BACKING && atomic_load(&w->since_ms) < before)
+			any |= park_locked(p, w);
+	return any;
+}
+
 static void *janitor_main(void *argument)
 {
 	struct mount *m = argument;
@@ -348,12 +388,17 @@ static void *janitor_main(void *argument)
 
 	pthread_mutex_lock(&p->lock);
 	while (!atomic_load(&p->is_stopping)) {
-		bool is_urgent = atomic_load(&p->n_interrupted) > 0;
+		bool is_urgent = atomic_load(&p->n_interrupted) > 0 || is_at_limit(p);
 		wait_at_most(p, is_urgent ? INTERRUPT_PERIOD_NS : JANITOR_PERIOD_NS);
 		if (atomic_load(&p->n_interrupted))
 			kick(p, false);
 		else
 			retire(p);
+		if (!is_at_limit(p) || !relieve(p))
+			continue;
+		pthread_mutex_unlock(&p->lock);
+		worker_start(m);
+		pthread_mutex_lock(&p->lock);
 	}
 	pthread_mutex_unlock(&p->lock);
 	return NULL;

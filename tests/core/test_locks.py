@@ -1,6 +1,5 @@
-"""Locks: of ranges (POSIX and open files' own) and of whole files, against the bare directory and shared with it."""
+"""Locks of ranges and of whole files: as on the bare directory, and shared with what is behind the mount."""
 
-import errno
 import fcntl
 import os
 import signal
@@ -190,7 +189,7 @@ def test_getlk_names_what_is_in_the_way_and_who(variant: Variant, bare: Path) ->
     assert (READ, 100, 0, True) in found
 
 
-def test_getlk_of_an_open_files_own_lock(variant: Variant, bare: Path) -> None:
+def test_getlk_of_an_open_files_own_lock(variant: Variant) -> None:
     def act(p: Path) -> Any:
         put(p / "f")
         with opened(p / "f", os.O_RDWR) as one, opened(p / "f", os.O_RDWR) as two:
@@ -447,9 +446,12 @@ def waiters(path: Path, kind: str, count: int) -> Iterator[list["subprocess.Pope
             client.communicate(timeout=20)
 
 
+@pytest.mark.parametrize("filters", [(), ("audit",)], ids=["plain", "audited"])
 @pytest.mark.parametrize("kind", ["posix", "flock"])
-def test_a_hundred_waiters_do_not_stop_the_mount_and_all_get_the_lock(directory: Path, kind: str) -> None:
-    with serving.serve(directory, f"waiters-{kind}", options="max_workers=8") as served:
+def test_a_hundred_waiters_do_not_stop_the_mount_and_all_get_the_lock(
+    directory: Path, kind: str, filters: tuple[str, ...]
+) -> None:
+    with serving.serve(directory, f"waiters-{kind}", filters=filters, options="max_workers=8") as served:
         path = put(served.path / "f")
         put(served.path / "f.count", b"")
         fd = os.open(path, os.O_RDWR)
@@ -468,23 +470,6 @@ def test_a_hundred_waiters_do_not_stop_the_mount_and_all_get_the_lock(directory:
         os.close(fd)
         support.wait_until(lambda: served.counters()["workers"] <= 8, seconds=20)
         support.wait_until(lambda: served.counters()["handles"] == 0)
-
-
-def test_who_waits_before_a_filter_and_is_one_too_many_is_told(directory: Path) -> None:
-    with serving.serve(directory, "waiters-audited", filters=["audit"]) as served:
-        path = put(served.path / "f")
-        put(served.path / "f.count", b"")
-        with opened(path, os.O_RDWR) as fd:
-            posix(fd, WRITE)
-            with waiters(path, "posix", 100) as clients:
-                support.wait_until(lambda: sum(client.poll() is not None for client in clients) == 36, seconds=20)
-                assert support.run("cat", path, seconds=5).stdout == "text\n"
-
-                posix(fd, UNLOCK)
-
-                said = [(client.wait(30), errno.errorcode[errno.ENOLCK] if b"No locks" in client.communicate()[1] else "")
-                        for client in clients]  # fmt: skip
-        assert sorted(said) == [(0, "")] * 64 + [(1, "ENOLCK")] * 36
 
 
 def test_an_unmount_ends_those_who_wait(mount: support.Mounter) -> None:

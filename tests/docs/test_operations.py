@@ -2,7 +2,6 @@
 
 import os
 import re
-import select
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,21 @@ FILTER(seen, .altitude = FB_WATCH, .doc = "sees every op")
 PRE(seen, any) { return FB_CONTINUE; }
 POST(seen, any) { return FB_CONTINUE; }
 POST(seen, dirent) { return FB_CONTINUE; }
+"""
+HEAD = """
+import ctypes, errno, fcntl, os, select, struct
+libc = ctypes.CDLL(None, use_errno=True)
+LOCK = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)
+GET_FLAGS = 0x80086601
+
+def check(result):
+    assert result == 0, os.strerror(ctypes.get_errno())
+
+def attempt(call, *args):
+    try:
+        return call(*args)
+    except OSError as error:
+        return errno.errorcode[error.errno]
 """
 # What a client does in a directory of its own of the mount, with a `file` and a `link` in it.
 CLIENTS = {
@@ -57,6 +71,17 @@ CLIENTS = {
     "fsyncdir": "os.fsync(os.open('.', os.O_RDONLY))",
     "access": "assert os.access('file', os.R_OK)",
     "create": "open('new', 'x')",
+    "getlk": "fcntl.fcntl(os.open('file', os.O_RDWR), fcntl.F_GETLK, LOCK)",
+    "setlk": "fcntl.lockf(os.open('file', os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)",
+    "setlkw": "fcntl.lockf(os.open('file', os.O_RDWR), fcntl.LOCK_EX)",
+    "flock": "fcntl.flock(os.open('file', os.O_RDWR), fcntl.LOCK_EX)",
+    "ioctl": "fcntl.ioctl(os.open('file', os.O_RDONLY), GET_FLAGS, bytes(8))",
+    "poll": "poll = select.poll(); poll.register(os.open('file', os.O_RDONLY)); assert poll.poll(1000)",
+    "fallocate": "os.posix_fallocate(os.open('file', os.O_RDWR), 0, 4096)",
+    "lseek": "assert os.lseek(os.open('file', os.O_RDONLY), 0, os.SEEK_HOLE) == 4",
+    "copy_file_range": "os.copy_file_range(os.open('file', os.O_RDONLY), os.open('new', 65, 0o600), 9)",
+    "tmpfile": "os.open('.', os.O_TMPFILE | os.O_RDWR)",
+    "statx": "check(libc.statx(-100, b'file', 0, 0xFFF, ctypes.create_string_buffer(256)))",
     "dirent": "assert sorted(os.listdir('.')) == ['file', 'link']",
 }
 SHOWN = [(name, of or name) for name, _, _, _, kind, of in OPS if kind != "plain"]
@@ -88,8 +113,7 @@ def plain(mounter: Mounter) -> Mounted:
 
 def client(code: str, cwd: Path) -> str:
     """Run Python in a process of its own; returns what it printed."""
-    head = "import ctypes, errno, fcntl, os, select; libc = ctypes.CDLL(None, use_errno=True)\n"
-    return run(sys.executable, "-I", "-c", head + code, cwd=cwd).stdout.strip()
+    return run(sys.executable, "-I", "-c", HEAD + code, cwd=cwd).stdout.strip()
 
 
 def place(mounted: Mounted, name: str) -> Path:
@@ -153,54 +177,7 @@ def test_an_unmount_ends_the_server(mount: Mounter) -> None:
     assert not is_alive(mounted.pid)
 
 
-# --------------------------------------------------------------------- requests that are not there
-
-
-def test_ioctl_of_the_file_system_is_refused(plain: Mounted) -> None:
-    cwd = place(plain, "ioctl")
-    get_flags = "0x80086601"
-    code = f"""
-try:
-    fcntl.ioctl(os.open("file", os.O_RDONLY), {get_flags}, bytes(8))
-except OSError as error:
-    print(errno.errorcode[error.errno])
-"""
-
-    assert client(code, cwd) == "ENOTTY"
-
-
-def test_poll_says_ready(plain: Mounted) -> None:
-    cwd = place(plain, "poll")
-    code = """
-poll = select.poll()
-poll.register(os.open("file", os.O_RDWR), select.POLLIN | select.POLLOUT)
-print(poll.poll(1000)[0][1])
-"""
-
-    assert client(code, cwd) == str(select.POLLIN | select.POLLOUT)
-
-
-def test_fallocate_is_refused_and_posix_fallocate_works(plain: Mounted) -> None:
-    cwd = place(plain, "fallocate")
-    code = """
-fd = os.open("file", os.O_RDWR)
-print(libc.fallocate(fd, 0, ctypes.c_long(0), ctypes.c_long(4096)), ctypes.get_errno() == errno.EOPNOTSUPP)
-os.posix_fallocate(fd, 0, 4096)
-print(os.fstat(fd).st_size)
-"""
-
-    assert client(code, cwd).split() == ["-1", "True", "4096"]
-
-
-def test_a_file_seems_to_have_no_holes(plain: Mounted) -> None:
-    cwd = place(plain, "holes")
-    os.truncate(plain.src / "holes/file", 1 << 20)
-    code = """
-fd = os.open("file", os.O_RDONLY)
-print(os.lseek(fd, 0, os.SEEK_HOLE), os.lseek(fd, 4096, os.SEEK_DATA))
-"""
-
-    assert client(code, cwd) == f"{1 << 20} 4096"
+# ----------------------------------------------------------- requests that are not there or do not come
 
 
 def test_copy_file_range_copies(plain: Mounted) -> None:
@@ -214,42 +191,36 @@ print(os.copy_file_range(source, target, 100))
     assert (plain.src / "copy/copy").read_text() == "text"
 
 
-def test_tmpfile_is_refused(plain: Mounted) -> None:
-    cwd = place(plain, "tmpfile")
+def test_clone_and_dedupe_are_refused(plain: Mounted) -> None:
+    cwd = place(plain, "clone")
     code = """
-try:
-    os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600)
-except OSError as error:
-    print(error.errno == errno.EOPNOTSUPP)
+source, target = os.open("file", os.O_RDONLY), os.open("copy", os.O_RDWR | os.O_CREAT, 0o600)
+os.write(target, b"text")
+print(attempt(fcntl.ioctl, target, 0x40049409, source))
+print(attempt(fcntl.ioctl, source, 0xC0189436, struct.pack("QQHHIqQQiI", 0, 4, 1, 0, 0, target, 0, 0, 0, 0)))
 """
 
-    assert client(code, cwd) == "True"
+    assert client(code, cwd).split() == ["ENOTSUP", "ENOTSUP"]
 
 
-def test_statx_falls_back_to_getattr(plain: Mounted) -> None:
-    cwd = place(plain, "statx")
-
-    assert run("stat", "--format=%s %W", "file", cwd=cwd).stdout == "4 0\n"
-
-
-def test_locks_are_kept_by_the_kernel(plain: Mounted) -> None:
-    cwd = place(plain, "locks")
+def test_collapse_and_insert_range_never_come(plain: Mounted) -> None:
+    cwd = place(plain, "collapse")
     code = """
-holder = os.open("file", os.O_RDWR)
-fcntl.flock(holder, fcntl.LOCK_EX)
-fcntl.lockf(holder, fcntl.LOCK_EX)
-if os.fork() == 0:
-    other = os.open("file", os.O_RDWR)
-    for lock in (fcntl.flock, fcntl.lockf):
-        try:
-            lock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("taken", flush=True)
-    os._exit(0)
-os.wait()
+fd = os.open("file", os.O_RDWR)
+os.truncate(fd, 1 << 20)
+for mode in (8, 32, 64):
+    result = libc.fallocate(fd, mode, ctypes.c_long(4096), ctypes.c_long(4096))
+    print(result, errno.errorcode[ctypes.get_errno()])
 """
 
-    assert client(code, cwd).split() == ["taken", "taken"]
+    assert client(code, cwd).split() == ["-1", "ENOTSUP"] * 3
+
+
+def test_dontcache_is_refused(plain: Mounted) -> None:
+    cwd = place(plain, "dontcache")
+    code = "print(attempt(os.preadv, os.open('file', os.O_RDONLY), [bytearray(4)], 0, 0x80))"
+
+    assert client(code, cwd) == "ENOTSUP"
 
 
 def test_syncfs_succeeds(plain: Mounted) -> None:

@@ -1,6 +1,7 @@
 """`make demo`: says what the filters did, on any tree, and leaves nothing behind."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,10 +14,16 @@ DEMO = CHECKOUT / "examples/demo/demo.py"
 SECONDS = 90
 
 
-def left_behind() -> set[Path]:
-    """Mounts and pins of demos."""
-    pins = set(PINS.glob("demo-*")) if PINS.exists() else set()
-    return pins | {path for path in mountpoints() if "fusebpf-demo" in str(path)}
+def left_behind(said: str) -> list[str]:
+    """What a demo that said this has left: its mount, its pins."""
+    mount = next(shlex.split(line) for line in said.splitlines() if "$ fusebpf mount" in line)
+    mnt, name = Path(mount[4]), mount[6]
+    return [str(path) for path in (PINS / name, *mountpoints()) if path in {PINS / name, mnt} and is_there(path)]
+
+
+def is_there(path: Path) -> bool:
+    """Whether it is a mount point or exists; asks no mount."""
+    return path in mountpoints() or path.exists()
 
 
 def listing(directory: Path) -> set[Path]:
@@ -48,7 +55,7 @@ def test_the_demo_tells_what_each_filter_did_to_each_program(directory: Path) ->
         "FB_OP_lookup",
     ):
         assert words in said
-    assert left_behind() == set()
+    assert left_behind(said) == []
 
 
 def test_the_demo_takes_a_tree_and_a_mount_point_of_the_users(tree: Path, directory: Path) -> None:
@@ -60,7 +67,7 @@ def test_the_demo_takes_a_tree_and_a_mount_point_of_the_users(tree: Path, direct
 
     assert "dear reader" in said
     assert listing(tree) == before
-    assert left_behind() == set()
+    assert left_behind(said) == []
 
 
 def test_the_demo_shows_what_it_can_on_a_tree_that_takes_no_files(tmpfs: Path) -> None:
@@ -71,23 +78,23 @@ def test_the_demo_shows_what_it_can_on_a_tree_that_takes_no_files(tmpfs: Path) -
 
     assert "takes no files (Read-only file system)" in said
     assert "dear reader" in said
-    assert left_behind() == set()
+    assert left_behind(said) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_demo_that_is_stopped_cleans_up(number: signal.Signals, tree: Path) -> None:
     before = listing(tree)
     command = [sys.executable, str(DEMO), "--src", str(tree)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as demo:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as demo:
         try:
             output = demo.stdout
             assert output is not None
             wait_until(lambda: "$ cat" in output.readline(), SECONDS)
             os.kill(demo.pid, number)
-            output.read()
-            assert demo.wait(SECONDS) == 128 + number
+            said = output.read()
+            assert demo.wait(SECONDS) == 128 + number, said
         finally:
             demo.kill()
 
     assert listing(tree) == before
-    assert left_behind() == set()
+    assert left_behind(said) == []
