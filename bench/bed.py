@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -22,10 +23,11 @@ QUIET_NS = 500_000
 
 
 class Sample(NamedTuple):
-    """What one op cost, on average over one run of a client."""
+    """What one op cost, on average over one run of a client, and how many ops it did."""
 
     ns: float
     cpu_ns: float
+    n_ops: int
 
 
 @dataclass
@@ -88,17 +90,26 @@ def call(*argv: str | os.PathLike[str]) -> str:
     return said
 
 
-def client(*words: str | int | os.PathLike[str]) -> Sample:
-    """Run bench/client.c once; what an op took, and its CPU time without the server's."""
-    ns, cpu_ns = call(CLIENT, *(str(word) for word in words)).split()
-    return Sample(float(ns), float(cpu_ns))
+def client(target: Target, op: str, *words: str | int | os.PathLike[str]) -> Sample:
+    """Run bench/client.c once: what an op took, and the CPU time of client and server for it."""
+    server_ns = target.cpu_ns()
+    ns, cpu_ns, n_ops = call(CLIENT, op, *(str(word) for word in words)).split()
+    server_ns = target.cpu_ns() - server_ns
+    return Sample(float(ns), float(cpu_ns) + server_ns / int(n_ops), int(n_ops))
 
 
-def program(*argv: str | os.PathLike[str]) -> Sample:
-    """Run a program; what it took as a whole."""
-    started_ns = time.perf_counter_ns()
+def program(target: Target, *argv: str | os.PathLike[str]) -> Sample:
+    """Run a program: what it took as a whole."""
+    started_ns, cpu_ns = time.perf_counter_ns(), children_cpu_ns() + target.cpu_ns()
     call(*argv)
-    return Sample(time.perf_counter_ns() - started_ns, 0)
+    ns = time.perf_counter_ns() - started_ns
+    return Sample(ns, children_cpu_ns() + target.cpu_ns() - cpu_ns, 1)
+
+
+def children_cpu_ns() -> float:
+    """CPU time of all clients so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (used.ru_utime + used.ru_stime) * 1e9
 
 
 def run_on(cores: set[int], targets: Sequence[Target]) -> None:

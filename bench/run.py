@@ -2,7 +2,8 @@
 
 Run it with `make bench` (ARGS='--quick', ARGS='--json FILE'). Every figure is the median of rounds in which
 the targets take turns; a ratio is the median of the rounds' own ratios. "one core": client and servers share
-a core, which is how a round trip is cheapest; "free": the scheduler decides.
+a core, which is how a round trip is cheapest, and their CPU time together is counted; "free": the scheduler
+decides, and the elapsed time is counted.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from bed import PINS, Bed, Sample, Target, clean_up_on_signals, client, forget_c
 from tabulate import tabulate
 
 FILTERS = Path(__file__).resolve().parent / "filters"
+ONE_CORE = "one core"
 LABELS = ("bare", "no filter", "hide+readonly")
 DEMO_FILTERS = ("hide", "readonly")
 DEMO_SETS = ("hide.names=.ssh,*.key", "readonly.paths=protected")
@@ -64,33 +66,33 @@ def ops(bed: Bed, size: Size, targets: Sequence[Target]) -> list[Op]:
     """The table's lines."""
     n, loops = size.n_files, size.loops
 
-    def cold(*words: str | int) -> Callable[[Target], Sample]:
+    def cold(op: str, *words: int) -> Callable[[Target], Sample]:
         def sample(target: Target) -> Sample:
             forget_caches(targets)
-            return client(words[0], target.path / "files", *words[1:])
+            return client(target, op, target.path / "files", *words)
 
         return sample
 
-    def files(*words: str | int) -> Callable[[Target], Sample]:
-        return lambda target: client(words[0], target.path / "files", *words[1:])
+    def files(op: str, *words: int) -> Callable[[Target], Sample]:
+        return lambda target: client(target, op, target.path / "files", *words)
 
     def create(target: Target) -> Sample:
-        return client("create", bed.fresh(target), n)
+        return client(target, "create", bed.fresh(target), n)
 
     def unlink(target: Target) -> Sample:
         directory = bed.fresh(target)
-        client("create", directory, n)
-        return client("unlink", directory, n)
+        client(target, "create", directory, n)
+        return client(target, "unlink", directory, n)
 
     def data(op: str, block: int, order: str, total_bytes: int) -> Callable[[Target], Sample]:
-        return lambda target: client(op, target.path / "big", block, total_bytes // block, order)
+        return lambda target: client(target, op, target.path / "big", block, total_bytes // block, order)
 
     def git_status(target: Target) -> Sample:
         repository = target.path / bed.repository(target.label).name
-        return program("git", "-C", repository, "status", "--porcelain")
+        return program(target, "git", "-C", repository, "status", "--porcelain")
 
     def tar_x(target: Target) -> Sample:
-        return program("tar", "xf", bed.directory / "tree.tar", "-C", bed.fresh(target))
+        return program(target, "tar", "xf", bed.directory / "tree.tar", "-C", bed.fresh(target))
 
     sequential, scattered = 2 * size.big_bytes, size.big_bytes
     return [
@@ -110,16 +112,28 @@ def ops(bed: Bed, size: Size, targets: Sequence[Target]) -> list[Op]:
     ]
 
 
-def take_turns(op: Op, targets: Sequence[Target], rounds: int) -> dict[str, list[float]]:
+def take_turns(op: Op, targets: Sequence[Target], rounds: int) -> dict[str, list[Sample]]:
     """Samples by label; each round another target begins, and one round before them is not counted."""
-    samples: dict[str, list[float]] = {target.label: [] for target in targets}
+    samples: dict[str, list[Sample]] = {target.label: [] for target in targets}
     for number in range(-1, rounds):
         for index in range(len(targets)):
             target = targets[(number + index) % len(targets)]
             taken = op.sample(target)
             if number >= 0:
-                samples[target.label].append(taken.ns)
+                samples[target.label].append(taken)
     return samples
+
+
+def costs_ns(samples: dict[str, list[Sample]], mode: str) -> dict[str, list[float]]:
+    """What counts in this mode.
+
+    On one core an op takes what client and server need of it, so that is their CPU time, and what else runs
+    on the machine does not come into it.
+    """
+    return {
+        label: [one.cpu_ns if mode == ONE_CORE else one.ns for one in taken]
+        for label, taken in samples.items()
+    }
 
 
 def human(ns: float) -> str:
@@ -144,9 +158,9 @@ def calibrate(bed: Bed) -> list[dict[str, Any]]:
             ("a round trip between two processes through pipes", "pingpong", Path()),
             ("BPF_PROG_RUN of a hook that decides nothing", "prog", pinned),
         ):
-            ns = min(client(op, where, N_CALIBRATIONS).ns for _ in range(10))
+            ns = min(client(bed.bare, op, where, N_CALIBRATIONS).ns for _ in range(10))
             print(f"  {human(ns):>8}  {name}")
-            results.append({"op": name, "mode": "one core", "ns": ns})
+            results.append({"op": name, "mode": ONE_CORE, "ns": ns})
     return results
 
 
@@ -157,7 +171,7 @@ def measure_table(
     rows, results = [], []
     for op in filter(lambda op: wanted.search(op.name), ops(bed, size, targets)):
         print(f"\r\033[K  {mode}: {op.name}", end="", file=sys.stderr, flush=True)
-        samples = take_turns(op, targets, size.rounds)
+        samples = costs_ns(take_turns(op, targets, size.rounds), mode)
         speeds = {label: speed(samples, label) for label in LABELS[1:]}
         row = [op.name, human(statistics.median(samples["bare"]))]
         for label in LABELS[1:]:
@@ -168,7 +182,8 @@ def measure_table(
         rows.append(row)
         results.append({"op": op.name, "mode": mode, "ns": samples, "speed": speeds, "target": op.target})
     print("\r\033[K", end="", file=sys.stderr)
-    print(f"\n{mode}: time per op, and speed as a part of the bare directory's")
+    counted = "CPU time of client and server" if mode == ONE_CORE else "elapsed time"
+    print(f"\n{mode}: {counted} per op, and speed as a part of the bare directory's")
     heads = ["", "bare", "no filter", "of bare", "hide+readonly", "of bare", "target"]
     print(tabulate(rows, heads, disable_numparse=True, colalign=("left", *["right"] * 5, "left")))
     return results
@@ -188,7 +203,6 @@ class Pair:
     sets: tuple[str, ...]
     sample: Callable[[Target], Sample]
     options: str = ""
-    is_creating: bool = False
 
 
 def pairs(bed: Bed, size: Size) -> list[Pair]:
@@ -196,19 +210,19 @@ def pairs(bed: Bed, size: Size) -> list[Pair]:
     n, loops = PAIR_FILES, size.loops
 
     def files(op: str) -> Callable[[Target], Sample]:
-        return lambda target: client(op, target.path / "files", n, loops)
+        return lambda target: client(target, op, target.path / "files", n, loops)
 
     def create(target: Target) -> Sample:
-        return client("create", bed.fresh(target), n)
+        return client(target, "create", bed.fresh(target), n)
 
     return [
         Pair("a hook on getattr", (FILTERS / "getattr.c",), (), files("getattr")),
         Pair("a hook on lookup", (FILTERS / "lookup.c",), (), files("stat"), UNCACHED),
         Pair("a hook on open", (FILTERS / "open.c",), (), files("open")),
-        Pair("a hook on create", (FILTERS / "create.c",), (), create, is_creating=True),
+        Pair("a hook on create", (FILTERS / "create.c",), (), create),
         Pair("hide, two names, on lookup", ("hide",), DEMO_SETS[:1], files("stat"), UNCACHED),
         Pair("readonly, one path, on open to read", ("readonly",), DEMO_SETS[1:], files("open")),
-        Pair("readonly, one path, on create", ("readonly",), DEMO_SETS[1:], create, is_creating=True),
+        Pair("readonly, one path, on create", ("readonly",), DEMO_SETS[1:], create),
     ]
 
 
@@ -222,7 +236,7 @@ def measure_pairs(
         runs = judged = ""
         for mode, cores in modes.items():
             print(f"\r\033[K  {mode}: {pair.name}", end="", file=sys.stderr, flush=True)
-            result = measure_pair(bed, size, pair, cores)
+            result = measure_pair(bed, size, pair, mode, cores)
             added_us = result["added_ns"] / 1e3
             row += [human(result["unhooked_ns"]), f"{added_us:+.2f} ±{result['spread_ns'] / 1e3:.2f} µs"]
             row.append(f"{result['fastest_ns'] / 1e3:+.2f} µs")
@@ -236,7 +250,6 @@ def measure_pairs(
         "\nwhat a filter adds to an op: median of the differences in pairs of runs, ± half the middle half;"
     )
     print("beside it the difference of the fastest runs, which other work on the machine disturbed least")
-    print("(one core: CPU time of client and server together; free: elapsed)")
     heads = [""]
     for mode in modes:
         heads += [f"unhooked, {mode}", "added", "fastest"]
@@ -245,38 +258,27 @@ def measure_pairs(
     return results
 
 
-def measure_pair(bed: Bed, size: Size, pair: Pair, cores: set[int]) -> dict[str, Any]:
-    """Alternate runs on a mount without filters and on one with the pair's.
-
-    On one core an op takes what client and server need of it, so their CPU time is counted: what else runs on
-    the machine does not come into it.
-    """
-    n_ops = PAIR_FILES * (1 if pair.is_creating else size.loops + 1)
+def measure_pair(bed: Bed, size: Size, pair: Pair, mode: str, cores: set[int]) -> dict[str, Any]:
+    """Alternate runs on a mount without filters and on one with the pair's."""
     with (
         bed.mounted("unhooked", (), (), pair.options) as unhooked,
         bed.mounted("hooked", pair.filters, pair.sets, pair.options) as hooked,
     ):
         run_on(cores, (unhooked, hooked))
-
-        def sample(target: Target) -> Sample:
-            server_ns = target.cpu_ns()
-            taken = pair.sample(target)
-            server_ns = target.cpu_ns() - server_ns
-            cpu_ns = taken.cpu_ns + server_ns / n_ops
-            return Sample(cpu_ns if len(cores) == 1 else taken.ns, cpu_ns)
-
-        runs = hooked.hook_runs()
-        samples = take_turns(Op(pair.name, sample), (unhooked, hooked), size.pair_rounds)
-        runs = hooked.hook_runs() - runs
-    added = [with_hook - without for without, with_hook in zip(*samples.values(), strict=True)]
+        n_runs = hooked.hook_runs()
+        samples = take_turns(Op(pair.name, pair.sample), (unhooked, hooked), size.pair_rounds)
+        n_runs = hooked.hook_runs() - n_runs
+    ns = costs_ns(samples, mode)
+    added = [with_hook - without for without, with_hook in zip(*ns.values(), strict=True)]
     quarters = statistics.quantiles(added, n=4)
+    n_ops = samples["hooked"][0].n_ops * (size.pair_rounds + 1)
     return {
-        "unhooked_ns": statistics.median(samples["unhooked"]),
+        "unhooked_ns": statistics.median(ns["unhooked"]),
         "added_ns": statistics.median(added),
         "spread_ns": (quarters[2] - quarters[0]) / 2,
-        "fastest_ns": min(samples["hooked"]) - min(samples["unhooked"]),
-        "runs_per_op": runs / (n_ops * (size.pair_rounds + 1)),
-        "ns": samples,
+        "fastest_ns": min(ns["hooked"]) - min(ns["unhooked"]),
+        "runs_per_op": n_runs / n_ops,
+        "ns": ns,
     }
 
 
@@ -293,7 +295,7 @@ def main() -> None:
     wanted = re.compile(arguments.match)
     size = QUICK if arguments.quick else FULL
     all_cores = os.sched_getaffinity(0)
-    modes = {"one core": {min(all_cores)}, "free": all_cores}
+    modes = {ONE_CORE: {min(all_cores)}, "free": all_cores}
     results: list[dict[str, Any]] = []
     directory = Path(tempfile.mkdtemp(prefix="fusebpf-bench-", dir=arguments.dir))
     subprocess.run(["chattr", "+T", directory], check=False, capture_output=True)
@@ -302,7 +304,7 @@ def main() -> None:
         bed = Bed(directory)
         bed.fill(n_files=size.n_files, big_bytes=size.big_bytes, labels=LABELS)
         print("what this machine takes on one core, the best of ten runs:")
-        run_on(modes["one core"], ())
+        run_on(modes[ONE_CORE], ())
         results += calibrate(bed)
         if arguments.only != "filters":
             with ExitStack() as stack:

@@ -56,6 +56,8 @@ FB_ALWAYS_INLINE int readonly_judge(const struct fb_slot *ctx)
 		return FB_CONTINUE;
 	if (ctx->op == FB_OP_access && !(ctx->args.access.mask & W_OK))
 		return FB_CONTINUE;
+	if (ctx->op == FB_OP_ioctl && !ctx->args.ioctl.in_size) /* it only asks */
+		return FB_CONTINUE;
 	if (!patterns || !patterns->list[0].text[0] || (ctx->flags & FB_PATH_LOST))
 		return -EROFS;
 	/* Whoever moves a directory above a path moves what is protected there; a new entry must not be below one. */
@@ -79,6 +81,9 @@ PRE(readonly, create) { return readonly_judge(ctx); }
 PRE(readonly, setxattr) { return readonly_judge(ctx); }
 PRE(readonly, removexattr) { return readonly_judge(ctx); }
 PRE(readonly, access) { return readonly_judge(ctx); }
+PRE(readonly, ioctl) { return readonly_judge(ctx); }
+PRE(readonly, tmpfile) { return readonly_judge(ctx); }
+PRE(readonly, fallocate) { return readonly_judge(ctx); }
 
 /* ------------------------------------------------------------------------------------ deny */
 

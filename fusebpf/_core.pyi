@@ -6,14 +6,17 @@ ABI_VERSION: int
 """major << 16 | minor of bpf/fusebpf.h."""
 
 OPS: tuple[tuple[str, int, int, int, str, str], ...]
-"""The op table, a row (name, opcode, n_names, flags, kind, of): kind is "hook", "alias" (of another op) or "plain"."""
+"""The op table, a row (name, opcode, n_names, flags, kind, of): kind is "hook", "alias" (of another op) or
+"plain"."""
 
 SIZES: dict[str, int]
-"""Sizes in bytes (slot, record, stat_key, stat, filter_info, verdict_record, hook, declaration) and counts (n_slots, n_recent,
+"""Sizes in bytes (slot, record, stat_key, stat, filter_info, verdict_record, hook, declaration) and counts
+(n_slots, n_recent,
 n_stats, max_filters, max_workers) of the ABI, as the C compiler has them."""
 
 class Mount:
-    """One mount: the FUSE connection, its inodes and its worker threads. Nothing is mounted before `start`."""
+    """One mount: the FUSE connection, its inodes and its worker threads. Nothing is mounted before
+    `start`."""
 
     def __init__(
         self,
@@ -36,7 +39,8 @@ class Mount:
             source: What mount(8) shows as the device.
             flags: MS_… of mount(2).
             ttl_ns: How long the kernel may cache entries and attributes that no filter hooks, in nanoseconds.
-            backing_locks: Locks of ranges are held on the backing files; False: the kernel keeps them for this mount
+            backing_locks: Locks of ranges are held on the backing files; False: the kernel keeps them for
+            this mount
                 alone. flock(2)'s always come to the mount.
 
         Raises:
@@ -44,14 +48,16 @@ class Mount:
         """
 
     def share(self, *, slots: int, stats: int, recent: int, rings: Sequence[int]) -> None:
-        """Take the descriptors of the maps that all filters share (duplicated); slots, recent and the rings get mapped.
+        """Take the descriptors of the maps that all filters share (duplicated); slots, recent and the rings
+        get mapped.
 
         Raises:
             OSError: a map could not be mapped.
         """
 
     def set_chain(self, filters: Sequence[tuple[int, str, int, int, Sequence[tuple[int, int, int]]]]) -> int:
-        """Publish a chain: (id, name, altitude, wants, ((opcode, phase, program descriptor), …)) of each filter.
+        """Publish a chain: (id, name, altitude, wants, ((opcode, phase, program descriptor), …)) of each
+        filter.
 
         Descriptors are duplicated. Returns the new chain's revision.
 
@@ -68,13 +74,17 @@ class Mount:
         """
 
     def stop(self) -> None:
-        """End the workers (ops in flight finish), close the connection, free everything. Idempotent. Does not unmount."""
+        """End the workers (ops in flight finish), close the connection, free everything. Idempotent. Does
+        not unmount."""
 
     def fileno(self) -> int:
-        """An eventfd that becomes readable when the connection has ended (unmounted, aborted, or a worker failed)."""
+        """An eventfd that becomes readable when the connection has ended (unmounted, aborted, or a worker
+        failed)."""
 
     def log_fileno(self) -> int:
-        """The read end of a pipe with the core's log: text lines "LEVEL message", e.g. a hook that was failed closed."""
+        """The read end of a pipe with the core's log: text lines "LEVEL message", e.g. a hook that was
+        failed closed."""
 
     def counters(self) -> dict[str, int]:
-        """inodes, descriptors, handles, workers, slots_in_use, requests, failed_closed, passthrough (1 if negotiated), …"""
+        """inodes, descriptors, handles, workers, slots_in_use, requests, failed_closed, passthrough (1 if
+        negotiated), …"""

@@ -110,11 +110,10 @@ def umount_command(target: str, *, lazy: bool) -> None:
 @cli.command("list")
 @click.option("--json", "is_json", is_flag=True, help="Print it as JSON.")
 def list_command(*, is_json: bool) -> None:
-    """Show the mounts; what dead servers left is removed, and shown a last time."""
+    """Show the mounts; what dead servers left is removed by the next mount or umount."""
     checks.check_root()
     with registry.locked():
         states = [(entry, entry.state) for entry in registry.entries()]
-        registry.clean_dead()
     if is_json:
         rows = [
             {

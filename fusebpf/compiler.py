@@ -26,7 +26,11 @@ SHARED_MAPS = frozenset({"fb_slots", "fb_stats", "fb_rings", "fb_ring0", "fb_rec
 """Maps of every compile: those that the mount puts its own in for, and two that only bring their types."""
 
 _COMPILE_SECONDS = 60.0
-_FLAGS = ("-Wno-macro-redefined",)
+_FLAGS = (
+    "-Wno-macro-redefined",
+    "-Werror=implicit-function-declaration",
+    "-Werror=return-type",
+)
 _SHARED_TYPES = """\
 BPF_ARRAY(fb_recent, struct fb_record, 1);
 BPF_ARRAY(fb_filters, struct fb_filter_info, 1);
@@ -319,6 +323,8 @@ def _compile_error(shown: str, source: str, code: int, messages: str) -> Compile
 
 def _read(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise FilterError(f"{path}: is not a regular file; a filter is a C source")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise FilterError(f"{path}: no such file; a stock filter is given by its bare name") from None

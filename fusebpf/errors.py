@@ -1,6 +1,7 @@
 """One class per kind of error: what the user is told, and the command's exit code.
 
-Every message says what was wanted, what was found (quoted) and what to do, in one line; `str(error)` is that line.
+Every message says what was wanted, what was found (quoted) and what to do, in one line; `str(error)` is that
+line.
 """
 
 
@@ -36,7 +37,7 @@ class VerifierError(FilterError):
     """The kernel's verifier refused a hook; the message names file and function."""
 
 
-class UnknownHook(FilterError):
+class UnknownHook(FilterError):  # noqa: N818 - it names what is wrong
     """A hook on an op that does not exist; the message lists the ops."""
 
 

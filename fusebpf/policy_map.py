@@ -173,6 +173,10 @@ class PolicyMap:
                     raise MapValueError(
                         f"{self._shown}: {_join(item)!r} is the root itself; name what is below it"
                     )
+            elif "/" in text or text in {".", ".."}:
+                raise MapValueError(
+                    f"{self._shown}: {text!r} matches no name: names have no slash and are not . or .."
+                )
             packed += self._from_text(text_type, text, "")
         return packed.ljust(self.value_size, b"\0")
 

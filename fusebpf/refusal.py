@@ -35,7 +35,9 @@ def explain(compiled: Compiled, function: str, refusal: ProgramRefusedError) -> 
     """The exception for a refused hook. Compiles the file once more, to find the line (about a second)."""
     hook = compiled.hooks_by_function[function]
     log, steps = _lines(refusal.log), _lines(refusal.steps)
-    decision = log[-1] if log else str(refusal.strerror)
+    decision = next(
+        (line for line in log if "infinite loop" in line), log[-1] if log else str(refusal.strerror)
+    )
     if _SLEEPABLE_MAPS in refusal.log:
         decision = _map_advice(compiled, function) or decision
     elif _NO_POINTER.search(decision) and _has_global(compiled.functions[function]):

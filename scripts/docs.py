@@ -51,14 +51,18 @@ WHAT = {
     "getxattr": Told("getxattr"),
     "listxattr": Told("listxattr"),
     "removexattr": Told("removexattr"),
-    "flush": Told("lets the closing process's locks go; on network file systems close of a duplicate, for its error"),
+    "flush": Told(
+        "lets the closing process's locks go; on network file systems close of a duplicate, for its error"
+    ),
     "init": Told("the handshake, once, before there are workers", "test_a_mount_speaks_the_kernels_protocol"),
     "opendir": Told("openat(O_DIRECTORY)"),
     "readdir": Told("getdents64"),
     "releasedir": Told("closes the directory"),
     "fsyncdir": Told("fsync or fdatasync"),
     "access": Told("faccessat; sent only with `-o nodefault_permissions`"),
-    "getlk": Told("fcntl(F_OFD_GETLK) on the owner's descriptor; with `--locks local` the kernel keeps to itself"),
+    "getlk": Told(
+        "fcntl(F_OFD_GETLK) on the owner's descriptor; with `--locks local` the kernel keeps to itself"
+    ),
     "setlk": Told("fcntl(F_OFD_SETLK) on a descriptor of the owner's own, as `getlk`"),
     "setlkw": Told("the same; where it must wait, its thread steps out of the pool"),
     "flock": Told("flock on the handle's descriptor; SETLK or SETLKW with FUSE_LK_FLOCK"),
@@ -66,9 +70,13 @@ WHAT = {
     "poll": Told("poll of the backing file"),
     "fallocate": Told("fallocate"),
     "lseek": Told("lseek; sent for SEEK_DATA and SEEK_HOLE only"),
-    "copy_file_range": Told("copy_file_range, 64 MiB at most; EOPNOTSUPP where read or write is hooked: the kernel copies then"),
+    "copy_file_range": Told(
+        "copy_file_range, 64 MiB at most; EOPNOTSUPP where read or write is hooked: the kernel copies then"
+    ),
     "tmpfile": Told("openat(O_TMPFILE) as the caller, statx"),
-    "statx": Told("statx; sent where the caller asks for the birth time; the hooks of getattr stand here too"),
+    "statx": Told(
+        "statx; sent where the caller asks for the birth time; the hooks of getattr stand here too"
+    ),
     "create": Told("openat(O_CREAT\\|O_EXCL) as the caller, statx; then as open"),
     "interrupt": Told(
         "ends the system call of the worker that serves the op; the op answers EINTR",

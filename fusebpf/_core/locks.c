@@ -45,9 +45,10 @@ static struct lock_owner *owner_create(struct mount *m, struct inode *inode, uin
 		return NULL;
 	}
 	proc_path(path, fd);
-	o->fd = open(path, O_RDWR | O_CLOEXEC);
+	// Without O_NONBLOCK a lease would hold us, and with us all who want a lock.
+	o->fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
 	if (o->fd < 0) // a read-only file system, a program that runs: then only read locks
-		o->fd = open(path, O_RDONLY | O_CLOEXEC);
+		o->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	inode_fd_put(m, inode);
 	if (o->fd < 0) {
 		free(o);

@@ -171,6 +171,8 @@ static void worker_leave(struct worker *w)
 	}
 	p->rings_taken &= ~(1ULL << w->index);
 	p->n--;
+	if (atomic_exchange(&w->interrupted, 0))
+		atomic_fetch_sub(&p->n_interrupted, 1);
 	worker_destroy(w);
 	pthread_cond_broadcast(&p->changed);
 	pthread_mutex_unlock(&p->lock);
@@ -256,38 +258,64 @@ static void connection_ended(struct mount *m, int error)
 		return; // it is readable already
 }
 
+/* May this idle worker leave? Never the last one that reads: requests that end the blocking of others would lie there. */
+static bool try_leave(struct worker *w)
+{
+	struct workers *p = &w->mount->workers;
+
+	if (!atomic_load(&w->is_retiring) && !atomic_load(&p->n_returning))
+		return false;
+	if (atomic_fetch_sub(&p->n_idle, 1) > 1)
+		return true;
+	atomic_fetch_add(&p->n_idle, 1);
+	atomic_store(&w->is_retiring, false);
+	return false;
+}
+
+/* Take a request that was read: run it, with another worker reading meanwhile. */
+static void take(struct worker *w, size_t len)
+{
+	struct workers *p = &w->mount->workers;
+
+	atomic_store(&w->unique, ((struct fuse_in_header *)w->buffer)->unique);
+	atomic_store(&w->is_idle, false);
+	if (atomic_fetch_sub(&p->n_idle, 1) == 1 && worker_start(w->mount))
+		pthread_cond_broadcast(&p->changed); // the janitor sees to it
+	serve(w, len);
+	atomic_store(&w->unique, 0);
+	if (atomic_exchange(&w->interrupted, 0))
+		atomic_fetch_sub(&p->n_interrupted, 1);
+	atomic_store(&w->is_idle, true);
+	atomic_fetch_add(&p->n_idle, 1);
+}
+
 static void *worker_main(void *argument)
 {
 	struct worker *w = argument;
 	struct mount *m = w->mount;
 	struct workers *p = &m->workers;
+	bool has_left = false;
+	int e = creds_init_thread();
 
-	creds_init_thread();
+	if (e)
+		connection_ended(m, -e); // without a umask of its own it would change that of all
 	atomic_store(&w->is_idle, true);
-	for (;;) {
-		if (atomic_load(&p->is_stopping) || atomic_load(&w->is_retiring) || atomic_load(&p->n_returning))
+	while (!e && !atomic_load(&p->is_stopping)) {
+		has_left = try_leave(w);
+		if (has_left)
 			break;
 		ssize_t n = read_request(w);
-		if (n < 0 && may_go_on((int)-n)) {
+		if (n >= 0) {
+			take(w, (size_t)n);
+		} else if (may_go_on((int)-n)) {
 			chain_refresh(w); // an idle worker must not keep an old chain alive
-			continue;
-		}
-		if (n < 0) {
+		} else {
 			connection_ended(m, (int)-n);
 			break;
 		}
-		atomic_store(&w->unique, ((struct fuse_in_header *)w->buffer)->unique);
-		atomic_store(&w->is_idle, false);
-		if (atomic_fetch_sub(&p->n_idle, 1) == 1 && worker_start(m))
-			pthread_cond_broadcast(&p->changed); // the janitor sees to it
-		serve(w, (size_t)n);
-		atomic_store(&w->unique, 0);
-		if (atomic_exchange(&w->interrupted, 0))
-			atomic_fetch_sub(&p->n_interrupted, 1);
-		atomic_store(&w->is_idle, true);
-		atomic_fetch_add(&p->n_idle, 1);
 	}
-	atomic_fetch_sub(&p->n_idle, 1);
+	if (!has_left)
+		atomic_fetch_sub(&p->n_idle, 1);
 	worker_leave(w);
 	return NULL;
 }
@@ -388,16 +416,16 @@ static void *janitor_main(void *argument)
 
 	pthread_mutex_lock(&p->lock);
 	while (!atomic_load(&p->is_stopping)) {
-		bool is_urgent = atomic_load(&p->n_interrupted) > 0 || is_at_limit(p);
+		bool is_urgent = atomic_load(&p->n_interrupted) > 0 || atomic_load(&p->n_idle) == 0;
 		wait_at_most(p, is_urgent ? INTERRUPT_PERIOD_NS : JANITOR_PERIOD_NS);
 		if (atomic_load(&p->n_interrupted))
 			kick(p, false);
 		else
 			retire(p);
-		if (!is_at_limit(p) || !relieve(p))
+		if (atomic_load(&p->n_idle) || (is_at_limit(p) && !relieve(p)))
 			continue;
 		pthread_mutex_unlock(&p->lock);
-		worker_start(m);
+		worker_start(m); // also where an earlier start failed
 		pthread_mutex_lock(&p->lock);
 	}
 	pthread_mutex_unlock(&p->lock);

@@ -81,6 +81,8 @@ def test_what_a_killed_server_left_goes_with_the_next_command(tree: Path, comman
     elif command == "list":
         (row,) = (line for line in fusebpf("list").stdout.splitlines() if str(tree) in line)
         assert row.endswith("dead")
+        assert support.mountpoints(tree) == [tree / "mnt"]  # who only looks removes no protection
+        umount(name, cwd=tree)
     else:
         umount(name if "name" in command else "./mnt", cwd=tree)
 
@@ -114,7 +116,9 @@ def test_a_living_mount_with_the_numbers_of_a_dead_servers_is_not_touched(tree: 
         dead["mount_id"] = None
     (support.STATE / f"{name}-dead.json").write_text(json.dumps(dead))
 
-    fusebpf("list")
+    (tree / "other").mkdir()
+    mount("src", "other", cwd=tree)
+    umount("./other", cwd=tree)
 
     assert not (support.STATE / f"{name}-dead.json").exists()
     assert support.mountpoints(tree) == [tree / "mnt"]

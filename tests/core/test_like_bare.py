@@ -37,7 +37,7 @@ def _behind(top: Path) -> Tree:
 
 DIFFERENT = {
     "sgid_without_execute_is_kept_when_a_member_of_the_group_writes": (
-        "a write request does not carry the caller's groups, so the bit is cleared for members too: the safe side"
+        "a write request does not carry the caller's groups, so the bit is cleared for members too: the safe side"  # noqa: E501
     ),
 }
 

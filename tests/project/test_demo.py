@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import CHECKOUT, PINS, mountpoints, run, wait_until
+from support import CHECKOUT, PINS, mountpoints, run
 
 DEMO = CHECKOUT / "examples/demo/demo.py"
 SECONDS = 90
@@ -17,13 +17,8 @@ SECONDS = 90
 def left_behind(said: str) -> list[str]:
     """What a demo that said this has left: its mount, its pins."""
     mount = next(shlex.split(line) for line in said.splitlines() if "$ fusebpf mount" in line)
-    mnt, name = Path(mount[4]), mount[6]
-    return [str(path) for path in (PINS / name, *mountpoints()) if path in {PINS / name, mnt} and is_there(path)]
-
-
-def is_there(path: Path) -> bool:
-    """Whether it is a mount point or exists; asks no mount."""
-    return path in mountpoints() or path.exists()
+    mnt, pins = Path(mount[4]), PINS / mount[6]
+    return [str(pins)] * pins.exists() + [str(mnt)] * (mnt in mountpoints())
 
 
 def listing(directory: Path) -> set[Path]:
@@ -89,9 +84,13 @@ def test_a_demo_that_is_stopped_cleans_up(number: signal.Signals, tree: Path) ->
         try:
             output = demo.stdout
             assert output is not None
-            wait_until(lambda: "$ cat" in output.readline(), SECONDS)
+            said = ""
+            while "$ cat" not in said:
+                line = output.readline()
+                assert line, said
+                said += line
             os.kill(demo.pid, number)
-            said = output.read()
+            said += output.read()
             assert demo.wait(SECONDS) == 128 + number, said
         finally:
             demo.kill()
