@@ -173,7 +173,7 @@ class PolicyMap:
                     raise MapValueError(
                         f"{self._shown}: {_join(item)!r} is the root itself; name what is below it"
                     )
-            elif "/" in text or text in {".", ".."}:
+            elif self.name == "names" and ("/" in text or text in {".", ".."}):
                 raise MapValueError(
                     f"{self._shown}: {text!r} matches no name: names have no slash and are not . or .."
                 )

@@ -430,6 +430,7 @@ int shared_init(struct mount *m, int slots_fd, int stats_fd, int recent_fd, cons
 void shared_deinit(struct mount *m);
 int slot_acquire(struct request *rq, bool may_fail);
 void slot_release(struct request *rq);
+bool slots_are_short(const struct mount *m);
 struct fb_slot *slot_of(const struct request *rq);
 void watch_record(const struct request *rq);
 
@@ -457,7 +458,6 @@ int errno_for_kernel(uint32_t error);
 /* ops.c: decode */
 int request_decode(struct request *rq);
 const void *request_take(struct request *rq, size_t size);
-
 /* ops_*.c share these */
 int reply_entry(struct request *rq, int parent_fd, const char *name);
 int entry_of_fd(struct request *rq, int fd, const char *name, bool adopt_fd, struct fuse_entry_out *out,

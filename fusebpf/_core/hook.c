@@ -67,7 +67,12 @@ static void slot_fill(struct request *rq, struct fb_slot *slot, const struct op 
 	image->edits = 0;
 	image->key_op = image->op;
 	image->key_uid = image->uid;
-	memcpy(slot, image, HOT_SLOT_SIZE);
+	if (image->name2_len) {
+		memcpy(slot, image, HOT_SLOT_SIZE);
+	} else {
+		memcpy(slot, image, offsetof(struct fb_slot, name2));
+		slot->name2.text[0] = 0;
+	}
 	memcpy(slot->path, image->path, image->path_len + 1);
 	memcpy(slot->path2, image->path2, image->path2_len + 1);
 	memcpy(slot->text, image->text, image->text_len + 1);

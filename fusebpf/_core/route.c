@@ -26,10 +26,11 @@ static void image_fill(struct request *rq)
 	image->zero = 0;
 	image->path_len = image->path2_len = image->text_len = 0;
 	image->path[0] = image->path2[0] = image->text[0] = 0;
+	// Names are padded with zeros; only what the op before this one left there is to be cleared.
+	memset(&image->name, 0, image->name_len);
+	memset(&image->name2, 0, image->name2_len);
 	image->name_len = image->name2_len = 0;
 	memset(&image->result, 0, sizeof(image->result));
-	memset(&image->name, 0, sizeof(image->name));
-	memset(&image->name2, 0, sizeof(image->name2));
 	if (rq->name) {
 		image->name_len = (uint32_t)strlen(rq->name);
 		memcpy(image->name.text, rq->name, image->name_len);
@@ -324,10 +325,12 @@ static bool has_post(const struct request *rq)
 	return rq->hooks && rq->hooks->n_post;
 }
 
-/* Run the op on the backing root; it gives its slot back meanwhile, unless entries of a listing need it. */
+/* Run the op on the backing root. Where slots are getting short it gives its own back meanwhile, unless entries of a
+ * listing need it: ops that block there must not keep others from their hooks. */
 static void backing_run(struct request *rq)
 {
-	if (!rq->chain->ops[FB_OP_dirent] || rq->op->canonical != FB_OP_readdir)
+	bool lists = rq->chain->ops[FB_OP_dirent] && rq->op->canonical == FB_OP_readdir;
+	if (!lists && slots_are_short(rq->mount))
 		slot_release(rq);
 	int e = -op_run(rq);
 	if (!rq->error) // a listing fails where a dirent hook broke a rule

@@ -124,6 +124,12 @@ int slot_acquire(struct request *rq, bool may_fail)
 	return e;
 }
 
+/** Are more than half of the slots taken? A hint, read without the lock. */
+bool slots_are_short(const struct mount *m)
+{
+	return __atomic_load_n(&m->shared.n_free_slots, __ATOMIC_RELAXED) < FB_N_SLOTS / 2;
+}
+
 void slot_release(struct request *rq)
 {
 	struct shared_maps *s = &rq->mount->shared;
@@ -141,6 +147,7 @@ void slot_release(struct request *rq)
 /** Write the finished record of a hooked op into `recent`. Its sequence is 0 while it is being written. */
 void watch_record(const struct request *rq)
 {
+	static const char nobody[sizeof(((struct fb_record *)0)->filter)];
 	struct shared_maps *s = &rq->mount->shared;
 	uint64_t sequence = atomic_fetch_add(&s->sequence, 1) + 1;
 	struct fb_record *record =
@@ -156,7 +163,7 @@ void watch_record(const struct request *rq)
 	record->route = rq->route;
 	record->error = (enum fb_errno)rq->error;
 	record->verdict = rq->verdict;
-	strncpy(record->filter, rq->decider ? rq->decider : "", sizeof(record->filter));
+	memcpy(record->filter, rq->decider ? rq->decider : nobody, sizeof(record->filter));
 	record->uid = image->uid;
 	record->gid = image->gid;
 	record->pid = image->pid;
@@ -169,7 +176,7 @@ void watch_record(const struct request *rq)
 	record->result = rq->op->canonical == FB_OP_readdir ? rq->n_listed
 			 : rq->op->flags & FB_OP_COUNT	    ? rq->count
 							    : 0;
-	memcpy(record->name, image->name.text, FB_NAME_SIZE);
-	memcpy(record->name2, image->name2.text, FB_NAME_SIZE);
+	memcpy(record->name, image->name.text, image->name_len + 1);
+	memcpy(record->name2, image->name2.text, image->name2_len + 1);
 	__atomic_store_n(&record->sequence, sequence, __ATOMIC_RELEASE);
 }

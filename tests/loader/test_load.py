@@ -93,7 +93,7 @@ def test_the_same_code_is_verified_once_and_pinned_under_each_name(
 
     readonly.pin(pins)
 
-    assert len(readonly.programs) == 13
+    assert len(readonly.programs) == 16
     assert len({each.fd for each in readonly.programs}) == 1
     ids = {json.loads(support.run("bpftool", "-j", "prog", "show", "pinned", pins / name).stdout)["id"]
            for name in ("pre_open", "pre_unlink")}  # fmt: skip
