@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The filters of a mount, what they share, and what one run of a hook is. */
+#ifndef FUSEBPF_CHAIN_H
+#define FUSEBPF_CHAIN_H
+
+#include "core.h"
+
+struct chain_filter {
+	uint32_t id;
+	uint32_t altitude;
+	uint32_t wants;
+	char name[32];
+};
+
+struct chain_hook {
+	uint32_t position; /* in chain.filters */
+	int program_fd;
+};
+
+struct op_hooks {
+	uint32_t n_pre, n_post;
+	struct chain_hook pre[FB_MAX_FILTERS];	/* from high to low */
+	struct chain_hook post[FB_MAX_FILTERS]; /* from low to high */
+};
+
+/* An immutable snapshot. A worker holds a reference while it serves an op with it. */
+struct chain {
+	_Atomic uint32_t refs;
+	uint32_t revision;
+	uint32_t n_filters;
+	uint32_t wants; /* of all filters */
+	struct chain_filter filters[FB_MAX_FILTERS]; /* from high to low */
+	struct op_hooks *ops[256];
+};
+
+/* What all filters of the mount share, mapped. */
+struct shared_maps {
+	unsigned char *slots; /* FB_N_SLOTS × slot_stride */
+	size_t slot_stride;
+	struct fb_record *recent;
+	size_t record_stride;
+	int stats_fd;
+	int ring_fds[FB_MAX_WORKERS];
+	uint32_t n_rings;
+	_Atomic uint64_t sequence;
+	/* The free slots; whoever finds none waits. */
+	pthread_mutex_t slots_lock;
+	pthread_cond_t slot_freed;
+	uint32_t free_slots[FB_N_SLOTS];
+	uint32_t n_free_slots;
+};
+
+/* slots.c */
+int shared_init(struct mount *m, int slots_fd, int stats_fd, int recent_fd, const int *ring_fds, uint32_t n);
+void shared_deinit(struct mount *m);
+int slot_acquire(struct request *rq, bool may_fail);
+void slot_release(struct request *rq);
+bool slots_are_short(const struct mount *m);
+struct fb_slot *slot_of(const struct request *rq);
+void watch_record(const struct request *rq);
+
+/* chain.c */
+struct chain *chain_create(void);
+int chain_add_filter(struct chain *c, uint32_t id, const char *name, uint32_t altitude, uint32_t wants);
+int chain_add_hook(struct chain *c, uint32_t id, uint8_t opcode, enum fb_phase phase, int program_fd);
+void chain_hold(struct chain *c);
+void chain_release(struct chain *c);
+uint32_t chain_publish(struct mount *m, struct chain *c);
+bool chain_hooks(const struct chain *c, uint8_t opcode);
+
+/* hook.c */
+int hook_run(struct request *rq, const struct op *op, enum fb_phase phase, const struct chain_hook *hook,
+	     struct fb_verdict_record *out);
+void hook_unmap_ring(struct worker *w);
+
+#endif

@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The inode table: inodes by nodeid and by file handle, their cached descriptors, the mounts of the backing tree. */
+#ifndef FUSEBPF_INODES_H
+#define FUSEBPF_INODES_H
+
+#include "core.h"
+
+/* A mount of the backing tree that inodes were found on. Never freed before the fusebpf mount is. */
+struct backing_mount {
+	struct backing_mount *next;
+	int id;		 /* as name_to_handle_at(2) gives it; not reused while fd is open */
+	int fd;		 /* a real descriptor on it, for open_by_handle_at(2) */
+	bool can_reopen; /* its file handles can be opened again */
+	bool is_remote;	 /* close(2) may report errors of earlier writes */
+};
+
+/* What one lock owner (a process's files, or an open file) holds on one inode: OFD locks of a descriptor of its own. */
+struct lock_range {
+	uint64_t start, end;
+	uint32_t type, pid;
+};
+
+struct lock_owner {
+	struct lock_owner *next; /* of the same inode */
+	uint64_t owner;
+	uint64_t fh; /* the handle that it last locked by */
+	int fd;
+	uint32_t refs; /* 1 for being in the list; uses under way */
+	uint32_t n_ranges, capacity;
+	struct lock_range *ranges; /* only to tell others whose lock it is: the backing file system decides */
+};
+
+struct inode {
+	uint64_t nodeid;
+	uint64_t n_lookup;	    /* the kernel's references; under the lock of the key's shard */
+	_Atomic uint32_t refs;	    /* 1 for n_lookup > 0, children's parent pointers, open handles */
+	uint32_t type;		    /* S_IFMT bits */
+	struct inode *next_by_id;   /* under the id shard's lock */
+	struct inode *next_by_key;  /* under the key shard's lock, as are parent and name */
+	struct inode *parent;	    /* holds a reference; NULL for the root */
+	char *name;
+	struct backing_mount *mnt; /* NULL where the file system has no handles */
+	/* The cached descriptor, under the fd stripe's lock: */
+	int fd;			    /* O_PATH, -1: closed, open again by handle */
+	uint32_t fd_users;	    /* uses under way; it is not closed meanwhile */
+	int32_t clock_index;	    /* in fds.clock, -1: not in it */
+	bool fd_referenced;	    /* used since the clock's hand last passed */
+	bool fd_pinned;		    /* must stay open: the last link is gone, or there is no way to reopen it */
+	/* Kernel passthrough, under the fd stripe's lock: */
+	int32_t backing_id;
+	uint32_t n_passthrough;	    /* open handles that are passed through */
+	uint32_t n_served;	    /* open handles of the regular file that are not */
+	_Atomic(struct lock_owner *) locks; /* under mount.locks_lock; read without to see that there is none */
+	/* The key: the file handle, or where the file system has none, device and inode number. */
+	uint32_t key_hash;
+	int32_t handle_type;
+	uint8_t handle_bytes;
+	unsigned char handle[];
+};
+
+#define N_SHARDS 64
+
+struct inode_shard {
+	pthread_mutex_t lock;
+	struct inode **buckets;
+	uint32_t n_buckets; /* a power of two */
+	uint32_t n_inodes;
+};
+
+struct inodes {
+	struct inode_shard by_id[N_SHARDS];
+	struct inode_shard by_key[N_SHARDS];
+	_Atomic uint64_t next_nodeid;
+	_Atomic uint64_t n_inodes;
+	pthread_mutex_t mounts_lock;
+	struct backing_mount *_Atomic mounts;
+	struct inode *root;
+};
+
+/* The clock of cached descriptors. Lock order: an inode's stripe, then clock_lock, then other stripes by trylock. */
+struct fds {
+	pthread_mutex_t stripes[N_SHARDS];
+	pthread_mutex_t clock_lock;
+	struct inode **clock;
+	uint32_t n_clock, limit, hand;
+	_Atomic uint32_t n_open;
+};
+
+/* fds.c */
+int fds_init(struct mount *m);
+void fds_deinit(struct mount *m);
+pthread_mutex_t *fds_stripe(struct mount *m, const struct inode *inode);
+int inode_fd_get(struct mount *m, struct inode *inode);
+void inode_fd_put(struct mount *m, struct inode *inode);
+void inode_fd_adopt(struct mount *m, struct inode *inode, int fd);
+void inode_fd_drop(struct mount *m, struct inode *inode);
+void inode_fd_pin(struct mount *m, struct inode *inode);
+void proc_path(char out[PROC_PATH_SIZE], int fd);
+
+/* backing_mounts.c */
+struct backing_mount *backing_mount_find(struct mount *m, int id);
+struct backing_mount *backing_mount_get(struct mount *m, int id, int fd, uint32_t type);
+void backing_mounts_deinit(struct mount *m);
+
+/* inodes.c */
+int inodes_init(struct mount *m);
+void inodes_deinit(struct mount *m);
+struct inode *inodes_get(struct mount *m, uint64_t nodeid);
+int inodes_enter(struct mount *m, int fd, uint32_t type, struct inode *parent, const char *name,
+		 bool adopt_fd, struct inode **out);
+struct inode *inodes_find_at(struct mount *m, int parent_fd, const char *name);
+void inodes_forget(struct mount *m, struct inode *inode, uint64_t n_lookup);
+void inode_hold(struct inode *inode);
+void inode_release(struct mount *m, struct inode *inode);
+void inode_moved(struct mount *m, struct inode *inode, struct inode *parent, const char *name);
+pthread_mutex_t *inode_name_lock(struct mount *m, const struct inode *inode);
+
+/* paths.c */
+int inode_path(struct mount *m, struct inode *inode, const char *name, char out[FB_PATH_SIZE]);
+
+/* locks.c */
+void locks_flush(struct mount *m, struct inode *inode, uint64_t owner);
+void locks_release_handle(struct mount *m, struct inode *inode, uint64_t fh);
+
+#endif

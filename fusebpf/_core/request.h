@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One operation from its decoding to its reply. */
+#ifndef FUSEBPF_REQUEST_H
+#define FUSEBPF_REQUEST_H
+
+#include "core.h"
+
+enum { NO_SLOT = UINT32_MAX };
+
+struct request {
+	struct mount *mount;
+	struct worker *worker;
+	const struct op *op;
+	const struct fuse_in_header *in;
+	const char *body; /* behind the header */
+	size_t body_len;
+	size_t body_at; /* how much of it is decoded */
+	const char *name, *name2, *text; /* what the op is to use; in the request, or in image after an edit */
+	struct inode *inode;
+	bool has_supplementary_group;
+	uint32_t supplementary_group;
+	uint32_t create_uid, create_gid; /* owner of what is created */
+
+	/* The result. reply and payload are sent after the header. */
+	const void *reply;
+	size_t reply_len;
+	const void *payload;
+	size_t payload_len;
+	uint64_t entry_ttl_ns, attr_ttl_ns;
+	struct inode *entry;   /* the inode that the reply counts once; taken back if the reply does not arrive */
+	struct handle *opened; /* the handle that the reply hands out; closed if it does not arrive */
+	uint64_t count;	       /* FB_OP_COUNT: bytes moved, or lseek's offset */
+	struct timespec btime; /* statx: when the inode was made; tv_nsec -1: the file system does not say */
+	uint64_t n_listed;     /* entries */
+	bool has_plus_entries; /* the payload counts inodes: taken back if it does not arrive */
+	union {
+		struct {
+			struct fuse_entry_out entry;
+			struct fb_fuse_open_out open;
+		} create; /* entry is first in it, so it serves for all ops with an entry */
+		struct fb_fuse_open_out open;
+		struct fuse_attr_out attr;
+		struct fuse_statfs_out statfs;
+		struct fuse_write_out write;
+		struct fuse_getxattr_out xattr;
+		struct fuse_lseek_out lseek;
+		struct fuse_lk_out lock;
+		struct fuse_ioctl_out ioctl;
+		struct fuse_poll_out poll;
+	} out;
+
+	struct fb_fuse_statx_out statx; /* composed from out.attr when the post hooks have run */
+
+	/* The filters' part, where the op is hooked: */
+	struct chain *chain;
+	const struct op_hooks *hooks;
+	uint32_t slot;
+	bool has_path;
+	enum fb_route route;
+	uint32_t reach;		   /* filters at positions below this one get their post hooks */
+	uint32_t no_post;	   /* by position: said FB_NOPOST */
+	uint32_t pre_ran, pre_edited, post_ran, post_edited; /* by filter id */
+	uint64_t all_edits;
+	enum fb_verdict verdict;
+	const char *decider;
+	uint64_t cookies[FB_MAX_FILTERS]; /* by position */
+	int error;		  /* 0 or a positive errno: the result so far */
+
+	/* Must be last, since it is cleared only as far as it is used. The hot part of a slot, our own copy: */
+	struct fb_slot *image; /* in the worker's memory */
+};
+
+/* ops.c: decode */
+int request_decode(struct request *rq);
+const void *request_take(struct request *rq, size_t size);
+/* ops_*.c share these */
+int reply_entry(struct request *rq, int parent_fd, const char *name);
+int entry_of_fd(struct request *rq, int fd, const char *name, bool adopt_fd, struct fuse_entry_out *out,
+		struct inode **inode);
+void statx_finish(struct request *rq);
+int entry_at(struct request *rq, int parent_fd, const char *name, struct fuse_entry_out *out, struct inode **inode);
+int attr_of_fd(struct request *rq, int fd, struct fuse_attr *out);
+void ttl_set(uint64_t ttl_ns, uint64_t *seconds, uint32_t *nanoseconds);
+int reply_opened(struct request *rq, struct inode *inode, int fd, bool is_dir, struct fb_fuse_open_out *out);
+int backing_open_flags(uint32_t flags);
+void listing_undo(struct request *rq);
+
+/* verdict.c */
+void fail_closed(struct request *rq, const struct op *op, const struct chain_hook *hook, enum fb_phase phase,
+		 const char *why);
+const char *verdict_edit(struct request *rq, const struct op *op, enum fb_phase phase, uint64_t edits);
+uint64_t verdict_edits(const struct request *rq, const struct op *op, enum fb_phase phase, bool is_reply);
+int errno_for_kernel(uint32_t error);
+
+/* result.c */
+const char *result_missing(const struct request *rq, uint64_t edits);
+void result_to_slot(struct request *rq);
+void result_from_slot(struct request *rq, uint64_t edits);
+void result_undo(struct request *rq);
+void result_negative(struct request *rq);
+
+/* route.c */
+void request_run(struct request *rq);
+bool dirent_allowed(struct request *rq, uint64_t ino, uint32_t type, const char **name, uint32_t *name_len);
+
+#endif
