@@ -171,8 +171,9 @@ def stock_command() -> None:
 
     checks.check_root()
     bpf.require()
-    for one in loader.check(loader.stock()):
-        click.echo(_summary(one))
+    for name in loader.stock_names():
+        for one in loader.check(loader.stock(name)):
+            click.echo(_summary(one))
 
 
 def _summary(one: CheckedFilter) -> str:

@@ -145,14 +145,14 @@ def hook_function(name: str) -> HookFunction | None:
     return HookFunction(match["filter"], match["phase"], match["op"]) if match else None
 
 
-def stock() -> Path:
-    """The file of the stock filters."""
-    return bpf_dir() / "filters.c"
+def stock(name: str) -> Path:
+    """The file of a stock filter, which is called like its filter."""
+    return bpf_dir() / "filters" / f"{name}.c"
 
 
 def stock_names() -> list[str]:
-    """The stock filters, in the order of the file."""
-    return re.findall(r"^FILTER\((\w+)", stock().read_text(), re.MULTILINE)
+    """The stock filters."""
+    return sorted(path.stem for path in (bpf_dir() / "filters").glob("*.c"))
 
 
 def compile_source(path: str | os.PathLike[str]) -> Compiled:

@@ -6,7 +6,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def bpf_dir() -> Path:
-    """The directory with fusebpf.h, fusebpf_filter.h and filters.c.
+    """The directory with fusebpf.h, fusebpf_filter.h and filters/.
 
     Raises:
         FileNotFoundError: The installation is incomplete.

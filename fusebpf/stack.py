@@ -137,12 +137,12 @@ class Stack:
         """What is allowed and yet may not be what was meant; a line each."""
         if not self.options.default_permissions:
             return ()
-        stock = os.fspath(loader.stock())
+        stock = {os.fspath(loader.stock(name)) for name in loader.stock_names()}
         return tuple(
             f"{link.filter.path}: the hook on access of {link.filter.name!r} never runs: "
             "the kernel sends ACCESS only with -o nodefault_permissions"
             for link in self._links
-            if os.fspath(link.filter.path) != stock
+            if os.fspath(link.filter.path) not in stock
             and any(hook.program.pin_name in {"pre_access", "post_access"} for hook in link.filter.hooks)
         )
 
@@ -412,7 +412,7 @@ class Stack:
 
 
 def _source_of(spec: FilterSpec) -> str:
-    return os.fspath(loader.stock()) if spec.is_stock else spec.source
+    return os.fspath(loader.stock(spec.source)) if spec.is_stock else spec.source
 
 
 def _pick_of(spec: FilterSpec) -> str | None:

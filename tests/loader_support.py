@@ -10,6 +10,8 @@ from fusebpf import _core, bpf, loader
 from fusebpf.btf import Btf, Kind
 
 OPCODES = {name: opcode for name, opcode, *_ in _core.OPS}
+STOCK = ("hide", "readonly", "deny", "audit")
+"""The stock filters that these tests load."""
 HEAD = '#include "fusebpf.h"\nFILTER(f, .altitude = 5)\n'
 """The first two lines of a filter that a test writes."""
 

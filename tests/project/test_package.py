@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support import CHECKOUT, run
 
-BPF_SOURCES = {"fusebpf.h", "fusebpf_filter.h", "filters.c"}
+BPF_SOURCES = {"fusebpf.h", "fusebpf_filter.h", "filters/hide.c"}
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +52,10 @@ def test_the_wheel_works_in_an_environment_of_its_own(built: Path, directory: Pa
     assert version is not None
     said = run(venv / "bin/fusebpf", "--version", cwd=directory).stdout
     assert version[1] in said
-    where = "import fusebpf._core, fusebpf.paths as paths; print(paths.bpf_dir() / 'filters.c')"
+    where = "import fusebpf._core, fusebpf.paths as paths; print(paths.bpf_dir() / 'filters/hide.c')"
     found = Path(run(venv / "bin/python", "-c", where, cwd=directory).stdout.strip())
     assert found.is_relative_to(venv)
-    assert found.read_text() == (CHECKOUT / "bpf/filters.c").read_text()
+    assert found.read_text() == (CHECKOUT / "bpf/filters/hide.c").read_text()
 
 
 def test_the_version_stands_in_one_place() -> None:
