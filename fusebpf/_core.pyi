@@ -77,6 +77,10 @@ class Mount:
         """End the workers (ops in flight finish), close the connection, free everything. Idempotent. Does
         not unmount."""
 
+    def invalidate(self, timeout_ms: int, /) -> bool:
+        """Make the kernel ask anew for all entries, attributes and pages that it has cached; False if it had
+        not heeded that within the time."""
+
     def fileno(self) -> int:
         """An eventfd that becomes readable when the connection has ended (unmounted, aborted, or a worker
         failed)."""

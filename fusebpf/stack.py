@@ -33,6 +33,8 @@ UNMOUNT_SECONDS = 10.0
 """How long an unmount may take (it writes back what is dirty) before the core is stopped regardless."""
 STOP_SECONDS = 20.0
 """How long ops in flight may take to finish before their threads are given up."""
+INVALIDATE_SECONDS = 30.0
+"""How long the kernel may take to forget what it has cached."""
 
 _VERDICTS = {0: "continue", 1: "backing", 2: "daemon", 3: "reply", 4: "negative", 5: "drop", 15: "broken"}
 _PHASES = ("pre", "post")
@@ -172,6 +174,19 @@ class Stack:
                 )
             )
         return sorted(rows)
+
+    async def invalidate(self) -> None:
+        """Make the kernel forget what it has cached of the mount: entries, attributes, pages.
+
+        Raises:
+            MountError: The mount is not there, or the kernel did not get to it in time, since ops in flight
+                hold it up; it will when they end.
+        """
+        core = self._started_core()
+        if not await _in_thread(lambda: core.invalidate(round(INVALIDATE_SECONDS * 1000))):
+            raise MountError(
+                f"ops in flight hold up the invalidation of {self.mnt!r} for {INVALIDATE_SECONDS:.0f} s"
+            )
 
     async def wait(self) -> None:
         """Wait until the mount has ended: unmounted by somebody, or its connection broken."""

@@ -41,6 +41,10 @@ class Served:
         """Stack.stats(): (filter, phase, op, verdict) to the count."""
         return {(a, b, c, d): times for a, b, c, d, times in self._ask("stats")}
 
+    def invalidate(self) -> None:
+        """Stack.invalidate()."""
+        self._ask("invalidate")
+
     def n_threads(self) -> int:
         """How many threads the server has."""
         return len(list(Path(f"/proc/{self.pid}/task").iterdir()))
@@ -125,9 +129,14 @@ def _main(what: dict[str, Any]) -> None:
         )
         async with stack:
             while line := await trio.to_thread.run_sync(sys.stdin.readline):
-                answer = (
-                    stack.counters() if line.strip() == "counters" else [list(row) for row in stack.stats()]
-                )
+                answer: Any = None
+                match line.strip():
+                    case "counters":
+                        answer = stack.counters()
+                    case "stats":
+                        answer = [list(row) for row in stack.stats()]
+                    case "invalidate":
+                        await stack.invalidate()
                 print(json.dumps(answer), flush=True)
 
     trio.run(run)

@@ -64,6 +64,7 @@ extern const struct op ops[256]; /* by opcode; name is NULL where there is none 
 #include "chain.h"
 #include "request.h"
 #include "worker.h"
+#include "notify.h"
 
 struct mount {
 	/* What was asked for. */
@@ -90,6 +91,7 @@ struct mount {
 	pthread_mutex_t chain_lock;
 	struct chain *_Atomic chain;
 	struct workers workers;
+	struct notifier notifier;
 	pthread_mutex_t locks_lock;
 	_Atomic uint32_t n_lock_owners;
 	/* What it counts. */

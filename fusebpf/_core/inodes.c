@@ -351,6 +351,54 @@ struct inode *inodes_find_at(struct mount *m, int parent_fd, const char *name)
 	return inode;
 }
 
+/** The nodeids of one shard of the table as of now, for walking it without its lock; the caller frees them. */
+uint64_t *inodes_of_shard(struct mount *m, uint32_t shard, uint32_t *n)
+{
+	struct inode_shard *s = &m->inodes.by_id[shard];
+
+	*n = 0;
+	pthread_mutex_lock(&s->lock);
+	uint64_t *nodeids = calloc(s->n_inodes + 1, sizeof(*nodeids));
+	for (uint32_t i = 0; nodeids && i < s->n_buckets; i++)
+		for (const struct inode *inode = s->buckets[i]; inode; inode = inode->next_by_id)
+			nodeids[(*n)++] = inode->nodeid;
+	pthread_mutex_unlock(&s->lock);
+	return nodeids;
+}
+
+/* For those who serve no op: the inode may go at any time, so it comes with a reference. */
+static struct inode *get_held(struct mount *m, uint64_t nodeid)
+{
+	struct inode_shard *s = id_shard(m, nodeid);
+
+	pthread_mutex_lock(&s->lock);
+	struct inode *inode = *id_bucket(s, nodeid);
+	while (inode && inode->nodeid != nodeid)
+		inode = inode->next_by_id;
+	if (inode)
+		inode_hold(inode); // it leaves the table before its last reference goes
+	pthread_mutex_unlock(&s->lock);
+	return inode;
+}
+
+/** Where an inode was last seen: its name, and its directory's nodeid; 0 if that is not known, or it is the root. */
+uint64_t inode_place(struct mount *m, uint64_t nodeid, char name[FB_NAME_SIZE])
+{
+	struct inode *inode = get_held(m, nodeid);
+	uint64_t parent = 0;
+
+	if (!inode)
+		return 0;
+	pthread_mutex_lock(inode_name_lock(m, inode));
+	if (inode->parent && strlen(inode->name) < FB_NAME_SIZE) {
+		parent = inode->parent->nodeid;
+		strcpy(name, inode->name);
+	}
+	pthread_mutex_unlock(inode_name_lock(m, inode));
+	inode_release(m, inode);
+	return parent;
+}
+
 /** Take back lookups: a FORGET, or a reply that did not arrive. */
 void inodes_forget(struct mount *m, struct inode *inode, uint64_t n_lookup)
 {

@@ -109,6 +109,8 @@ struct inode *inodes_get(struct mount *m, uint64_t nodeid);
 int inodes_enter(struct mount *m, int fd, uint32_t type, struct inode *parent, const char *name,
 		 bool adopt_fd, struct inode **out);
 struct inode *inodes_find_at(struct mount *m, int parent_fd, const char *name);
+uint64_t *inodes_of_shard(struct mount *m, uint32_t shard, uint32_t *n);
+uint64_t inode_place(struct mount *m, uint64_t nodeid, char name[FB_NAME_SIZE]);
 void inodes_forget(struct mount *m, struct inode *inode, uint64_t n_lookup);
 void inode_hold(struct inode *inode);
 void inode_release(struct mount *m, struct inode *inode);

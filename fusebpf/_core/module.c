@@ -229,6 +229,21 @@ static PyObject *Mount_stop(MountObject *self, PyObject *unused)
 	Py_RETURN_NONE;
 }
 
+static PyObject *Mount_invalidate(MountObject *self, PyObject *args)
+{
+	struct mount *m = mount_of(self);
+	int timeout_ms;
+	bool is_done;
+
+	if (!m || !PyArg_ParseTuple(args, "i", &timeout_ms))
+		return NULL;
+	notify_all(m);
+	Py_BEGIN_ALLOW_THREADS
+	is_done = notify_wait(m, timeout_ms);
+	Py_END_ALLOW_THREADS
+	return PyBool_FromLong(is_done);
+}
+
 static PyObject *Mount_fileno(MountObject *self, PyObject *unused)
 {
 	(void)unused;
@@ -263,6 +278,7 @@ static PyObject *Mount_counters(MountObject *self, PyObject *unused)
 		{ "hook_runs", m->n_hook_runs },
 		{ "failed_closed", m->n_failed_closed },
 		{ "interrupts", m->n_interrupts },
+		{ "notifications", m->notifier.n_sent },
 		{ "passthrough", m->has_passthrough },
 		{ "passthrough_opens", m->n_passthrough_opens },
 		{ "protocol_minor", m->kernel_minor },
@@ -282,6 +298,7 @@ static PyMethodDef mount_methods[] = {
 	{ "set_chain", (PyCFunction)Mount_set_chain, METH_O, NULL },
 	{ "start", (PyCFunction)Mount_start, METH_NOARGS, NULL },
 	{ "stop", (PyCFunction)Mount_stop, METH_NOARGS, NULL },
+	{ "invalidate", (PyCFunction)Mount_invalidate, METH_VARARGS, NULL },
 	{ "fileno", (PyCFunction)Mount_fileno, METH_NOARGS, NULL },
 	{ "log_fileno", (PyCFunction)Mount_log_fileno, METH_NOARGS, NULL },
 	{ "counters", (PyCFunction)Mount_counters, METH_NOARGS, NULL },

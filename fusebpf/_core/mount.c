@@ -22,6 +22,7 @@ struct mount *mount_create(void)
 	pthread_mutex_init(&m->workers.lock, NULL);
 	pthread_cond_init(&m->workers.changed, NULL);
 	handles_init(m);
+	notifier_init(m);
 	m->ended_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (!pipe2(pipe_fds, O_CLOEXEC | O_NONBLOCK)) {
 		m->log_read_fd = pipe_fds[0];
@@ -47,6 +48,8 @@ int mount_start(struct mount *m)
 		e = device_handshake(m);
 	if (!e)
 		e = workers_start(m);
+	if (!e)
+		e = notifier_start(m);
 	if (e) {
 		if (m->is_mounted)
 			umount2(m->mountpoint, MNT_DETACH | UMOUNT_NOFOLLOW);
@@ -71,9 +74,11 @@ void mount_stop(struct mount *m)
 	if (m->is_stopped)
 		return;
 	m->is_stopped = true;
+	notifier_end(m);
 	workers_stop(m);
-	if (m->workers.n) // what a stuck thread may still touch stays; the process's end frees it
+	if (m->workers.n || !notifier_join(m)) // what a stuck thread may still touch stays; the process's end frees it
 		return;
+	notifier_deinit(m);
 	handles_deinit(m);
 	close_fd(&m->device_fd); // the last descriptor: callers that wait get ENOTCONN
 	inodes_deinit(m);
@@ -88,7 +93,7 @@ void mount_stop(struct mount *m)
 void mount_destroy(struct mount *m)
 {
 	mount_stop(m);
-	if (m->workers.n)
+	if (m->workers.n || m->notifier.has_thread)
 		return;
 	close_fd(&m->ended_fd);
 	close_fd(&m->log_read_fd);

@@ -1,0 +1,327 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Notifications to the kernel, from a thread of their own. In the kernel one waits for the lock of a directory or a page,
+ * which an op may hold until it is answered: so no worker sends one, and the thread that does holds no lock of ours.
+ * The queue is bounded; where it is full, everything that is cached is invalidated instead.
+ */
+#include "core.h"
+
+#include <poll.h>
+#include <signal.h>
+
+#define QUEUE_SIZE 1024
+#define END_TIMEOUT_MS 10000
+#define END_STEP_MS 20
+
+struct notice {
+	int code; /* enum fuse_notify_code */
+	uint64_t nodeid; /* of an entry: its directory */
+	uint64_t child;
+	int64_t offset, length;
+	char name[FB_NAME_SIZE];
+};
+
+/* ------------------------------------------------------------------------------------ sending */
+
+/* Write one notification. The kernel's ENOENT says that it has nothing cached, and after the end nobody needs it. */
+static void send_message(struct mount *m, int code, void *head, size_t head_len, const char *name)
+{
+	struct fuse_out_header header = { .error = code };
+	struct iovec iov[] = { { &header, sizeof(header) },
+			       { head, head_len },
+			       { (void *)name, name ? strlen(name) + 1 : 0 } };
+
+	header.len = (uint32_t)(iov[0].iov_len + iov[1].iov_len + iov[2].iov_len);
+	atomic_fetch_add_explicit(&m->notifier.n_sent, 1, memory_order_relaxed);
+	if (writev(m->device_fd, iov, 3) < 0 && errno == EINVAL)
+		mount_log(m, "WARNING", "the kernel refused the notification %d", code);
+}
+
+/* Expire an entry: the kernel asks again when it next needs it, and keeps what is mounted or stands below if it is the same
+ * still. Kernels before 7.38 drop it instead. The directory's attributes and cached listing go with it. */
+static void send_entry(struct mount *m, uint64_t parent, const char *name)
+{
+	struct fuse_notify_inval_entry_out out = { .parent = parent,
+						   .namelen = (uint32_t)strlen(name),
+						   .flags = FUSE_EXPIRE_ONLY };
+
+	send_message(m, FUSE_NOTIFY_INVAL_ENTRY, &out, sizeof(out), name);
+}
+
+static void send_inode(struct mount *m, uint64_t nodeid, int64_t offset, int64_t length)
+{
+	struct fuse_notify_inval_inode_out out = { .ino = nodeid, .off = offset, .len = length };
+
+	send_message(m, FUSE_NOTIFY_INVAL_INODE, &out, sizeof(out), NULL);
+}
+
+static void send_notice(struct mount *m, const struct notice *n)
+{
+	struct fuse_notify_delete_out deleted = { .parent = n->nodeid, .child = n->child };
+
+	switch (n->code) {
+	case FUSE_NOTIFY_INVAL_ENTRY:
+		send_entry(m, n->nodeid, n->name);
+		break;
+	case FUSE_NOTIFY_DELETE:
+		deleted.namelen = (uint32_t)strlen(n->name);
+		send_message(m, FUSE_NOTIFY_DELETE, &deleted, sizeof(deleted), n->name);
+		break;
+	default:
+		send_inode(m, n->nodeid, n->offset, n->length);
+	}
+}
+
+static bool is_stopping(struct notifier *n)
+{
+	pthread_mutex_lock(&n->lock);
+	bool stops = n->is_stopping;
+	pthread_mutex_unlock(&n->lock);
+	return stops;
+}
+
+/* Invalidate all that was handed out: each inode's attributes and pages, and its entry. FUSE_NOTIFY_INC_EPOCH would do it
+ * for entries at once, but drops them, and with them whatever is mounted below (fs/dcache.c: d_invalidate). */
+static void send_all(struct mount *m)
+{
+	for (uint32_t shard = 0; shard < N_SHARDS; shard++) {
+		uint32_t n;
+		uint64_t *nodeids = inodes_of_shard(m, shard, &n);
+		for (uint32_t i = 0; nodeids && i < n && !is_stopping(&m->notifier); i++) {
+			char name[FB_NAME_SIZE];
+			uint64_t parent = inode_place(m, nodeids[i], name);
+			send_inode(m, nodeids[i], 0, 0);
+			if (parent)
+				send_entry(m, parent, name);
+		}
+		free(nodeids);
+	}
+}
+
+static void *notifier_main(void *argument)
+{
+	struct mount *m = argument;
+	struct notifier *n = &m->notifier;
+
+	pthread_mutex_lock(&n->lock);
+	while (!n->is_stopping) {
+		if (!n->wants_all && !n->n_queued) {
+			pthread_cond_wait(&n->changed, &n->lock);
+			continue;
+		}
+		bool all = n->wants_all;
+		uint64_t done = all ? n->n_asked : n->n_done + 1;
+		struct notice notice;
+		if (all) {
+			n->wants_all = false;
+			n->n_queued = 0; // it covers them
+		} else {
+			notice = n->queue[n->first];
+			n->first = (n->first + 1) % QUEUE_SIZE;
+			n->n_queued--;
+		}
+		pthread_mutex_unlock(&n->lock);
+		if (all)
+			send_all(m);
+		else
+			send_notice(m, &notice);
+		pthread_mutex_lock(&n->lock);
+		n->n_done = done;
+		pthread_cond_broadcast(&n->changed);
+	}
+	n->has_ended = true;
+	pthread_cond_broadcast(&n->changed);
+	pthread_mutex_unlock(&n->lock);
+	return NULL;
+}
+
+/* ------------------------------------------------------------------------------------- asking */
+
+static bool is_same(const struct notice *a, const struct notice *b)
+{
+	return a->code == b->code && a->nodeid == b->nodeid && a->child == b->child && a->offset == b->offset &&
+	       a->length == b->length && !strcmp(a->name, b->name);
+}
+
+/* Put a notice into the queue, unless it is there as the last one; NULL is everything. */
+static void ask(struct mount *m, const struct notice *notice)
+{
+	struct notifier *n = &m->notifier;
+
+	pthread_mutex_lock(&n->lock);
+	if (!n->has_thread || n->is_stopping) {
+		// nothing is cached yet, or nobody will need it
+	} else if (n->wants_all) {
+		n->n_asked++; // covered by it
+	} else if (!notice || n->n_queued == QUEUE_SIZE) {
+		n->wants_all = true;
+		n->n_asked++;
+		pthread_cond_broadcast(&n->changed);
+	} else if (!n->n_queued || !is_same(notice, &n->queue[(n->first + n->n_queued - 1) % QUEUE_SIZE])) {
+		n->queue[(n->first + n->n_queued++) % QUEUE_SIZE] = *notice;
+		n->n_asked++;
+		pthread_cond_broadcast(&n->changed);
+	}
+	pthread_mutex_unlock(&n->lock);
+}
+
+static void ask_name(struct mount *m, struct notice *notice, const char *name)
+{
+	size_t len = strlen(name);
+
+	if (len >= sizeof(notice->name))
+		return; // no such entry was ever handed out
+	memcpy(notice->name, name, len + 1);
+	ask(m, notice);
+}
+
+/** An entry may lead to another inode than before, or to none; its directory changed with it. */
+void notify_entry(struct mount *m, uint64_t parent, const char *name)
+{
+	struct notice notice = { .code = FUSE_NOTIFY_INVAL_ENTRY, .nodeid = parent };
+
+	ask_name(m, &notice, name);
+}
+
+/** The entry of an inode is gone for good: the kernel lets go of it at once, and so of the file's space. */
+void notify_deleted(struct mount *m, uint64_t parent, uint64_t child, const char *name)
+{
+	struct notice notice = { .code = FUSE_NOTIFY_DELETE, .nodeid = parent, .child = child };
+
+	ask_name(m, &notice, name);
+}
+
+/** The attributes of an inode have changed, and its data: length bytes from offset on, or with 0 up to the end; with a
+ * negative offset no data. */
+void notify_inode(struct mount *m, uint64_t nodeid, int64_t offset, int64_t length)
+{
+	struct notice notice = { .code = FUSE_NOTIFY_INVAL_INODE, .nodeid = nodeid, .offset = offset, .length = length };
+
+	ask(m, &notice);
+}
+
+/** All entries, attributes and pages may have changed. */
+void notify_all(struct mount *m)
+{
+	ask(m, NULL);
+}
+
+static void wait_at_most(struct notifier *n, int ms)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_nsec += ms * 1000000L;
+	until.tv_sec += until.tv_nsec / 1000000000L;
+	until.tv_nsec %= 1000000000L;
+	pthread_cond_timedwait(&n->changed, &n->lock, &until);
+}
+
+/** Wait until the kernel has heeded all that was asked before this call. Returns false if it took too long. Never on a worker:
+ * the kernel may be waiting for one. */
+bool notify_wait(struct mount *m, int timeout_ms)
+{
+	struct notifier *n = &m->notifier;
+
+	pthread_mutex_lock(&n->lock);
+	uint64_t wanted = n->n_asked;
+	for (int left = timeout_ms; n->n_done < wanted && !n->is_stopping && left > 0; left -= END_STEP_MS)
+		wait_at_most(n, END_STEP_MS);
+	bool is_done = n->n_done >= wanted;
+	pthread_mutex_unlock(&n->lock);
+	return is_done;
+}
+
+/* ------------------------------------------------------------------------------ start and stop */
+
+void notifier_init(struct mount *m)
+{
+	pthread_mutex_init(&m->notifier.lock, NULL);
+	pthread_cond_init(&m->notifier.changed, NULL);
+}
+
+/** Start the thread. After the handshake. */
+int notifier_start(struct mount *m)
+{
+	struct notifier *n = &m->notifier;
+	pthread_attr_t attr;
+	sigset_t all, old;
+
+	m->failed_call = "starting the notifier";
+	n->queue = calloc(QUEUE_SIZE, sizeof(*n->queue));
+	if (!n->queue)
+		return -ENOMEM;
+	sigfillset(&all); // signals are the embedding program's
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, 128 * 1024);
+	int e = -pthread_create(&n->thread, &attr, notifier_main, m);
+	pthread_attr_destroy(&attr);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	pthread_mutex_lock(&n->lock);
+	n->has_thread = !e;
+	pthread_mutex_unlock(&n->lock);
+	return e;
+}
+
+/** Ask the thread to end; what is queued is dropped. Before the workers end, since it may wait for one. */
+void notifier_end(struct mount *m)
+{
+	struct notifier *n = &m->notifier;
+
+	pthread_mutex_lock(&n->lock);
+	n->is_stopping = true;
+	pthread_cond_broadcast(&n->changed);
+	pthread_mutex_unlock(&n->lock);
+}
+
+/* Refuse the requests that nobody will serve any more: an op that waits in the kernel may hold the lock that the thread wants. */
+static void refuse_requests(struct mount *m, char *buffer)
+{
+	struct pollfd readable = { .fd = m->device_fd, .events = POLLIN };
+
+	while (poll(&readable, 1, 0) > 0 && readable.revents & POLLIN) {
+		const struct fuse_in_header *in = (const void *)buffer;
+		ssize_t n = read(m->device_fd, buffer, REQUEST_BUFFER_SIZE);
+		if (n < (ssize_t)sizeof(*in))
+			return;
+		if (in->opcode >= 256 || !(ops[in->opcode].flags & FB_OP_NO_REPLY))
+			device_reply_raw(m->device_fd, in->unique, ENOTCONN);
+	}
+}
+
+/** Wait for the thread's end, when the workers have gone. Returns false if it does not come: then what it uses must stay. */
+bool notifier_join(struct mount *m)
+{
+	struct notifier *n = &m->notifier;
+	char *buffer = NULL;
+
+	if (!n->has_thread)
+		return true;
+	pthread_mutex_lock(&n->lock);
+	for (int left = END_TIMEOUT_MS; !n->has_ended && left > 0; left -= END_STEP_MS) {
+		wait_at_most(n, END_STEP_MS);
+		if (n->has_ended || (!buffer && !(buffer = malloc(REQUEST_BUFFER_SIZE))))
+			continue;
+		pthread_mutex_unlock(&n->lock);
+		fcntl(m->device_fd, F_SETFL, O_RDWR | O_NONBLOCK);
+		refuse_requests(m, buffer);
+		pthread_mutex_lock(&n->lock);
+	}
+	bool has_ended = n->has_ended;
+	pthread_mutex_unlock(&n->lock);
+	free(buffer);
+	if (!has_ended) {
+		mount_log(m, "ERROR", "a notification is held by the kernel and was left behind");
+		return false;
+	}
+	pthread_join(n->thread, NULL);
+	n->has_thread = false;
+	return true;
+}
+
+void notifier_deinit(struct mount *m)
+{
+	free(m->notifier.queue);
+	m->notifier.queue = NULL;
+}
