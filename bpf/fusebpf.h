@@ -146,6 +146,7 @@ enum fb_slot_flags {
 	FB_HAS_PATH = 1 << 1,  /* path is filled in */
 	FB_PATH_LOST = 1 << 2, /* the path was asked for and is longer than FB_PATH_SIZE - 1, or not known */
 	FB_KNOWN_EXEC = 1 << 3, /* open: the file is opened to be executed */
+	FB_TAG_MIXED = 1 << 4,	/* a file with links in directories of different tags: judge it at each lookup */
 };
 
 /* One op as its hooks see it. The core fills it in anew before each hook from its own copy, so an edit that a
@@ -168,7 +169,8 @@ struct fb_slot {
 	__u32 backing;
 	__u64 edits; /* enum fb_edit: what this hook edited */
 	__u64 cookie; /* what this filter's pre left here, its post finds */
-	__u64 tag;
+	__u64 tag;    /* this filter's, of the inode: own or inherited; after an op that answers with an entry, of that */
+	__u64 tag2;   /* of the other inode: rename's new directory, what link links, where copy_file_range writes */
 	__u64 ttl_ns;
 	__u32 view;
 	__u32 name_len;

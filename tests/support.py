@@ -97,7 +97,7 @@ def is_alive(pid: int) -> bool:
 def mountpoints(below: Path | None = None, kind: str = FILE_SYSTEM_TYPE) -> list[Path]:
     """Where file systems of this kind are mounted, newest first; "" is every kind. Touches no mount."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         head, _, tail = line.partition(" - ")
         path = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), head.split()[4]))
         if kind in {tail.split()[0], ""} and (below is None or path.is_relative_to(below)):

@@ -89,8 +89,11 @@ uint32_t chain_publish(struct mount *m, struct chain *c)
 	pthread_mutex_lock(&m->chain_lock);
 	struct chain *old = atomic_load(&m->chain);
 	c->revision = (old ? old->revision : 0) + 1;
+	tags_adopt(m, c, old);
 	atomic_store(&m->chain, c);
+	uint32_t revision = c->revision;
 	pthread_mutex_unlock(&m->chain_lock);
+	tags_drop_gone(m, c, old);
 	chain_release(old);
-	return c->revision;
+	return revision;
 }

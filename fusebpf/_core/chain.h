@@ -9,6 +9,7 @@ struct chain_filter {
 	uint32_t id;
 	uint32_t altitude;
 	uint32_t wants;
+	uint32_t owner; /* of its tags: the same filter has the same in every snapshot */
 	char name[32];
 };
 

@@ -42,6 +42,7 @@ struct mount;
 struct worker;
 struct chain;
 struct request;
+struct inode;
 
 /* ------------------------------------------------------------------------------------ ops */
 
@@ -60,6 +61,7 @@ extern const struct op ops[256]; /* by opcode; name is NULL where there is none 
 
 /* Each of these may use what stands above it. */
 #include "inodes.h"
+#include "tags.h"
 #include "handles.h"
 #include "chain.h"
 #include "request.h"
@@ -84,6 +86,7 @@ struct mount {
 	const char *failed_call;
 	/* What it holds. */
 	struct inodes inodes;
+	struct tags tags;
 	struct fds fds;
 	struct handles handles;
 	bool has_shared;

@@ -65,6 +65,7 @@ static void slot_fill(struct request *rq, struct fb_slot *slot, const struct op 
 	image->cookie = rq->cookies[hook->position];
 	image->error = (enum fb_errno)rq->error;
 	image->edits = 0;
+	tags_to_slot(rq, op, phase, rq->chain->filters[hook->position].owner);
 	image->key_op = image->op;
 	image->key_uid = image->uid;
 	if (image->name2_len) {

@@ -214,6 +214,7 @@ void inode_release(struct mount *m, struct inode *inode)
 	while (inode && atomic_fetch_sub(&inode->refs, 1) == 1) {
 		struct inode *parent = inode->parent;
 		inode_fd_drop(m, inode);
+		tags_forget(m, inode);
 		free(inode->name);
 		free(inode);
 		atomic_fetch_sub(&m->inodes.n_inodes, 1);
@@ -250,6 +251,8 @@ void inode_moved(struct mount *m, struct inode *inode, struct inode *parent, con
 	pthread_mutex_lock(&s->lock);
 	struct inode *old = set_parent(inode, parent, name);
 	pthread_mutex_unlock(&s->lock);
+	if (old)
+		tags_moved(m, inode);
 	inode_release(m, old);
 }
 
@@ -320,8 +323,10 @@ int inodes_enter(struct mount *m, int fd, uint32_t type, struct inode *parent, c
 		return -ENOMEM;
 	}
 	inode->n_lookup++;
-	old_parent = set_parent(inode, parent, name);
+	old_parent = tags_judge_first(m, inode, parent) ? NULL : set_parent(inode, parent, name);
 	pthread_mutex_unlock(&s->lock);
+	if (old_parent)
+		tags_moved(m, inode);
 	inode_release(m, old_parent);
 	*out = inode;
 	if (adopt_fd)

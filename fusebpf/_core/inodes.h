@@ -35,6 +35,7 @@ struct inode {
 	uint64_t n_lookup;	    /* the kernel's references; under the lock of the key's shard */
 	_Atomic uint32_t refs;	    /* 1 for n_lookup > 0, children's parent pointers, open handles */
 	uint32_t type;		    /* S_IFMT bits */
+	_Atomic uint8_t tags;	    /* enum inode_tags */
 	struct inode *next_by_id;   /* under the id shard's lock */
 	struct inode *next_by_key;  /* under the key shard's lock, as are parent and name */
 	struct inode *parent;	    /* holds a reference; NULL for the root */

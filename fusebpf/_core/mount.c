@@ -23,6 +23,7 @@ struct mount *mount_create(void)
 	pthread_cond_init(&m->workers.changed, NULL);
 	handles_init(m);
 	notifier_init(m);
+	tags_init(&m->tags);
 	m->ended_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (!pipe2(pipe_fds, O_CLOEXEC | O_NONBLOCK)) {
 		m->log_read_fd = pipe_fds[0];
@@ -82,6 +83,7 @@ void mount_stop(struct mount *m)
 	handles_deinit(m);
 	close_fd(&m->device_fd); // the last descriptor: callers that wait get ENOTCONN
 	inodes_deinit(m);
+	tags_deinit(&m->tags);
 	fds_deinit(m);
 	chain_release(atomic_exchange(&m->chain, NULL));
 	shared_deinit(m);

@@ -30,6 +30,12 @@ void ttl_set(uint64_t ttl_ns, uint64_t *seconds, uint32_t *nanoseconds)
 	*nanoseconds = (uint32_t)(ttl_ns % 1000000000u);
 }
 
+/** How long the kernel may keep a name of this inode: not at all where it depends on who looks, or from where. */
+uint64_t entry_ttl_ns(const struct request *rq, const struct inode *inode)
+{
+	return inode->tags & INODE_TAG_MIXED ? 0 : rq->entry_ttl_ns;
+}
+
 /** Fill an entry in from an open file; the inode is counted once. With adopt_fd, fd is O_PATH and given away. */
 int entry_of_fd(struct request *rq, int fd, const char *name, bool adopt_fd, struct fuse_entry_out *out,
 		struct inode **inode)
@@ -44,8 +50,10 @@ int entry_of_fd(struct request *rq, int fd, const char *name, bool adopt_fd, str
 	e = inodes_enter(rq->mount, fd, out->attr.mode & S_IFMT, rq->inode, name, adopt_fd, inode);
 	if (e)
 		return e;
+	if (tags_are_used(&rq->mount->tags))
+		tags_reached(rq, *inode, rq->inode, name, out->attr.nlink);
 	out->nodeid = (*inode)->nodeid;
-	ttl_set(rq->entry_ttl_ns, &out->entry_valid, &out->entry_valid_nsec);
+	ttl_set(entry_ttl_ns(rq, *inode), &out->entry_valid, &out->entry_valid_nsec);
 	ttl_set(rq->attr_ttl_ns, &out->attr_valid, &out->attr_valid_nsec);
 	return 0;
 }

@@ -80,6 +80,7 @@ int entry_of_fd(struct request *rq, int fd, const char *name, bool adopt_fd, str
 void statx_finish(struct request *rq);
 int entry_at(struct request *rq, int parent_fd, const char *name, struct fuse_entry_out *out, struct inode **inode);
 int attr_of_fd(struct request *rq, int fd, struct fuse_attr *out);
+uint64_t entry_ttl_ns(const struct request *rq, const struct inode *inode);
 void ttl_set(uint64_t ttl_ns, uint64_t *seconds, uint32_t *nanoseconds);
 int reply_opened(struct request *rq, struct inode *inode, int fd, bool is_dir, struct fb_fuse_open_out *out);
 int backing_open_flags(uint32_t flags);
@@ -91,6 +92,11 @@ void fail_closed(struct request *rq, const struct op *op, const struct chain_hoo
 const char *verdict_edit(struct request *rq, const struct op *op, enum fb_phase phase, uint64_t edits);
 uint64_t verdict_edits(const struct request *rq, const struct op *op, enum fb_phase phase, bool is_reply);
 int errno_for_kernel(uint32_t error);
+
+/* state.c */
+struct inode *op_subject(const struct request *rq, const struct op *op, enum fb_phase phase);
+void tags_to_slot(struct request *rq, const struct op *op, enum fb_phase phase, uint32_t owner);
+const char *tag_edit(struct request *rq, uint64_t tag, const struct op *op, enum fb_phase phase);
 
 /* result.c */
 const char *result_missing(const struct request *rq, uint64_t edits);

@@ -99,7 +99,7 @@ void result_from_slot(struct request *rq, uint64_t edits)
 	if (edits & FB_EDIT_TTL && rq->op->flags & FB_OP_ENTRY) {
 		struct fuse_entry_out *entry = &rq->out.create.entry;
 		ttl_set(rq->attr_ttl_ns, &entry->attr_valid, &entry->attr_valid_nsec);
-		ttl_set(rq->entry_ttl_ns, &entry->entry_valid, &entry->entry_valid_nsec);
+		ttl_set(entry_ttl_ns(rq, rq->entry), &entry->entry_valid, &entry->entry_valid_nsec);
 	}
 	if (edits & FB_EDIT_STATFS) {
 		const struct fb_statfs *st = &image->result.statfs;

@@ -57,7 +57,7 @@ void fail_closed(struct request *rq, const struct op *op, const struct chain_hoo
 
 static uint64_t edits_before(const struct op *op)
 {
-	uint64_t edits = FB_EDIT_BACKING;
+	uint64_t edits = FB_EDIT_BACKING | FB_EDIT_TAG;
 
 	if (op->flags & (FB_OP_ENTRY | FB_OP_ATTR))
 		edits |= FB_EDIT_TTL;
@@ -113,6 +113,7 @@ static uint64_t edits_after(const struct request *rq, const struct op *op)
 		edits |= FB_EDIT_ATTR | FB_EDIT_TTL;
 	if (op->flags & FB_OP_TEXT)
 		edits |= FB_EDIT_TEXT;
+	edits |= FB_EDIT_TAG;
 	if (op->flags & FB_OP_STATFS)
 		edits |= FB_EDIT_STATFS;
 	if (op->canonical == FB_OP_read || op->canonical == FB_OP_write || op->canonical == FB_OP_copy_file_range)
@@ -350,8 +351,8 @@ const char *verdict_edit(struct request *rq, const struct op *op, enum fb_phase 
 	struct fb_slot *image = rq->image;
 	const char *why = NULL;
 
-	if (edits & (FB_EDIT_TAG | FB_EDIT_VIEW))
-		return "it edited tag or view, which this version does not keep";
+	if (edits & FB_EDIT_VIEW)
+		return "it edited view, which this version does not keep";
 	if (!why && edits & FB_EDIT_NAME)
 		why = edit_name(op, slot, slot->name_len, &slot->name, &image->name, &image->name_len);
 	if (!why && edits & FB_EDIT_NAME2)
@@ -370,6 +371,8 @@ const char *verdict_edit(struct request *rq, const struct op *op, enum fb_phase 
 		why = edit_attr(rq, slot);
 	if (!why)
 		why = edit_numbers(rq, slot, edits);
+	if (!why && edits & FB_EDIT_TAG)
+		why = tag_edit(rq, slot->tag, op, phase);
 	if (!why && phase == FB_PRE) {
 		if (edits & FB_EDIT_NAME)
 			rq->name = image->name.text;

@@ -68,7 +68,6 @@ PRE(edit, mkdir)
 	case 6: edit_name(ctx); ctx->args.mkdir.mode = 0; return USE(FB_EDIT_NAME); /* the mode is not */
 	case 26: ctx->args.mkdir.mode = 0120777; return USE(FB_EDIT_MODE);
 	case 27: ctx->backing = 1; return USE(FB_EDIT_BACKING);
-	case 28: ctx->tag = 1; return USE(FB_EDIT_TAG);
 	case 29: ctx->view = 1; return USE(FB_EDIT_VIEW);
 	case 30: return USE(FB_EDIT_SIZE);
 	case 31: return USE(1 << 30);
