@@ -7,6 +7,7 @@ General layout, from the user down to the kernel:
     stack               Stack: one mount, from its checks to its end
     options, chain      what the user asked for: -o, --filter, --set
     checks, registry    what must hold before; which mounts there are, and what dead ones left
+    testing, slot, new  unit tests for filters without a mount; a filter to begin with
     loader, compiler    C source to loaded filters and maps
     mounts, bpf         mount(2) and its table; bpf(2)
     _core               the native engine: the FUSE protocol and the way of one operation

@@ -1,6 +1,7 @@
 """The native engine. Built from fusebpf/_core/*.c; never calls back into Python."""
 
 from collections.abc import Sequence
+from typing import Any
 
 ABI_VERSION: int
 """major << 16 | minor of bpf/fusebpf.h."""
@@ -8,6 +9,9 @@ ABI_VERSION: int
 OPS: tuple[tuple[str, int, int, int, str, str], ...]
 """The op table, a row (name, opcode, n_names, flags, kind, of): kind is "hook", "alias" (of another op) or
 "plain"."""
+
+ARGS: dict[str, str]
+"""Which member of `args` of struct fb_slot each op has: {"open": "open", "lookup": "nothing", …}."""
 
 SIZES: dict[str, int]
 """Sizes in bytes (slot, record, stat_key, stat, filter_info, verdict_record, hook, declaration) and counts
@@ -64,6 +68,23 @@ class Mount:
         Raises:
             ValueError: ids or altitudes clash, or there are more than `max_filters`.
             OSError: hooks without `share`, or memory is short.
+        """
+
+    def rehearse(self, slot: bytes, *, error: int = 0, skips: int = 0) -> dict[str, Any]:
+        """Run the chain on a described op, where nothing is mounted: `fusebpf.testing` does it.
+
+        Args:
+            slot: A struct fb_slot: the op before it runs, and in `result` and `text` what the
+                backing root would answer.
+            error: The errno that it would answer.
+            skips: 1: no pre hooks; 2: no post hooks.
+
+        Returns:
+            slot (the op as it would be done and answered), error, route, is_listed (dirent), edits, decider,
+            and pre_ran, pre_edited, post_ran, post_edited, no_post by filter id.
+
+        Raises:
+            OSError: It is no slot, no op that filters see, or the mount is started.
         """
 
     def start(self) -> None:

@@ -185,6 +185,19 @@ def _summary(one: CheckedFilter) -> str:
     return "\n".join(lines)
 
 
+@cli.command("new")
+@click.argument("name")
+def new_command(name: str) -> None:
+    """Write a filter of your own: NAME.c, and test_NAME.py with unit tests for it."""
+    from fusebpf import new
+
+    source, tests = new.write(name)
+    click.echo(f"{source} and {tests} are written; as root:")
+    click.echo(f"  fusebpf check ./{source}")
+    click.echo(f"  python3 -m pytest {tests}")
+    click.echo(f"  fusebpf mount SRC MNT --filter ./{source} --set {name}.names='*.bak'")
+
+
 @cli.command("ops")
 def ops_command() -> None:
     """Show the op table: what a filter can hook."""

@@ -39,6 +39,7 @@ _DECLARATION = struct.Struct("4I")
 _DECLARATION_BYTES = 4096
 _DOC_BYTES = 239
 _FILTER_NAME_BYTES = 31
+_FILTER_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _RESERVED_NAMES = frozenset({"stats", "recent", "filters", "slots"})
 _ALTITUDES = range(1, 1000)
 _HOOK = re.compile(r"(?P<filter>\w+?)__(?P<phase>pre|post)__(?P<op>\w+)")
@@ -362,14 +363,7 @@ def _macro_line(text: str, function: str) -> int:
 def _declare(compiled: Compiled, function: str) -> Declaration:
     """Run a FILTER()'s program, and check what it leaves in its context."""
     name, where = function.removesuffix("__filter"), compiled.where(function)
-    if len(name) > _FILTER_NAME_BYTES:
-        size = f"{len(name)} bytes, at most {_FILTER_NAME_BYTES}"
-        raise FilterError(f"{where}: the filter's name {name!r} has {size}")
-    if "__" in name or name.strip("_") != name:
-        raise FilterError(f"{where}: the filter's name {name!r} may not begin or end with `_` nor hold `__`")
-    if name in _RESERVED_NAMES:
-        taken = ", ".join(sorted(_RESERVED_NAMES))
-        raise FilterError(f"{where}: no filter can be called {name!r}; these are a mount's own: {taken}")
+    check_filter_name(name, f"{where}: ")
     try:
         fd = bpf.prog_load(compiled.functions[function].code, function)
         try:
@@ -389,6 +383,24 @@ def _declare(compiled: Compiled, function: str) -> Declaration:
         raise FilterError(f"{where}: the doc of {name!r} has {doc_bytes} bytes, at most {_DOC_BYTES}")
     doc = raw[_DECLARATION.size : _DECLARATION.size + doc_bytes].decode(errors="replace")
     return Declaration(name, altitude, wants, doc)
+
+
+def check_filter_name(name: str, where: str = "") -> None:
+    """See that a filter can be called so.
+
+    Raises:
+        FilterError: It cannot.
+    """
+    if not _FILTER_NAME.fullmatch(name):
+        raise FilterError(f"{where}the filter's name {name!r} is not letters, digits and `_` after a letter")
+    if len(name) > _FILTER_NAME_BYTES:
+        size = f"{len(name)} bytes, at most {_FILTER_NAME_BYTES}"
+        raise FilterError(f"{where}the filter's name {name!r} has {size}")
+    if "__" in name or name.strip("_") != name:
+        raise FilterError(f"{where}the filter's name {name!r} may not begin or end with `_` nor hold `__`")
+    if name in _RESERVED_NAMES:
+        taken = ", ".join(sorted(_RESERVED_NAMES))
+        raise FilterError(f"{where}no filter can be called {name!r}; these are a mount's own: {taken}")
 
 
 def _check_abi(where: str, name: str, abi: int) -> None:

@@ -8,7 +8,14 @@ from pathlib import Path
 from support import CHECKOUT
 
 TRIED = ("README.md", "docs/writing-filters.md")
-KINDS = ("filter", "filter that is refused", "transcript", "transcript, beginnings of lines", "python")
+KINDS = (
+    "filter",
+    "filter that is refused",
+    "transcript",
+    "transcript, beginnings of lines",
+    "python",
+    "python test",
+)
 
 _BLOCK = re.compile(
     r"(?:^[ ]*<!-- (?P<kind>[^:\n]*?)(?:: (?P<name>\S+))? -->\n)?"

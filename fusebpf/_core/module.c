@@ -293,9 +293,38 @@ static PyObject *Mount_counters(MountObject *self, PyObject *unused)
 	return result;
 }
 
+static PyObject *Mount_rehearse(MountObject *self, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = { "slot", "error", "skips", NULL };
+	struct mount *m = mount_of(self);
+	struct rehearsal r = { 0 };
+	Py_buffer slot;
+
+	if (!m || !PyArg_ParseTupleAndKeywords(args, kwargs, "y*|$II", names, &slot, &r.error, &r.skips))
+		return NULL;
+	bool fits = slot.len == sizeof(r.slot);
+	if (fits)
+		memcpy(&r.slot, slot.buf, sizeof(r.slot));
+	PyBuffer_Release(&slot);
+	int e = fits && !m->is_started ? 0 : -EINVAL;
+	if (!e) {
+		Py_BEGIN_ALLOW_THREADS
+		e = rehearse(m, &r);
+		Py_END_ALLOW_THREADS
+	}
+	if (e)
+		return raise_errno(-e, "rehearsing");
+	return Py_BuildValue("{s:y#,s:I,s:i,s:O,s:I,s:I,s:I,s:I,s:I,s:K,s:s}", "slot", &r.slot,
+			     (Py_ssize_t)sizeof(r.slot), "error", r.error, "route", (int)r.route, "is_listed",
+			     r.is_listed ? Py_True : Py_False, "pre_ran", r.pre_ran, "pre_edited", r.pre_edited,
+			     "post_ran", r.post_ran, "post_edited", r.post_edited, "no_post", r.no_post, "edits",
+			     (unsigned long long)r.edits, "decider", r.decider);
+}
+
 static PyMethodDef mount_methods[] = {
 	{ "share", (PyCFunction)(void (*)(void))Mount_share, METH_VARARGS | METH_KEYWORDS, NULL },
 	{ "set_chain", (PyCFunction)Mount_set_chain, METH_O, NULL },
+	{ "rehearse", (PyCFunction)(void (*)(void))Mount_rehearse, METH_VARARGS | METH_KEYWORDS, NULL },
 	{ "start", (PyCFunction)Mount_start, METH_NOARGS, NULL },
 	{ "stop", (PyCFunction)Mount_stop, METH_NOARGS, NULL },
 	{ "invalidate", (PyCFunction)Mount_invalidate, METH_VARARGS, NULL },
@@ -351,6 +380,24 @@ static PyObject *make_ops(void)
 	return result;
 }
 
+#define ARGS_HOOK(name, opcode, args, names, flags) { #name, #args },
+#define ARGS_NONE(...)
+
+/* Which member of the slot's union of arguments each op has. */
+static PyObject *make_args(void)
+{
+	static const char *const args[][2] = { FB_OPS(ARGS_HOOK, ARGS_NONE, ARGS_NONE) };
+	PyObject *result = PyDict_New();
+
+	for (size_t i = 0; result && i < sizeof(args) / sizeof(*args); i++) {
+		PyObject *name = PyUnicode_FromString(args[i][1]);
+		if (!name || PyDict_SetItemString(result, args[i][0], name) < 0)
+			Py_CLEAR(result);
+		Py_XDECREF(name);
+	}
+	return result;
+}
+
 static PyObject *make_sizes(void)
 {
 	return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:i,s:i,s:i,s:i,s:i,s:i}",
@@ -372,12 +419,14 @@ static int module_exec(PyObject *module)
 		return -1;
 	}
 	Py_DECREF(type);
-	PyObject *ops_table = make_ops(), *sizes = make_sizes();
-	int e = !ops_table || !sizes || PyModule_AddObjectRef(module, "OPS", ops_table) < 0 ||
+	PyObject *ops_table = make_ops(), *sizes = make_sizes(), *args = make_args();
+	int e = !ops_table || !sizes || !args || PyModule_AddObjectRef(module, "OPS", ops_table) < 0 ||
 		PyModule_AddObjectRef(module, "SIZES", sizes) < 0 ||
+		PyModule_AddObjectRef(module, "ARGS", args) < 0 ||
 		PyModule_AddIntConstant(module, "ABI_VERSION", FB_ABI_VERSION) < 0;
 	Py_XDECREF(ops_table);
 	Py_XDECREF(sizes);
+	Py_XDECREF(args);
 	return e ? -1 : 0;
 }
 

@@ -107,6 +107,23 @@ void result_negative(struct request *rq);
 
 /* route.c */
 void request_run(struct request *rq);
+void request_route(struct request *rq);
 bool dirent_allowed(struct request *rq, uint64_t ino, uint32_t type, const char **name, uint32_t *name_len);
+
+/* rehearse.c */
+struct rehearsal {
+	/* What the op is: the slot as pre hooks find it; then as the last hook left it, of what was declared. */
+	struct fb_slot slot;
+	/* What the backing root would answer; then what the caller would be told. The slot has the result. */
+	uint32_t error;
+	uint32_t skips; /* 1 << enum fb_phase: hooks that are not to run */
+	/* What came of it. */
+	enum fb_route route;
+	bool is_listed; /* dirent: the entry stays in the listing */
+	uint32_t pre_ran, pre_edited, post_ran, post_edited, no_post; /* by filter id */
+	uint64_t edits;
+	const char *decider;
+};
+int rehearse(struct mount *m, struct rehearsal *r);
 
 #endif

@@ -339,6 +339,18 @@ static void backing_run(struct request *rq)
 		slot_acquire(rq, false);
 }
 
+/** Ask the chain about an op whose slot is taken and filled in, and do what it says. */
+void request_route(struct request *rq)
+{
+	pre_run(rq);
+	if (rq->route == FB_ROUTE_BACKING)
+		backing_run(rq);
+	else if (!rq->error)
+		result_from_slot(rq, rq->all_edits);
+	if (has_post(rq))
+		post_run(rq);
+}
+
 static void hooked_run(struct request *rq)
 {
 	if (slot_acquire(rq, !(rq->op->flags & FB_OP_UNREFUSABLE))) {
@@ -350,13 +362,7 @@ static void hooked_run(struct request *rq)
 	if (rq->chain->wants & FB_WANTS_PATH)
 		paths_fill(rq);
 	memset(rq->cookies, 0, sizeof(rq->cookies[0]) * rq->chain->n_filters);
-	pre_run(rq);
-	if (rq->route == FB_ROUTE_BACKING)
-		backing_run(rq);
-	else if (!rq->error)
-		result_from_slot(rq, rq->all_edits);
-	if (has_post(rq))
-		post_run(rq);
+	request_route(rq);
 	slot_release(rq);
 }
 

@@ -116,6 +116,18 @@ def test_a_program_runs(program: Block, directory: Path) -> None:
     assert "my.key" not in said
 
 
+TESTS = [block for document in TRIED for block in blocks(document) if block.kind == "python test"]
+
+
+@pytest.mark.parametrize("program", TESTS, ids=[block.id for block in TESTS])
+def test_a_unit_test_passes(program: Block, directory: Path) -> None:
+    for name, text in filters(program.document).items():
+        (directory / name).write_text(text)
+    (directory / program.name).write_text(program.body)
+
+    run(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", program.name, cwd=directory, seconds=60)
+
+
 # ---------------------------------------------------------------------------- commands, options
 
 

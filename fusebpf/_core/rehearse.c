@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One op before the chain of a mount that need not be there: what the op is, and what the backing root would answer,
+ * is described; hooks, verdicts and checks are the real ones. For unit tests of filters. One thread at a time for each
+ * mount, and none of its workers: the first verdict ring is used.
+ */
+#include "core.h"
+
+struct rehearsed {
+	struct request rq; // first, so that the op's run finds the rest
+	const struct rehearsal *described;
+	struct op op; // a row of the table, with another run
+	struct op_hooks hooks;
+	struct worker worker;
+	struct fuse_in_header in;
+	struct fb_slot image;
+	struct inode inode;
+};
+
+static uint32_t at_most(uint32_t len, size_t size)
+{
+	return len < size ? len : (uint32_t)size - 1;
+}
+
+/* The backing route: the described answer. */
+static int answer(struct request *rq)
+{
+	const struct rehearsal *described = ((struct rehearsed *)rq)->described;
+	struct fb_slot *image = rq->image;
+	uint64_t results = 0;
+
+	if (described->error)
+		return -(int)described->error;
+	image->result = described->slot.result;
+	if (rq->op->flags & (FB_OP_ENTRY | FB_OP_ATTR))
+		results |= FB_EDIT_ATTR;
+	if (rq->op->flags & FB_OP_STATFS)
+		results |= FB_EDIT_STATFS;
+	if (rq->op->flags & FB_OP_COUNT)
+		results |= FB_EDIT_COUNT;
+	if (rq->op->flags & FB_OP_TEXT) {
+		results |= FB_EDIT_TEXT;
+		memcpy(image->text, described->slot.text, sizeof(image->text));
+		image->text_len = at_most(described->slot.text_len, sizeof(image->text));
+	}
+	result_from_slot(rq, results);
+	return 0;
+}
+
+/* The slot as it is before the first hook: the results come when the op has run. */
+static void image_describe(struct fb_slot *image, const struct rehearsal *r, const struct op *op)
+{
+	*image = r->slot;
+	image->abi = FB_ABI_VERSION;
+	image->error = FB_OK;
+	image->edits = image->zero = 0;
+	image->name_len = at_most(image->name_len, sizeof(image->name));
+	image->name2_len = at_most(image->name2_len, sizeof(image->name2));
+	image->path_len = at_most(image->path_len, sizeof(image->path));
+	image->path2_len = at_most(image->path2_len, sizeof(image->path2));
+	image->text_len = op->flags & FB_OP_TEXT ? 0 : at_most(image->text_len, sizeof(image->text));
+	image->text[image->text_len] = 0;
+	memset(&image->result, 0, sizeof(image->result));
+}
+
+static void hooks_describe(struct rehearsed *run, uint32_t skips)
+{
+	const struct op_hooks *hooks = run->rq.chain->ops[run->op.canonical];
+
+	if (hooks)
+		run->hooks = *hooks;
+	if (skips & 1U << FB_PRE)
+		run->hooks.n_pre = 0;
+	if (skips & 1U << FB_POST)
+		run->hooks.n_post = 0;
+	run->rq.hooks = &run->hooks;
+}
+
+static void request_describe(struct rehearsed *run, struct mount *m, const struct op *op, const struct rehearsal *r)
+{
+	struct request *rq = &run->rq;
+
+	run->described = r;
+	run->op = *op;
+	run->op.run = answer;
+	run->in = (struct fuse_in_header){ .unique = r->slot.unique, .nodeid = r->slot.nodeid };
+	run->inode.type = r->slot.type;
+	run->worker.mount = m;
+	// Or an EINTR that is described would be taken for a stray kick, and the op be tried again.
+	run->worker.unique = run->worker.interrupted = r->slot.unique;
+	image_describe(&run->image, r, op);
+	*rq = (struct request){ .mount = m, .worker = &run->worker, .op = &run->op, .in = &run->in,
+				.inode = &run->inode, .image = &run->image, .slot = NO_SLOT,
+				.create_uid = r->slot.uid, .create_gid = r->slot.gid, .chain = atomic_load(&m->chain) };
+	rq->name = op->n_names >= 1 ? run->image.name.text : NULL;
+	rq->name2 = op->n_names >= 2 ? run->image.name2.text : NULL;
+	rq->text = op->canonical == FB_OP_symlink ? run->image.text : NULL;
+	hooks_describe(run, r->skips);
+	for (uint32_t i = 0; i < FB_MAX_FILTERS && r->skips & 1U << FB_PRE; i++)
+		rq->cookies[i] = r->slot.cookie;
+}
+
+static void outcome(struct rehearsal *r, const struct request *rq)
+{
+	r->slot = *rq->image;
+	if (rq->op->flags & FB_OP_CREATES) {
+		r->slot.uid = rq->create_uid;
+		r->slot.gid = rq->create_gid;
+	}
+	r->error = (uint32_t)rq->error;
+	r->route = rq->route;
+	r->pre_ran = rq->pre_ran;
+	r->pre_edited = rq->pre_edited;
+	r->post_ran = rq->post_ran;
+	r->post_edited = rq->post_edited;
+	r->edits = rq->all_edits;
+	r->decider = rq->decider ? rq->decider : "";
+	for (uint32_t i = 0; i < rq->chain->n_filters; i++)
+		r->no_post |= rq->no_post & 1U << i ? 1U << rq->chain->filters[i].id : 0;
+}
+
+static void listing_ask(struct request *rq, struct rehearsal *r)
+{
+	struct fb_dirent entry = rq->image->args.dirent;
+	struct fb_name given = rq->image->name;
+	const char *name = given.text;
+	uint32_t name_len = rq->image->name_len;
+
+	rq->reach = rq->chain->n_filters;
+	worker_enter_backing(rq->worker);
+	r->is_listed = dirent_allowed(rq, entry.ino, entry.type, &name, &name_len);
+	worker_leave_backing(rq->worker);
+}
+
+/** Run the mount's chain on what `r` describes, and put what came of it there. -EINVAL: no op that filters see. */
+int rehearse(struct mount *m, struct rehearsal *r)
+{
+	const struct op *op = (uint32_t)r->slot.op < 256 ? &ops[r->slot.op] : NULL;
+
+	if (!op || !op->is_hook || !m->has_shared || !atomic_load(&m->chain))
+		return -EINVAL;
+	struct rehearsed *run = calloc(1, sizeof(*run));
+	if (!run)
+		return -ENOMEM;
+	request_describe(run, m, op, r);
+	int e = slot_acquire(&run->rq, true);
+	if (!e && op->flags & FB_OP_POST_ONLY)
+		listing_ask(&run->rq, r);
+	else if (!e)
+		request_route(&run->rq);
+	if (!e)
+		outcome(r, &run->rq);
+	slot_release(&run->rq);
+	hook_unmap_ring(&run->worker);
+	free(run);
+	return e;
+}
