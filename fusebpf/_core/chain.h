@@ -49,6 +49,7 @@ struct shared_maps {
 	pthread_cond_t slot_freed;
 	uint32_t free_slots[FB_N_SLOTS];
 	uint32_t n_free_slots;
+	bool has_extents[FB_N_SLOTS]; /* path, path2 or text of an op are in it; of the slot's owner */
 };
 
 /* slots.c */

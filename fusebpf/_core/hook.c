@@ -53,6 +53,20 @@ void hook_unmap_ring(struct worker *w)
 	w->ring_consumer = NULL;
 }
 
+/* Each of the three lies on a page of its own: most ops have none, and touch none. */
+static void extents_fill(bool *had, struct fb_slot *slot, const struct fb_slot *image)
+{
+	bool has = image->path_len | image->path2_len | image->text_len | (image->flags & FB_HAS_PATH);
+
+	if (!has && !*had)
+		return;
+	*had = has;
+	memcpy(slot->path, image->path, image->path_len);
+	memcpy(slot->path2, image->path2, image->path2_len);
+	memcpy(slot->text, image->text, image->text_len);
+	slot->path[image->path_len] = slot->path2[image->path2_len] = slot->text[image->text_len] = 0;
+}
+
 /* Fill the slot in: what the op is now, and nothing that an earlier hook or op left there. */
 static void slot_fill(struct request *rq, struct fb_slot *slot, const struct op *op, enum fb_phase phase,
 		      const struct chain_hook *hook)
@@ -74,9 +88,7 @@ static void slot_fill(struct request *rq, struct fb_slot *slot, const struct op 
 		memcpy(slot, image, offsetof(struct fb_slot, name2));
 		slot->name2.text[0] = 0;
 	}
-	memcpy(slot->path, image->path, image->path_len + 1);
-	memcpy(slot->path2, image->path2, image->path2_len + 1);
-	memcpy(slot->text, image->text, image->text_len + 1);
+	extents_fill(&rq->mount->shared.has_extents[rq->slot], slot, image);
 }
 
 /* Take what lies in the ring, all of it: how many records, and the first one of the right size. */
@@ -142,6 +154,8 @@ int hook_run(struct request *rq, const struct op *op, enum fb_phase phase, const
 		 out->op != context.op || out->phase != phase)
 		why = "its verdict is for another request";
 	if (!why) {
+		if (out->edits & FB_EDIT_TEXT)
+			rq->mount->shared.has_extents[rq->slot] = true;
 		rq->cookies[hook->position] = out->cookie;
 		return 0;
 	}

@@ -25,7 +25,6 @@ static void image_fill(struct request *rq)
 	image->ttl_ns = 0;
 	image->zero = 0;
 	image->path_len = image->path2_len = image->text_len = 0;
-	image->path[0] = image->path2[0] = image->text[0] = 0;
 	// Names are padded with zeros; only what the op before this one left there is to be cleared.
 	memset(&image->name, 0, image->name_len);
 	memset(&image->name2, 0, image->name2_len);
