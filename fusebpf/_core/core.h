@@ -89,6 +89,7 @@ struct mount {
 	struct tags tags;
 	struct fds fds;
 	struct handles handles;
+	struct backing_ids backing_ids;
 	bool has_shared;
 	struct shared_maps shared;
 	pthread_mutex_t chain_lock;

@@ -16,6 +16,7 @@ struct caps {
 static __thread struct caps thread_caps; /* what the thread had when it started */
 static __thread uint64_t caps_now;	 /* its effective ones */
 static __thread bool is_other;		 /* creds_enter is in force */
+static __thread uint32_t umask_now;	 /* only what creates looks at it, and that sets it first */
 
 static const uint64_t fsetid_bit = 1ULL << CAP_FSETID;
 
@@ -61,7 +62,8 @@ int creds_init_thread(void)
  */
 void creds_enter(const struct request *rq, uint32_t uid, uint32_t gid, bool keep_rights)
 {
-	umask(rq->image->umask);
+	if (umask_now != rq->image->umask)
+		umask(umask_now = rq->image->umask);
 	if (uid == 0 && gid == 0 && !rq->has_supplementary_group)
 		return;
 	is_other = true;
@@ -76,7 +78,6 @@ void creds_enter(const struct request *rq, uint32_t uid, uint32_t gid, bool keep
 
 void creds_leave(void)
 {
-	umask(0);
 	if (!is_other)
 		return;
 	is_other = false;

@@ -17,7 +17,10 @@ static void handle_close(struct mount *m, struct handle *h)
 	// The kernel's backing id may keep this very open file alive, and its lock with it.
 	if (h->has_flock)
 		flock(h->fd, LOCK_UN);
-	close(h->fd);
+	if (h->fd >= 0)
+		close(h->fd);
+	if (h->holds_inode_fd)
+		inode_fd_put(m, h->inode);
 	free(h->dir_buffer);
 	h->dir_buffer = NULL;
 	inode_release(m, h->inode);
@@ -59,7 +62,8 @@ static bool handles_grow(struct handles *t)
 	return true;
 }
 
-/** A handle that owns fd and a reference on the inode. NULL: too many open files; fd stays the caller's. */
+/** A handle that owns fd (-1: it is opened when an op needs it) and a reference on the inode. NULL: too many open files;
+ * fd stays the caller's. */
 struct handle *handle_create(struct mount *m, struct inode *inode, int fd, bool is_dir)
 {
 	struct handles *t = &m->handles;
@@ -75,7 +79,7 @@ struct handle *handle_create(struct mount *m, struct inode *inode, int fd, bool 
 	h->generation++;
 	h->fd = fd;
 	h->is_dir = is_dir;
-	h->is_passthrough = h->is_served = h->has_flock = false;
+	h->is_passthrough = h->is_served = h->has_flock = h->holds_inode_fd = false;
 	h->inode = inode;
 	h->dir_at = h->dir_end = 0;
 	h->dir_offset = 0;
@@ -101,8 +105,8 @@ uint64_t handle_number(const struct handle *h)
 	return h->index | (uint64_t)h->generation << 32;
 }
 
-/** The open handle of that number and kind, or NULL. */
-struct handle *handle_get(struct mount *m, uint64_t fh, bool is_dir)
+/** The handle of that number and kind, or NULL; its descriptor may not be open yet. */
+struct handle *handle_find(struct mount *m, uint64_t fh, bool is_dir)
 {
 	uint32_t index = (uint32_t)fh;
 
@@ -113,4 +117,33 @@ struct handle *handle_get(struct mount *m, uint64_t fh, bool is_dir)
 		return NULL;
 	struct handle *h = &chunk[index % HANDLES_PER_CHUNK];
 	return h->is_used && h->is_dir == is_dir && h->generation == fh >> 32 ? h : NULL;
+}
+
+/* Open the file of a handle that was handed out without: it is read by the kernel, and nothing else asked for it so far. */
+static int handle_open(struct mount *m, struct handle *h)
+{
+	char path[PROC_PATH_SIZE];
+	int e = 0;
+
+	pthread_mutex_lock(fds_stripe(m, h->inode));
+	if (h->fd < 0) {
+		proc_path(path, h->inode->fd);
+		int fd = open(path, O_RDONLY | O_NOCTTY | O_CLOEXEC);
+		e = fd < 0 ? errno : 0;
+		atomic_store(&h->fd, fd);
+	}
+	pthread_mutex_unlock(fds_stripe(m, h->inode));
+	return e;
+}
+
+/** The open handle of that number and kind. NULL with errno: EBADF, or why its file cannot be opened. */
+struct handle *handle_get(struct mount *m, uint64_t fh, bool is_dir)
+{
+	struct handle *h = handle_find(m, fh, is_dir);
+	int e = h ? 0 : EBADF;
+
+	if (h && atomic_load_explicit(&h->fd, memory_order_acquire) < 0)
+		e = handle_open(m, h);
+	errno = e;
+	return e ? NULL : h;
 }

@@ -9,8 +9,9 @@
  * RELEASE after the last op that uses it. */
 struct handle {
 	uint32_t index, generation;
-	int fd;
+	_Atomic int fd; /* -1: opened by handle_get */
 	bool is_used, is_dir, is_passthrough, is_served, has_flock;
+	bool holds_inode_fd; /* so that the file can be opened later, whatever happens to its names */
 	struct inode *inode;
 	/* Directories: what getdents64 gave and no listing has taken yet. */
 	pthread_mutex_t dir_lock;
@@ -22,6 +23,17 @@ struct handle {
 
 #define HANDLES_PER_CHUNK 256
 #define MAX_HANDLE_CHUNKS 4096
+
+/* Backing ids of inodes that nobody has open any more, kept for the next open. Lock order: an inode's fd stripe, then
+ * lock, then other stripes by trylock. */
+#define MAX_IDLE_BACKING_IDS 1024
+
+struct backing_ids {
+	pthread_mutex_t lock;
+	struct inode *idle[MAX_IDLE_BACKING_IDS];
+	_Atomic int64_t since_ms[MAX_IDLE_BACKING_IDS];
+	uint32_t hand;
+};
 
 struct handles {
 	pthread_mutex_t lock;
@@ -36,11 +48,16 @@ void handles_init(struct mount *m);
 void handles_deinit(struct mount *m);
 struct handle *handle_create(struct mount *m, struct inode *inode, int fd, bool is_dir);
 void handle_destroy(struct mount *m, struct handle *h);
+struct handle *handle_find(struct mount *m, uint64_t fh, bool is_dir);
 struct handle *handle_get(struct mount *m, uint64_t fh, bool is_dir);
 uint64_t handle_number(const struct handle *h);
 
 /* backing_id.c */
-int passthrough_open(struct request *rq, struct handle *h, uint32_t *flags, int32_t *backing_id);
+int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_out *out);
+bool passthrough_share(struct request *rq, int flags, struct fb_fuse_open_out *out);
+void passthrough_sweep(struct mount *m);
+void passthrough_unlinked(struct mount *m, struct inode *inode);
+void passthrough_forget(struct mount *m, struct inode *inode);
 void passthrough_close(struct mount *m, struct handle *h);
 
 #endif

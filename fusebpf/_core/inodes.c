@@ -194,6 +194,7 @@ static struct inode *inode_create(struct mount *m, const struct inode_key *key, 
 	inode->mnt = key->mnt;
 	inode->fd = -1;
 	inode->clock_index = -1;
+	inode->idle_index = -1;
 	inode->fd_pinned = !key->mnt || !key->mnt->can_reopen;
 	inode->key_hash = key->hash;
 	inode->handle_type = key->handle.handle_type;
@@ -213,6 +214,7 @@ void inode_release(struct mount *m, struct inode *inode)
 {
 	while (inode && atomic_fetch_sub(&inode->refs, 1) == 1) {
 		struct inode *parent = inode->parent;
+		passthrough_forget(m, inode);
 		inode_fd_drop(m, inode);
 		tags_forget(m, inode);
 		free(inode->name);

@@ -48,7 +48,8 @@ struct inode {
 	bool fd_referenced;	    /* used since the clock's hand last passed */
 	bool fd_pinned;		    /* must stay open: the last link is gone, or there is no way to reopen it */
 	/* Kernel passthrough, under the fd stripe's lock: */
-	int32_t backing_id;
+	int32_t backing_id;	    /* kept for a while after the last close */
+	int32_t idle_index;	    /* in backing_ids.idle, -1: not in it */
 	uint32_t n_passthrough;	    /* open handles that are passed through */
 	uint32_t n_served;	    /* open handles of the regular file that are not */
 	_Atomic(struct lock_owner *) locks; /* under mount.locks_lock; read without to see that there is none */
@@ -92,6 +93,7 @@ int fds_init(struct mount *m);
 void fds_deinit(struct mount *m);
 pthread_mutex_t *fds_stripe(struct mount *m, const struct inode *inode);
 int inode_fd_get(struct mount *m, struct inode *inode);
+int inode_open(struct mount *m, struct inode *inode, int flags);
 void inode_fd_put(struct mount *m, struct inode *inode);
 void inode_fd_adopt(struct mount *m, struct inode *inode, int fd);
 void inode_fd_drop(struct mount *m, struct inode *inode);

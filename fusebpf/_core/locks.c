@@ -192,7 +192,7 @@ int op_getlk(struct request *rq)
 	struct handle *h = handle_get(m, args->fh, false);
 
 	if (!o && !h)
-		return -EBADF;
+		return -errno;
 	int e = fcntl(o ? o->fd : h->fd, F_OFD_GETLK, &lock) < 0 ? -errno : 0;
 	if (o) {
 		pthread_mutex_lock(&m->locks_lock);
@@ -273,7 +273,7 @@ int op_flock(struct request *rq)
 	struct handle *h = handle_get(rq->mount, rq->image->args.lock.fh, false);
 
 	if (!h && !(h = handle_get(rq->mount, rq->image->args.lock.fh, true)))
-		return -EBADF;
+		return -errno;
 	h->has_flock = true;
 	return lock_or_wait(rq, attempt_flock, h->fd);
 }

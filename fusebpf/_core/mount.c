@@ -19,6 +19,7 @@ struct mount *mount_create(void)
 	m->workers.limit = FB_MAX_WORKERS;
 	pthread_mutex_init(&m->chain_lock, NULL);
 	pthread_mutex_init(&m->locks_lock, NULL);
+	pthread_mutex_init(&m->backing_ids.lock, NULL);
 	pthread_mutex_init(&m->workers.lock, NULL);
 	pthread_cond_init(&m->workers.changed, NULL);
 	handles_init(m);

@@ -132,14 +132,13 @@ static int decode_link(struct request *rq)
 	return 0;
 }
 
-enum { FMODE_EXEC = 0x20 }; /* fs/open.c: the kernel's own bit among OPEN's flags */
 
 static int decode_open(struct request *rq)
 {
 	TAKE(fuse_open_in, in);
-	if (in->flags & FMODE_EXEC)
+	if (in->flags & FB_O_EXEC)
 		rq->image->flags |= FB_KNOWN_EXEC;
-	rq->image->args.open = (struct fb_open){ .flags = in->flags & ~(uint32_t)FMODE_EXEC };
+	rq->image->args.open = (struct fb_open){ .flags = in->flags & ~(uint32_t)FB_O_EXEC };
 	return 0;
 }
 
@@ -147,7 +146,7 @@ static int decode_create(struct request *rq)
 {
 	TAKE(fuse_create_in, in);
 	rq->image->umask = in->umask;
-	rq->image->args.create = (struct fb_create){ .mode = in->mode, .flags = in->flags & ~(uint32_t)FMODE_EXEC };
+	rq->image->args.create = (struct fb_create){ .mode = in->mode, .flags = in->flags & ~(uint32_t)FB_O_EXEC };
 	return 0;
 }
 

@@ -26,33 +26,27 @@ int reply_opened(struct request *rq, struct inode *inode, int fd, bool is_dir, s
 	}
 	rq->opened = h;
 	out->fh = handle_number(h);
-	return is_dir ? 0 : passthrough_open(rq, h, &out->open_flags, &out->backing_id);
+	return is_dir ? 0 : passthrough_open(rq, h, out);
 }
 
 int op_open(struct request *rq)
 {
 	const struct fuse_open_in *in = (const void *)rq->body;
-	char path[PROC_PATH_SIZE];
+	int flags = backing_open_flags(rq->image->args.open.flags);
 
 	if (rq->inode->type != S_IFREG)
 		return -EIO; // the kernel opens all others itself
-	int fd = inode_fd_get(rq->mount, rq->inode);
-	if (fd < 0)
-		return fd;
-	proc_path(path, fd);
+	rq->reply = &rq->out.open;
+	rq->reply_len = sizeof(rq->out.open);
+	if (passthrough_share(rq, flags, &rq->out.open))
+		return 0;
 	bool kills = in->open_flags & FUSE_OPEN_KILL_SUIDGID;
 	if (kills)
 		creds_drop_fsetid();
-	int opened = open(path, backing_open_flags(rq->image->args.open.flags));
-	int e = opened < 0 ? -errno : 0;
+	int fd = inode_open(rq->mount, rq->inode, flags);
 	if (kills)
 		creds_raise_fsetid();
-	inode_fd_put(rq->mount, rq->inode);
-	if (e)
-		return e;
-	rq->reply = &rq->out.open;
-	rq->reply_len = sizeof(rq->out.open);
-	return reply_opened(rq, rq->inode, opened, false, &rq->out.open);
+	return fd < 0 ? fd : reply_opened(rq, rq->inode, fd, false, &rq->out.open);
 }
 
 int op_read(struct request *rq)
@@ -61,7 +55,7 @@ int op_read(struct request *rq)
 	struct handle *h = handle_get(rq->mount, args->fh, false);
 
 	if (!h)
-		return -EBADF;
+		return -errno;
 	ssize_t n = pread(h->fd, rq->worker->payload, args->size, (off_t)args->offset);
 	if (n < 0)
 		return -errno;
@@ -78,7 +72,7 @@ int op_write(struct request *rq)
 	struct iovec data = { (void *)(rq->body + sizeof(*in)), args->size };
 
 	if (!h)
-		return -EBADF;
+		return -errno;
 	// An append is done as one, unless it is write-back of pages, whose offsets are what counts.
 	bool appends = in->flags & O_APPEND && !(in->write_flags & FUSE_WRITE_CACHE) &&
 		       !(rq->all_edits & FB_EDIT_OFFSET);
@@ -103,7 +97,7 @@ int op_write(struct request *rq)
 int op_flush(struct request *rq)
 {
 	const struct fb_flush *args = &rq->image->args.flush;
-	struct handle *h = handle_get(rq->mount, args->fh, false);
+	struct handle *h = handle_find(rq->mount, args->fh, false);
 
 	if (!h)
 		return -EBADF;
@@ -120,7 +114,7 @@ int op_lseek(struct request *rq)
 	struct handle *h = handle_get(rq->mount, args->fh, false);
 
 	if (!h)
-		return -EBADF;
+		return -errno;
 	off_t offset = lseek(h->fd, (off_t)args->offset, (int)args->whence);
 	if (offset < 0)
 		return -errno;
@@ -137,7 +131,7 @@ int op_fallocate(struct request *rq)
 	struct handle *h = handle_get(rq->mount, args->fh, false);
 
 	if (!h)
-		return -EBADF;
+		return -errno;
 	// The request does not say whether the caller has CAP_FSETID: root is taken to have it.
 	bool kills = rq->in->uid != 0;
 	if (kills)
@@ -159,7 +153,7 @@ int op_copy_file_range(struct request *rq)
 	off_t from = (off_t)args->offset, to = (off_t)args->offset_out;
 
 	if (!in || !out)
-		return -EBADF;
+		return -errno;
 	if (chain && (chain_hooks(chain, FB_OP_read) || chain_hooks(chain, FB_OP_write)))
 		return -EOPNOTSUPP;
 	bool kills = rq->in->uid != 0;
@@ -185,7 +179,7 @@ static int sync_handle(struct request *rq, bool is_dir)
 	struct handle *h = handle_get(rq->mount, args->fh, is_dir);
 
 	if (!h)
-		return -EBADF;
+		return -errno;
 	return (args->flags & FUSE_FSYNC_FDATASYNC ? fdatasync(h->fd) : fsync(h->fd)) < 0 ? -errno : 0;
 }
 
@@ -201,7 +195,7 @@ int op_fsyncdir(struct request *rq)
 
 static int release(struct request *rq, bool is_dir)
 {
-	struct handle *h = handle_get(rq->mount, rq->image->args.release.fh, is_dir);
+	struct handle *h = handle_find(rq->mount, rq->image->args.release.fh, is_dir);
 
 	if (!h)
 		return 0;

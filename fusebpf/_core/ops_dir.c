@@ -159,7 +159,7 @@ static int list(struct request *rq, bool is_plus)
 			     .with_inodes = !chain || !chain_hooks(chain, FB_OP_lookup) };
 
 	if (!l.h)
-		return -EBADF;
+		return -errno;
 	l.dir_fd = is_plus ? inode_fd_get(rq->mount, rq->inode) : -1;
 	if (is_plus && l.dir_fd < 0)
 		return l.dir_fd;

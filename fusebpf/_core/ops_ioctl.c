@@ -49,7 +49,7 @@ int op_ioctl(struct request *rq)
 		return -ENOTTY;
 	}
 	if (!h)
-		return -EBADF;
+		return -errno;
 	if (args->in_size < in_size || args->out_size < out_size)
 		return -EINVAL;
 	memcpy(&data, in, in_size);
@@ -71,7 +71,7 @@ int op_poll(struct request *rq)
 	struct pollfd one = { .fd = h ? h->fd : -1, .events = (short)args->events };
 
 	if (!h)
-		return -EBADF;
+		return -errno;
 	if (poll(&one, 1, 0) < 0)
 		return -errno;
 	rq->out.poll = (struct fuse_poll_out){ .revents = (uint32_t)one.revents };

@@ -178,8 +178,10 @@ static void victim_release(struct mount *m, struct inode *victim, int error)
 
 	if (!victim)
 		return;
-	if (!error && (victim->type == S_IFDIR || fstat(victim->fd, &st) < 0 || st.st_nlink == 0))
+	if (!error && (victim->type == S_IFDIR || fstat(victim->fd, &st) < 0 || st.st_nlink == 0)) {
 		inode_fd_pin(m, victim);
+		passthrough_unlinked(m, victim);
+	}
 	inode_fd_put(m, victim);
 	inode_release(m, victim);
 }

@@ -7,6 +7,8 @@
 
 enum { NO_SLOT = UINT32_MAX };
 
+#define FB_O_EXEC 0x20 /* fs/open.c: FMODE_EXEC, the kernel's own bit among OPEN's flags */
+
 struct request {
 	struct mount *mount;
 	struct worker *worker;

@@ -95,7 +95,8 @@ static int worker_start(struct mount *m)
 	return -e;
 }
 
-static int64_t now_ms(void)
+/** Milliseconds on a clock that never goes back; a few of them late. */
+int64_t now_ms(void)
 {
 	struct timespec now;
 
@@ -418,6 +419,9 @@ static void *janitor_main(void *argument)
 	while (!atomic_load(&p->is_stopping)) {
 		bool is_urgent = atomic_load(&p->n_interrupted) > 0 || atomic_load(&p->n_idle) == 0;
 		wait_at_most(p, is_urgent ? INTERRUPT_PERIOD_NS : JANITOR_PERIOD_NS);
+		pthread_mutex_unlock(&p->lock);
+		passthrough_sweep(m);
+		pthread_mutex_lock(&p->lock);
 		if (atomic_load(&p->n_interrupted))
 			kick(p, false);
 		else

@@ -47,6 +47,7 @@ struct workers {
 };
 
 /* worker.c */
+int64_t now_ms(void);
 int workers_start(struct mount *m);
 void workers_stop(struct mount *m);
 void worker_interrupt(struct worker *by, uint64_t unique, uint64_t own_unique);

@@ -1,0 +1,117 @@
+"""A file that is opened again and again costs no open of the backing file; what that must not change."""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import serving
+from core.table import in_child, opened
+
+N_KEPT = 1024
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait for a condition, at most 20 s."""
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def work_on_a_reopened_file(p: Path) -> object:
+    """Everything a reader can do with a descriptor, on the third open of a file."""
+    (p / "f").write_bytes(b"0123456789")
+    for _ in range(2):
+        with opened(p / "f", os.O_RDONLY) as fd:
+            os.read(fd, 3)
+    with opened(p / "f", os.O_RDONLY) as fd:
+        results = [
+            os.read(fd, 4),
+            os.lseek(fd, 0, os.SEEK_HOLE),
+            os.fstat(fd).st_size,
+        ]
+        os.fsync(fd)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with opened(p / "f", os.O_RDONLY) as other:
+            fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with opened(p / "copy", os.O_CREAT | os.O_WRONLY) as to:
+            results.append(os.copy_file_range(fd, to, 10, 0))
+        with opened(p / "f", os.O_RDWR) as writer:
+            os.write(writer, b"changed")
+        results.append(os.pread(fd, 20, 0))
+    return results
+
+
+def test_a_file_that_is_open_again_does_what_it_did(directory: Path, bare: Path) -> None:
+    (directory / "src").mkdir(exist_ok=True)
+    expected = in_child(work_on_a_reopened_file, bare)
+    with serving.serve(directory, "hot") as served:
+        assert expected == in_child(work_on_a_reopened_file, served.path)
+
+
+def test_a_reopened_file_that_vanishes_behind_the_mount_works_on(directory: Path) -> None:
+    (directory / "src").mkdir(exist_ok=True)
+    with serving.serve(directory, "behind") as served:
+
+        def work() -> object:
+            (served.path / "f").write_bytes(b"0123456789")
+            for _ in range(2):
+                with opened(served.path / "f", os.O_RDONLY) as fd:
+                    os.read(fd, 3)
+            with opened(served.path / "f", os.O_RDONLY) as fd:
+                (served.src / "f").unlink()
+                os.fsync(fd)
+                return os.read(fd, 20), os.fstat(fd).st_nlink
+
+        assert in_child(work) == (b"0123456789", 0)
+
+
+def test_space_of_a_removed_file_is_free_again(ext4: Path) -> None:
+    size = 8 << 20
+    with serving.serve(ext4, "space") as served:
+
+        def free() -> int:
+            st = os.statvfs(ext4)
+            return st.f_bfree * st.f_frsize
+
+        def make_and_read() -> None:
+            (served.path / "big").write_bytes(bytes(size))
+            for _ in range(3):
+                (served.path / "big").read_bytes()
+
+        in_child(make_and_read)
+        before = free()
+        in_child(os.unlink, served.path / "big")
+        wait_until(lambda: free() >= before + size)
+
+        in_child(make_and_read)
+        before = free()
+        (served.src / "big").unlink()
+        # Nobody told the mount: it lets go when it has been looked for in vain.
+        wait_until(lambda: not in_child(os.path.exists, served.path / "big") and free() >= before + size)
+
+
+def test_more_files_than_ids_are_kept_can_be_opened_again(directory: Path) -> None:
+    src = directory / "src"
+    src.mkdir(exist_ok=True)
+    for index in range(2 * N_KEPT):
+        (src / f"f{index}").write_bytes(b"%d" % index)
+    with serving.serve(directory, "many") as served:
+
+        def read_all() -> int:
+            right = 0
+            for _ in range(2):
+                for index in range(2 * N_KEPT):
+                    right += (served.path / f"f{index}").read_bytes() == b"%d" % index
+            return right
+
+        assert in_child(read_all, seconds=60) == 4 * N_KEPT
+
+        def remove_half() -> int:
+            for index in range(N_KEPT):
+                (served.path / f"f{index}").unlink()
+            return len(os.listdir(served.path))
+
+        assert in_child(remove_half, seconds=60) == N_KEPT
