@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup build demo test check lint types format docs bench install uninstall dist clean root
+.PHONY: help setup build demo test soak check lint types format docs bench install uninstall dist clean root
 
 PY := .venv/bin/python
 BIN := .venv/bin/fusebpf
@@ -55,6 +55,9 @@ demo: root build ## two chained filters on a real tree, and what they did to rea
 
 test: root build ## all tests, on real mounts (ARGS='-k name')
 	@$(SAN_ENV) $(PY) -m pytest $(ARGS)
+
+soak: root build ## the tests that take minutes: random system calls, real programs, fio, crowds (ARGS='-k model')
+	@$(SAN_ENV) $(PY) -m pytest -m soak $(ARGS)
 
 check: lint types test ## lint, types and tests
 

@@ -1,0 +1,5 @@
+"""Mounts that a module's tests share."""
+
+from core.conftest import variant
+
+__all__ = ["variant"]
