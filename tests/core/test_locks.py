@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -90,6 +91,12 @@ def another(path: Path, call: Callable[[int], Any]) -> Iterator[int]:
         os.close(reader)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+def is_waited_for(path: Path) -> bool:
+    """Whether somebody waits for a lock of the file: through the mount it is the server that does."""
+    inode = os.stat(path).st_ino
+    return any(re.search(rf"->.*:{inode} ", line) for line in Path("/proc/locks").read_text().splitlines())
 
 
 # ---------------------------------------------------------------------------- what conflicts
@@ -359,7 +366,7 @@ def test_a_waiter_that_is_killed_leaves_nothing(variant: Variant, bare: Path, lo
                 other = os.open(p / "f", os.O_RDWR)
                 lock(other, WRITE, waits=True)
                 os._exit(0)
-            time.sleep(0.3)
+            support.wait_until(lambda: is_waited_for(p / "f"))
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             lock(fd, UNLOCK)
