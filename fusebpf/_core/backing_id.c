@@ -21,14 +21,14 @@ static bool data_is_hooked(const struct chain *c)
 /* ------------------------------------------------------------------------------------- ids */
 
 /* The inode's backing id, got from the kernel for the first one. Writes through it act with the credentials of this
- * moment, so without CAP_FSETID: suid and sgid bits then go as for any writer (fs/backing-file.c). */
+ * moment, so without CAP_FSETID and in no group: suid and sgid bits then go as for any writer (fs/backing-file.c). */
 static int32_t backing_id_get(struct mount *m, struct inode *inode, int fd)
 {
 	struct fb_fuse_backing_map map = { .fd = fd };
 
 	if (inode->backing_id > 0)
 		return inode->backing_id;
-	creds_drop_fsetid();
+	creds_drop_fsetid(NO_GROUP);
 	inode->backing_id = ioctl(m->device_fd, FB_FUSE_DEV_IOC_BACKING_OPEN, &map);
 	creds_raise_fsetid();
 	return inode->backing_id;
@@ -203,6 +203,8 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 	int e = 0;
 
 	out->open_flags = flush_flag(rq);
+	if (!is_plain)
+		atomic_store(&inode->has_bits, true);
 	pthread_mutex_lock(fds_stripe(m, inode));
 	bool may = m->has_passthrough && inode->type == S_IFREG && inode->n_served == 0 && !is_hooked &&
 		   (is_plain || inode->n_passthrough > 0);

@@ -112,7 +112,9 @@ void creds_enter(const struct request *rq, uint32_t uid, uint32_t gid, bool keep
 void creds_leave(void);
 void creds_lift(void);
 void creds_unlift(void);
-void creds_drop_fsetid(void);
+enum { NO_GROUP = UINT32_MAX - 1 }; /* no file's */
+uint32_t creds_writer_group(const struct request *rq, int fd);
+void creds_drop_fsetid(uint32_t gid);
 void creds_raise_fsetid(void);
 
 /* device.c */

@@ -7,6 +7,7 @@
 
 #include <linux/capability.h>
 #include <sched.h>
+#include <stdio.h>
 #include <sys/syscall.h>
 
 struct caps {
@@ -15,6 +16,7 @@ struct caps {
 
 static __thread struct caps thread_caps; /* what the thread had when it started */
 static __thread uint64_t caps_now;	 /* its effective ones */
+static __thread uint32_t gid_now;	 /* its fsgid */
 static __thread bool is_other;		 /* creds_enter is in force */
 static __thread uint32_t umask_now;	 /* only what creates looks at it, and that sets it first */
 
@@ -40,7 +42,7 @@ static uint64_t all_caps(void)
 	return thread_caps.data[0].effective | (uint64_t)thread_caps.data[1].effective << 32;
 }
 
-/** Give the calling thread its own umask and note its capabilities. Once per worker. */
+/** Give the calling thread its own umask, note its capabilities, and leave all groups but 0. Once per worker. */
 int creds_init_thread(void)
 {
 	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
@@ -48,7 +50,7 @@ int creds_init_thread(void)
 	if (syscall(SYS_capget, &header, thread_caps.data) < 0)
 		return -errno;
 	caps_now = all_caps();
-	if (unshare(CLONE_FS) < 0)
+	if (unshare(CLONE_FS) < 0 || syscall(SYS_setgroups, 0, NULL) < 0)
 		return -errno;
 	umask(0);
 	return 0;
@@ -69,6 +71,7 @@ void creds_enter(const struct request *rq, uint32_t uid, uint32_t gid, bool keep
 	is_other = true;
 	syscall(SYS_setgroups, rq->has_supplementary_group ? 1 : 0, &rq->supplementary_group);
 	syscall(SYS_setfsgid, gid);
+	gid_now = gid;
 	syscall(SYS_setfsuid, uid);
 	if (uid == 0)
 		return;
@@ -83,6 +86,7 @@ void creds_leave(void)
 	is_other = false;
 	syscall(SYS_setfsuid, 0);
 	syscall(SYS_setfsgid, 0);
+	gid_now = 0;
 	syscall(SYS_setgroups, 0, NULL);
 	caps_now = all_caps();
 	caps_set_effective(caps_now);
@@ -101,13 +105,55 @@ void creds_unlift(void)
 		caps_set_effective(caps_now);
 }
 
-/** Without CAP_FSETID a write or truncate clears suid and sgid bits, as it does for a caller that lacks it. */
-void creds_drop_fsetid(void)
+/* Is the thread of that number in the group? It waits for our answer, so it cannot end or change meanwhile. */
+static bool thread_has_group(uint32_t pid, uint32_t gid)
+{
+	char path[32], *line = NULL;
+	size_t size = 0;
+	bool found = false;
+
+	snprintf(path, sizeof(path), "/proc/%u/status", pid);
+	FILE *file = fopen(path, "re");
+	while (file && !found && getline(&line, &size, file) > 0) {
+		char *at = strncmp(line, "Groups:", 7) ? NULL : line + 7, *end;
+		for (; at && !found; at = end) {
+			unsigned long each = strtoul(at, &end, 10);
+			if (end == at)
+				break;
+			found = each == gid;
+		}
+	}
+	free(line);
+	if (file)
+		fclose(file);
+	return found;
+}
+
+/**
+ * The one group of a caller that counts when he writes to fd: an sgid bit without group-execute stays if the file's group
+ * is among his (fs/attr.c: setattr_should_drop_sgid). The request names only his first, so the others are looked up, and
+ * for such files alone.
+ */
+uint32_t creds_writer_group(const struct request *rq, int fd)
+{
+	uint32_t gid = rq->in->gid;
+	struct stat st;
+
+	if (fstat(fd, &st) < 0 || (st.st_mode & (S_ISGID | S_IXGRP)) != S_ISGID || st.st_gid == gid || !rq->in->pid)
+		return gid;
+	return thread_has_group(rq->in->pid, st.st_gid) ? st.st_gid : gid;
+}
+
+/** Without CAP_FSETID a write or truncate clears suid and sgid bits, as it does for a caller who lacks it and is in this
+ * group alone. */
+void creds_drop_fsetid(uint32_t gid)
 {
 	caps_set_effective(caps_now & ~fsetid_bit);
+	syscall(SYS_setfsgid, gid == UINT32_MAX ? NO_GROUP : gid);
 }
 
 void creds_raise_fsetid(void)
 {
+	syscall(SYS_setfsgid, gid_now);
 	caps_set_effective(caps_now);
 }

@@ -134,7 +134,7 @@ static int set_size(struct request *rq, int fd)
 	int e;
 
 	if (args->valid & FATTR_KILL_SUIDGID)
-		creds_drop_fsetid();
+		creds_drop_fsetid(creds_writer_group(rq, fd));
 	if (h) {
 		e = ftruncate(h->fd, (off_t)args->size) < 0 ? -errno : 0;
 	} else {
@@ -162,6 +162,8 @@ static int set_all(struct request *rq, int fd)
 	// After chown and truncate, which clear suid and sgid bits that the caller may be setting.
 	if (!e && args->valid & FB_SET_MODE) {
 		proc_path(path, fd);
+		if (args->mode & (S_ISUID | S_ISGID))
+			atomic_store(&rq->inode->has_bits, true);
 		e = chmod(path, args->mode & 07777) < 0 ? -errno : 0;
 	}
 	if (!e && args->valid & (FB_SET_ATIME | FB_SET_MTIME | FB_SET_ATIME_NOW | FB_SET_MTIME_NOW))

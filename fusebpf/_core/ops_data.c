@@ -29,6 +29,18 @@ int reply_opened(struct request *rq, struct inode *inode, int fd, bool is_dir, s
 	return is_dir ? 0 : passthrough_open(rq, h, out);
 }
 
+/* As whose member does the caller truncate what he opens? */
+static uint32_t opener_group(struct request *rq)
+{
+	int fd = inode_fd_get(rq->mount, rq->inode);
+
+	if (fd < 0)
+		return NO_GROUP;
+	uint32_t gid = creds_writer_group(rq, fd);
+	inode_fd_put(rq->mount, rq->inode);
+	return gid;
+}
+
 int op_open(struct request *rq)
 {
 	const struct fuse_open_in *in = (const void *)rq->body;
@@ -42,7 +54,7 @@ int op_open(struct request *rq)
 		return 0;
 	bool kills = in->open_flags & FUSE_OPEN_KILL_SUIDGID;
 	if (kills)
-		creds_drop_fsetid();
+		creds_drop_fsetid(opener_group(rq));
 	int fd = inode_open(rq->mount, rq->inode, flags);
 	if (kills)
 		creds_raise_fsetid();
@@ -64,6 +76,38 @@ int op_read(struct request *rq)
 	return 0;
 }
 
+/* Write to the handle's file: return what `call` returned, or -errno. suid and sgid bits go if the caller `kills` them. */
+#define AS_WRITER(rq, h, kills, call)                                                                        \
+	({                                                                                                   \
+		bool is_killing = (kills);                                                                   \
+		if (is_killing)                                                                              \
+			creds_drop_fsetid((h)->inode->has_bits ? creds_writer_group(rq, (h)->fd)             \
+							       : (rq)->in->gid);                             \
+		ssize_t result = (call);                                                                     \
+		result = result < 0 ? -errno : result;                                                       \
+		if (is_killing)                                                                              \
+			creds_raise_fsetid();                                                                \
+		result;                                                                                      \
+	})
+
+/* A request that does not say whether the caller has CAP_FSETID: root is taken to have it. */
+static bool caller_kills(const struct request *rq)
+{
+	return rq->in->uid != 0;
+}
+
+/* Answer with n bytes written, or with -errno. */
+static int reply_written(struct request *rq, ssize_t n)
+{
+	if (n < 0)
+		return (int)n;
+	rq->count = (uint64_t)n;
+	rq->out.write = (struct fuse_write_out){ .size = (uint32_t)n };
+	rq->reply = &rq->out.write;
+	rq->reply_len = sizeof(rq->out.write);
+	return 0;
+}
+
 int op_write(struct request *rq)
 {
 	const struct fb_rw *args = &rq->image->args.rw;
@@ -76,21 +120,10 @@ int op_write(struct request *rq)
 	// An append is done as one, unless it is write-back of pages, whose offsets are what counts.
 	bool appends = in->flags & O_APPEND && !(in->write_flags & FUSE_WRITE_CACHE) &&
 		       !(rq->all_edits & FB_EDIT_OFFSET);
-	bool kills = in->write_flags & FUSE_WRITE_KILL_SUIDGID;
-	if (kills)
-		creds_drop_fsetid();
-	ssize_t n = appends ? pwritev2(h->fd, &data, 1, 0, RWF_APPEND)
-			    : pwrite(h->fd, data.iov_base, data.iov_len, (off_t)args->offset);
-	int e = n < 0 ? -errno : 0;
-	if (kills)
-		creds_raise_fsetid();
-	if (e)
-		return e;
-	rq->count = (uint64_t)n;
-	rq->out.write = (struct fuse_write_out){ .size = (uint32_t)n };
-	rq->reply = &rq->out.write;
-	rq->reply_len = sizeof(rq->out.write);
-	return 0;
+	ssize_t n = AS_WRITER(rq, h, in->write_flags & FUSE_WRITE_KILL_SUIDGID,
+			      appends ? pwritev2(h->fd, &data, 1, 0, RWF_APPEND)
+				      : pwrite(h->fd, data.iov_base, data.iov_len, (off_t)args->offset));
+	return reply_written(rq, n);
 }
 
 /* close(2) of one descriptor: the process's locks go, and a network file system may tell of a late write error. */
@@ -132,14 +165,8 @@ int op_fallocate(struct request *rq)
 
 	if (!h)
 		return -errno;
-	// The request does not say whether the caller has CAP_FSETID: root is taken to have it.
-	bool kills = rq->in->uid != 0;
-	if (kills)
-		creds_drop_fsetid();
-	int e = fallocate(h->fd, (int)args->mode, (off_t)args->offset, (off_t)args->length) < 0 ? -errno : 0;
-	if (kills)
-		creds_raise_fsetid();
-	return e;
+	return (int)AS_WRITER(rq, h, caller_kills(rq),
+			      fallocate(h->fd, (int)args->mode, (off_t)args->offset, (off_t)args->length));
 }
 
 #define COPY_AT_ONCE (64U << 20) /* a copy answers short after this much, so that it can be interrupted */
@@ -156,21 +183,9 @@ int op_copy_file_range(struct request *rq)
 		return -errno;
 	if (chain && (chain_hooks(chain, FB_OP_read) || chain_hooks(chain, FB_OP_write)))
 		return -EOPNOTSUPP;
-	bool kills = rq->in->uid != 0;
-	if (kills)
-		creds_drop_fsetid();
-	ssize_t n = copy_file_range(in->fd, &from, out->fd, &to,
-				    args->length < COPY_AT_ONCE ? (size_t)args->length : COPY_AT_ONCE, 0);
-	int e = n < 0 ? -errno : 0;
-	if (kills)
-		creds_raise_fsetid();
-	if (e)
-		return e;
-	rq->count = (uint64_t)n;
-	rq->out.write = (struct fuse_write_out){ .size = (uint32_t)n };
-	rq->reply = &rq->out.write;
-	rq->reply_len = sizeof(rq->out.write);
-	return 0;
+	size_t length = args->length < COPY_AT_ONCE ? (size_t)args->length : COPY_AT_ONCE;
+	return reply_written(rq, AS_WRITER(rq, out, caller_kills(rq),
+					   copy_file_range(in->fd, &from, out->fd, &to, length, 0)));
 }
 
 static int sync_handle(struct request *rq, bool is_dir)

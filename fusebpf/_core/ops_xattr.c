@@ -23,7 +23,7 @@ int op_setxattr(struct request *rq)
 	bool kills = rq->mount->features & FUSE_SETXATTR_EXT &&
 		     ((const struct fuse_setxattr_in *)(const void *)rq->body)->setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID;
 	if (kills)
-		creds_drop_fsetid();
+		creds_drop_fsetid(NO_GROUP);
 	int e = setxattr(path, rq->name, value, args->size, (int)args->flags) < 0 ? -errno : 0;
 	if (kills)
 		creds_raise_fsetid();

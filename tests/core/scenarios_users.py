@@ -233,6 +233,28 @@ def sgid_without_execute_is_kept_when_a_member_of_the_group_writes(p: Path) -> A
 
 
 @scenario
+def sgid_that_is_set_while_the_file_is_open_goes_as_any(p: Path) -> Any:
+    seen = []
+    for gid in (0, 777):
+        path = put(p / f"f{gid}")
+        os.chown(path, WHO, gid)
+        with opened(path, os.O_RDWR) as fd:
+            os.chmod(path, 0o2745)
+            with user(OTHER):
+                os.ftruncate(fd, 1)
+            seen.append(mode_of(path))
+            os.chmod(path, 0o2745)
+            with user(OTHER):
+                os.write(fd, b"x")
+            seen.append(mode_of(path))
+            os.chmod(path, 0o2745)
+            with user(OTHER, OTHER, [777]):
+                os.ftruncate(fd, 1)
+            seen.append(mode_of(path))
+    return seen
+
+
+@scenario
 def suid_and_sgid_are_cleared_by_a_users_truncate(p: Path) -> Any:
     seen = []
     for mode in (0o6777, 0o2767):

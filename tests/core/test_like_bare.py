@@ -35,19 +35,7 @@ def _behind(top: Path) -> Tree:
     return {name: seen._replace(atime=0) for name, seen in table.in_child(table.tree, top).items()}
 
 
-DIFFERENT = {
-    "sgid_without_execute_is_kept_when_a_member_of_the_group_writes": (
-        "a write request does not carry the caller's groups, so the bit is cleared for members too: the safe side"  # noqa: E501
-    ),
-}
-
-
-def _parameter(name: str) -> Any:
-    marks = [pytest.mark.xfail(strict=True, reason=DIFFERENT[name])] if name in DIFFERENT else []
-    return pytest.param(name, marks=marks)
-
-
-@pytest.mark.parametrize("name", [_parameter(name) for name in table.SCENARIOS])
+@pytest.mark.parametrize("name", list(table.SCENARIOS))
 def test_an_op_does_the_same_as_on_the_bare_directory(variant: Variant, bare: Path, name: str) -> None:
     mounted = variant.mounted
     directory = f"{name[:40]}-{next(_numbers)}"

@@ -17,9 +17,10 @@ _numbers = itertools.count()
 class Variant:
     """One mount for all tests of a module; made anew if a test has broken it."""
 
-    def __init__(self, top: Path, name: str) -> None:
+    def __init__(self, top: Path, name: str, options: str = "") -> None:
         self.name = name
-        self._filters, self._options = VARIANTS[name]
+        self._filters, own = VARIANTS[name]
+        self._options = ",".join(filter(None, (own, options)))
         number = next(_numbers)
         directory = top / f"{name}-{number}"
         directory.mkdir(mode=0o755)

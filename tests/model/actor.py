@@ -47,12 +47,11 @@ def brief(data: bytes) -> Any:
 
 
 class Actor:
-    """Does steps below its working directory; `pids` names the processes of its side."""
+    """Does steps below its working directory."""
 
     def __init__(self) -> None:
         self.files: dict[int, int] = {}
         self.offsets: dict[int, list[int]] = {}
-        self.pids: dict[int, str] = {}
         self.buffer = mmap.mmap(-1, 1 << 20)
         self.keeps_bits = True
 
@@ -122,11 +121,14 @@ class Actor:
     def target(self, slot: int, *numbers: int) -> int:
         """A descriptor to write to.
 
-        Where files are passed through, the kernel writes without CAP_FSETID for all (docs/operations.md), so
-        root's writes are not tried on files with suid or sgid bits there.
+        Where a file is passed through, the kernel writes without privileges and groups, whoever writes
+        (docs/operations.md). So what keeps suid and sgid bits is not tried there.
         """
         fd = self.data_fd(slot, *numbers)
-        if not self.keeps_bits and os.geteuid() == 0 and os.fstat(fd).st_mode & (stat.S_ISUID | stat.S_ISGID):
+        mode = os.fstat(fd).st_mode
+        is_member = mode & stat.S_ISGID and not mode & stat.S_IXGRP
+        is_root = os.geteuid() == 0 and mode & (stat.S_ISUID | stat.S_ISGID)
+        if not self.keeps_bits and (is_root or is_member):
             raise Empty
         return fd
 
@@ -366,13 +368,11 @@ class Actor:
 
     def do_lock(self, slot: int, command: int, kind: int, start: int, size: int) -> Any:
         data = struct.pack(LOCK_FORMAT, kind, os.SEEK_SET, start, size, 0)
-        found, whence, start, size, pid = struct.unpack(
-            LOCK_FORMAT, fcntl.fcntl(self.fd(slot), command, data)
-        )
+        found, *where, _ = struct.unpack(LOCK_FORMAT, fcntl.fcntl(self.fd(slot), command, data))
         if command not in {fcntl.F_GETLK, fcntl.F_OFD_GETLK}:
             return None
-        is_own = pid if pid <= 0 else self.pids.get(pid, "a stranger")
-        return (found,) if found == fcntl.F_UNLCK else (found, whence, start, size, is_own)
+        # Not the pid: an open file's own lock has none, and FUSE does not tell which kind a lock is.
+        return (found,) if found == fcntl.F_UNLCK else (found, *where)
 
 
 def _times(atime: int, mtime: int) -> Any:

@@ -136,13 +136,12 @@ class _Second:
 
     def __init__(self, closes: IO[bytes]) -> None:
         to_it, from_it = os.pipe(), os.pipe()
-        first = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
             closes.close()
             os.close(to_it[1])
             os.close(from_it[0])
-            _serve_steps(os.fdopen(to_it[0], "rb"), os.fdopen(from_it[1], "wb"), first)
+            _serve_steps(os.fdopen(to_it[0], "rb"), os.fdopen(from_it[1], "wb"))
         os.close(to_it[0])
         os.close(from_it[1])
         self._to, self._from = os.fdopen(to_it[1], "wb"), os.fdopen(from_it[0], "rb")
@@ -152,9 +151,8 @@ class _Second:
         return receive(self._from)
 
 
-def _serve_steps(requests: IO[bytes], answers: IO[bytes], first: int) -> None:
+def _serve_steps(requests: IO[bytes], answers: IO[bytes]) -> None:
     actor = Actor()
-    actor.pids = {first: "first", os.getpid(): "second"}
     while True:
         try:
             what, args = receive(requests)
@@ -184,7 +182,6 @@ def _main() -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     second = _Second(requests)
     actor = Actor()
-    actor.pids = {os.getpid(): "first", second.pid: "second"}
     while True:
         try:
             top, program, keeps_bits = receive(requests)

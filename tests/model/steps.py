@@ -29,6 +29,8 @@ PATH = st.one_of(
 DIRECTORY = st.sampled_from([b".", b"d", b"e", b"s", b"x", b"d/d", b"a"])
 SIZE = st.sampled_from([0, 1, 10, 100, 511, 4095, 4096, 4097, 8192, 12288, 65536, 70000])
 OFFSET = st.sampled_from([0, 1, 100, 4000, 4096, 4097, 8192, 16384, 100_000])
+# Where to: not beyond what the backing file system can hold, since the kernel asks no FUSE server about it.
+SEEK_TO = OFFSET | st.sampled_from([-1, 1 << 40])
 ODD_OFFSET = OFFSET | st.sampled_from([-1, 1 << 40, (1 << 63) - 1, (1 << 63) - 4096])
 WHOLE_MODE = st.sampled_from(
     [0o644, 0o600, 0o666, 0o777, 0o755, 0o4755, 0o2755, 0o2745, 0o2777, 0o6777, 0o1777, 0]
@@ -113,7 +115,7 @@ STEPS: dict[str, tuple[st.SearchStrategy[Any], ...]] = {
     "write": (SLOT, SIZE, SEED),
     "preadv2": (SLOT, SIZE, ODD_OFFSET, RWF),
     "pwritev2": (SLOT, SIZE, SEED, OFFSET, RWF_WRITE),
-    "lseek": (SLOT, ODD_OFFSET, st.sampled_from([0, 1, 2, os.SEEK_DATA, os.SEEK_HOLE, 9])),
+    "lseek": (SLOT, SEEK_TO, st.sampled_from([0, 1, 2, os.SEEK_DATA, os.SEEK_HOLE, 9])),
     "truncate": (PATH, ODD_OFFSET),
     "ftruncate": (SLOT, ODD_OFFSET),
     "fallocate": (SLOT, FALLOCATE_MODE, OFFSET, SIZE | st.just(-1)),
