@@ -25,6 +25,8 @@
 #define FB_N_RECENT 1024	/* finished records that `recent` keeps */
 #define FB_N_STATS 4096		/* rows that `stats` can hold */
 #define FB_N_PATTERNS 64	/* patterns in a struct fb_patterns */
+#define FB_DATA_SIZE 65536	/* bytes of a payload that a hook sees at one time: a window */
+#define FB_N_WINDOWS 16		/* windows of one mount: more ops with payload wait for one */
 #define FB_ANY 0xffffffffu	/* in policy maps: any uid, any op */
 
 #include "fusebpf_ops.h"
@@ -68,6 +70,7 @@ enum fb_edit {
 	FB_EDIT_BACKING = 1 << 17, /* backing */
 	FB_EDIT_TAG = 1 << 18,	  /* tag */
 	FB_EDIT_VIEW = 1 << 19,	  /* view */
+	FB_EDIT_DATA = 1 << 20,	  /* the window, data_len: the payload that fb_data(ctx) shows */
 };
 
 #define FB_ERRNOS(X)                                                                      \
@@ -147,6 +150,7 @@ enum fb_slot_flags {
 	FB_PATH_LOST = 1 << 2, /* the path was asked for and is longer than FB_PATH_SIZE - 1, or not known */
 	FB_KNOWN_EXEC = 1 << 3, /* open: the file is opened to be executed */
 	FB_TAG_MIXED = 1 << 4,	/* a file with links in directories of different tags: judge it at each lookup */
+	FB_HAS_DATA = 1 << 8,	/* window and data_… are filled in */
 };
 
 /* One op as its hooks see it. The core fills it in anew before each hook from its own copy, so an edit that a
@@ -225,6 +229,20 @@ struct fb_slot {
 	char path[FB_PATH_SIZE];
 	char path2[FB_PATH_SIZE];
 	char text[FB_PATH_SIZE]; /* symlink, readlink: the target; xattr values of up to 4,095 bytes */
+	/* With FB_HAS_DATA, for filters that want it: a part of the payload, in a window that fb_data(ctx) finds. */
+	__u64 data_offset; /* where it begins: in the file, or in the xattr's value or the link's target */
+	__u32 data_len;	   /* bytes of it; before the op, where there are none yet: how many an answer may have */
+	__u32 data_more;   /* further windows of this payload follow */
+	__u32 window;	   /* index of the window */
+	__u32 reserved0;
+};
+
+/* A payload window: up to FB_DATA_SIZE bytes of what an op moves. */
+struct fb_window {
+	union {
+		__u8 bytes[FB_DATA_SIZE];
+		__u64 words[FB_DATA_SIZE / 8];
+	};
 };
 
 /* The context that a hook's program runs with. */
@@ -309,6 +327,7 @@ enum fb_wants {
 	FB_WANTS_PATH = 1 << 0,	  /* fill in ctx->path */
 	FB_WANTS_DAEMON = 1 << 1, /* it may answer FB_DAEMON */
 	FB_WANTS_IDS = 1 << 2,	  /* it reads uid or gid: not beside `-o idmap` */
+	FB_WANTS_DATA = 1 << 3,	  /* show its hooks the payload of read, write and xattrs */
 };
 
 struct fb_declaration {

@@ -15,6 +15,7 @@
 
 /* The sizes here are those of the compiler's scratch copies; the loader puts the mount's own maps in. */
 BPF_F_TABLE("array", u32, struct fb_slot, fb_slots, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct fb_window, fb_windows, 1, BPF_F_MMAPABLE);
 BPF_TABLE("hash", struct fb_stat_key, struct fb_stat, fb_stats, 1);
 BPF_RINGBUF_OUTPUT(fb_ring0, 1);
 BPF_ARRAY_OF_MAPS(fb_rings, "fb_ring0", FB_MAX_WORKERS);
@@ -202,6 +203,107 @@ FB_ALWAYS_INLINE int fb_glob(const char *text, u32 text_len, const char *glob, u
 		reached = next;
 	}
 	return reached >> glob_len & 1;
+}
+
+/* ------------------------------------------------------------------------ helpers: data */
+
+/* The payload that the op is about, from ctx->data_offset on, ctx->data_len bytes of it; NULL where there is none, or
+ * the filter does not say .wants = FB_WANTS_DATA. Bytes behind data_len are nobody's. */
+FB_ALWAYS_INLINE struct fb_window *fb_data(const struct fb_slot *ctx)
+{
+	u32 index = ctx->window;
+
+	return ctx->flags & FB_HAS_DATA ? fb_windows.lookup(&index) : 0;
+}
+
+/* A byte of a window, and a word of eight; the index wraps where the window ends, and the verifier sees that it does:
+ * a mask in C is one that the compiler may take away. */
+FB_ALWAYS_INLINE u8 *fb_byte(struct fb_window *data, u64 i)
+{
+	asm volatile("%0 &= 0xffff" : "+r"(i));
+	return &data->bytes[i];
+}
+
+FB_ALWAYS_INLINE u64 *fb_word(struct fb_window *data, u64 i)
+{
+	asm volatile("%0 &= 0x1fff" : "+r"(i));
+	return &data->words[i];
+}
+
+/* Do a statement for each word of `len` bytes: `at` is its index, *fb_word(data, at) the word. The statement has no
+ * branch, or the verifier walks each way through all words. Words are gone through in eights, so that up to 63 bytes
+ * behind `len` may be touched; within the window, where they are nobody's. */
+#define FB_EACH_WORD(at, len)                                                         \
+	_Pragma("clang loop unroll(disable)")                                          \
+	for (u32 at##_first = 0, at##_end = fb_word_end(len); fb_word_goes_on(&at##_first, at##_end); \
+	     at##_first += 8)                                                          \
+		_Pragma("clang loop unroll(full)")                                     \
+		for (u32 at = at##_first, at##_n = 0; at##_n < 8; at##_n++, at++)
+
+FB_ALWAYS_INLINE u32 fb_word_end(u32 len)
+{
+	u32 end = (len + 7) / 8;
+
+	return end < FB_DATA_SIZE / 8 ? end : FB_DATA_SIZE / 8;
+}
+
+FB_ALWAYS_INLINE int fb_word_goes_on(u32 *first, u32 end)
+{
+	/* Kept opaque: the compiler would count down from a number that the verifier does not know. */
+	asm volatile("" : "+r"(*first));
+	return *first < FB_DATA_SIZE / 8 && *first < end;
+}
+
+/* Make bytes `from` up to, not including, `to` of the window zeros. Both may be any number. */
+FB_ALWAYS_INLINE void fb_data_zero(struct fb_window *data, u32 from, u32 to)
+{
+	u32 first, last, n, i, k;
+	u64 head, tail;
+
+	if (to > FB_DATA_SIZE)
+		to = FB_DATA_SIZE;
+	if (from >= to)
+		return;
+	first = from / 8;
+	last = (to - 1) / 8;
+	head = (1ull << from % 8 * 8) - 1;	   /* what stays of the first word */
+	tail = ~0ull << (to - 1) % 8 * 8 << 8; /* and of the last one */
+	if (first == last) {
+		*fb_word(data, first) &= head | tail;
+		return;
+	}
+	*fb_word(data, first) &= head;
+	*fb_word(data, last) &= tail;
+	n = last - first - 1;
+	first++;
+	/* Eights, then the rest: the verifier keeps each end of a loop pending, of at most 8,192. */
+#pragma clang loop unroll(disable)
+	for (i = 0; i < FB_DATA_SIZE / 64; i++) {
+		asm volatile("" : "+r"(i));
+		if (i >= n / 8)
+			break;
+#pragma clang loop unroll(full)
+		for (k = 0; k < 8; k++)
+			*fb_word(data, first + k) = 0;
+		first += 8;
+	}
+#pragma clang loop unroll(full)
+	for (k = 0; k < 7; k++)
+		if (k < n % 8)
+			*fb_word(data, first + k) = 0;
+}
+
+/* The bytes of a word that lie from `low` to `high`, which are 1 to 0x7f: 0xff there, 0 elsewhere. Without
+ * a branch, for use in FB_EACH_WORD. */
+#define FB_EVERY_BYTE(byte) (0x0101010101010101ull * (u8)(byte))
+
+FB_ALWAYS_INLINE u64 fb_bytes_between(u64 word, u8 low, u8 high)
+{
+	u64 tops = FB_EVERY_BYTE(0x80), rest = word & ~tops;
+	u64 is_low = rest + FB_EVERY_BYTE(0x80 - low); /* the top bit: at least `low` */
+	u64 is_high = rest + FB_EVERY_BYTE(0x7f - high); /* more than `high` */
+
+	return ((is_low & ~is_high & ~word & tops) >> 7) * 0xff;
 }
 
 /* ------------------------------------------------------------------------ helpers: pattern maps */

@@ -51,9 +51,9 @@ class Mount:
             OSError: root_fd is no directory, or memory is short.
         """
 
-    def share(self, *, slots: int, stats: int, recent: int, rings: Sequence[int]) -> None:
-        """Take the descriptors of the maps that all filters share (duplicated); slots, recent and the rings
-        get mapped.
+    def share(self, *, slots: int, windows: int, stats: int, recent: int, rings: Sequence[int]) -> None:
+        """Take the descriptors of the maps that all filters share (duplicated); slots, windows, recent and
+        the rings get mapped.
 
         Raises:
             OSError: a map could not be mapped.
@@ -70,7 +70,9 @@ class Mount:
             OSError: hooks without `share`, or memory is short.
         """
 
-    def rehearse(self, slot: bytes, *, error: int = 0, skips: int = 0) -> dict[str, Any]:
+    def rehearse(
+        self, slot: bytes, *, error: int = 0, skips: int = 0, data: bytes | None = None
+    ) -> dict[str, Any]:
         """Run the chain on a described op, where nothing is mounted: `fusebpf.testing` does it.
 
         Args:

@@ -22,7 +22,9 @@ from fusebpf import bpf, compiler_child, kernel_stub
 from fusebpf.errors import CompileError, FilterError, PlatformError
 from fusebpf.paths import bpf_dir
 
-SHARED_MAPS = frozenset({"fb_slots", "fb_stats", "fb_rings", "fb_ring0", "fb_recent", "fb_filters"})
+SHARED_MAPS = frozenset(
+    {"fb_slots", "fb_windows", "fb_stats", "fb_rings", "fb_ring0", "fb_recent", "fb_filters"}
+)
 """Maps of every compile: those that the mount puts its own in for, and two that only bring their types."""
 
 _COMPILE_SECONDS = 60.0

@@ -1,4 +1,4 @@
-"""The maps that all filters of one mount share: slots, verdict rings, `stats`, `recent`, `filters`."""
+"""The maps that all filters of one mount share: slots, windows, rings, `stats`, `recent`, `filters`."""
 
 import contextlib
 import os
@@ -18,9 +18,10 @@ _RING_BYTES = 4096
 class SharedMaps:
     """The maps that all filters of one mount share. It owns their descriptors."""
 
-    def __init__(self, btf: Btf, *, slots: int, stats: int, recent: int, filters: int) -> None:
+    def __init__(self, btf: Btf, *, slots: int, windows: int, stats: int, recent: int, filters: int) -> None:
         self._btf = btf
         self.slots = slots
+        self.windows = windows
         self.stats = stats
         self.recent = recent
         self.filters = filters
@@ -51,6 +52,7 @@ class SharedMaps:
                     return hold(undo, bpf.map_create(*shape, name=name, flags=flags, btf=btf))
 
                 slots = make("fb_slots", sizes["n_slots"], bpf.F_MMAPABLE)
+                windows = make("fb_windows", sizes["n_windows"], bpf.F_MMAPABLE)
                 stats = make("fb_stats", sizes["n_stats"])
                 recent = make("fb_recent", sizes["n_recent"], bpf.F_MMAPABLE)
                 filters = make("fb_filters", sizes["max_filters"])
@@ -61,7 +63,8 @@ class SharedMaps:
             shape = (MapType.ARRAY_OF_MAPS, 4, 4, n_rings)
             rings_map = hold(undo, bpf.map_create(*shape, name="fb_rings", inner=rings[0]))
             bpf.array_fill(rings_map, [fd.to_bytes(4, "little") for fd in rings])
-            made = cls(Btf(types.btf), slots=slots, stats=stats, recent=recent, filters=filters)
+            own = {"slots": slots, "windows": windows, "stats": stats, "recent": recent, "filters": filters}
+            made = cls(Btf(types.btf), **own)
             undo.pop_all()
         made.rings_map, made.rings = rings_map, rings
         return made
@@ -70,6 +73,7 @@ class SharedMaps:
         """Descriptors by the names that filters know the maps by."""
         return {
             "fb_slots": self.slots,
+            "fb_windows": self.windows,
             "fb_stats": self.stats,
             "fb_recent": self.recent,
             "fb_filters": self.filters,

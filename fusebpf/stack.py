@@ -326,8 +326,8 @@ class Stack:
         return links
 
     def _attach(self, shared: SharedMaps) -> None:
-        maps = {"slots": shared.slots, "stats": shared.stats, "recent": shared.recent}
-        self._prepared_core.share(**maps, rings=shared.rings)
+        maps = {"slots": shared.slots, "windows": shared.windows, "stats": shared.stats}
+        self._prepared_core.share(**maps, recent=shared.recent, rings=shared.rings)
         described, attached = [], []
         for index, (filter_, altitude) in enumerate(self._links):
             hooks = [(hook.opcode, hook.phase, hook.program.fd) for hook in filter_.hooks]

@@ -76,6 +76,8 @@ class Outcome:
     """For `dirent`: whether the entry stays in the listing."""
     why: str
     """Why an op was failed closed; "" if no rule was broken."""
+    data: bytes = field(repr=False)
+    """The payload as it would be written, or as the caller would get it; b"" for ops without."""
     slot: Mapping[str, Any] = field(repr=False)
     """The op as it would be done and answered: struct fb_slot, texts as bytes."""
 
@@ -130,11 +132,12 @@ def run(
     phase: str | None = None,
     error: int | str = 0,
     args: Mapping[str, Any] | None = None,
+    data: bytes | None = None,
     **described: Any,
 ) -> Outcome:
     """Load filters, run them on one op, and let go of them: `Chain` and its `run` in one call."""
     with Chain(filters, maps=maps) as loaded:
-        return loaded.run(op, phase=phase, error=error, args=args, **described)
+        return loaded.run(op, phase=phase, error=error, args=args, data=data, **described)
 
 
 class Chain:
@@ -224,6 +227,7 @@ class Chain:
         phase: str | None = None,
         error: int | str = 0,
         args: Mapping[str, Any] | None = None,
+        data: bytes | None = None,
         **described: Any,
     ) -> Outcome:
         """Run the chain on one op.
@@ -233,6 +237,7 @@ class Chain:
             phase: `pre` or `post`, where only those hooks are to run. None: the whole way.
             error: The errno that the backing root would answer, as a number or a name; 0 is success.
             args: Fields of the op's arguments: {"flags": os.O_WRONLY}.
+            data: The payload, at most 1 MiB: what is to be written, or what the backing root would have read.
             described: Fields of struct fb_slot (docs/abi.md): name, name2, path, path2 and text as bytes or
                 str; uid, gid, pid, flags, type and others as numbers. And what the backing root would answer:
                 attr={"mode": …}, statfs={…}, count=…, or text=….
@@ -248,7 +253,7 @@ class Chain:
         number = _errno(error)
         self._clear_stats()
         try:
-            said = self._core.rehearse(raw, error=number, skips=skips)
+            said = self._core.rehearse(raw, error=number, skips=skips, data=data)
         except OSError as failure:
             raise PlatformError(f"the op {op!r} cannot be run: {failure.strerror}") from failure
         return Outcome(
@@ -259,6 +264,7 @@ class Chain:
             decider=said["decider"],
             is_listed=said["is_listed"],
             why=self._why(),
+            data=said["data"],
             slot=self._slot.unpack(op, said["slot"]),
         )
 
@@ -354,7 +360,8 @@ def _core_of(shared: SharedMaps, links: list[Link]) -> Mount:
         core = Mount(root_fd, "/", source="testing")
     finally:
         os.close(root_fd)
-    core.share(slots=shared.slots, stats=shared.stats, recent=shared.recent, rings=shared.rings)
+    maps = {"slots": shared.slots, "windows": shared.windows, "stats": shared.stats}
+    core.share(**maps, recent=shared.recent, rings=shared.rings)
     described = []
     for index, (one, altitude) in enumerate(links):
         hooks = [(hook.opcode, hook.phase, hook.program.fd) for hook in one.hooks]

@@ -154,6 +154,8 @@ def limits() -> str:
         ("worker threads of one mount", "max_workers", "FB_MAX_WORKERS"),
         ("ops of one mount before filters at one time; more wait", "n_slots", "FB_N_SLOTS"),
         ("records that `recent` keeps", "n_recent", "FB_N_RECENT"),
+        ("bytes of a payload that a hook sees at one time", "window", "FB_DATA_SIZE"),
+        ("payloads of one mount before filters at one time; more wait", "n_windows", "FB_N_WINDOWS"),
         ("rows of `stats`", "n_stats", "FB_N_STATS"),
         ("places in a `struct fb_patterns`, of which the last stays empty", "n_patterns", "FB_N_PATTERNS"),
     )

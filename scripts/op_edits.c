@@ -18,18 +18,6 @@ void mount_log(struct mount *m, const char *level, const char *format, ...)
 	(void)m, (void)level, (void)format;
 }
 
-struct fb_slot *slot_of(const struct request *rq)
-{
-	(void)rq;
-	return NULL;
-}
-
-const char *tag_edit(struct request *rq, uint64_t tag, const struct op *op, enum fb_phase phase)
-{
-	(void)rq, (void)tag, (void)op, (void)phase;
-	return NULL;
-}
-
 int main(void)
 {
 	static struct request rq;

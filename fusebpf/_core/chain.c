@@ -67,7 +67,9 @@ int chain_add_hook(struct chain *c, uint32_t id, uint8_t opcode, enum fb_phase p
 	if (fd < 0)
 		return -errno;
 	struct op_hooks *hooks = c->ops[opcode];
-	struct chain_hook hook = { .position = c->n_filters - 1, .program_fd = fd };
+	struct chain_hook hook = { .position = c->n_filters - 1,
+				   .program_fd = fd,
+				   .sees_data = data_is_seen(&ops[opcode], phase, c->filters[c->n_filters - 1].wants) };
 	if (phase == FB_PRE) {
 		hooks->pre[hooks->n_pre++] = hook;
 		return 0;

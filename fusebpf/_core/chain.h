@@ -16,6 +16,7 @@ struct chain_filter {
 struct chain_hook {
 	uint32_t position; /* in chain.filters */
 	int program_fd;
+	bool sees_data; /* its filter wants the payload, and this op has one */
 };
 
 struct op_hooks {
@@ -50,10 +51,11 @@ struct shared_maps {
 	uint32_t free_slots[FB_N_SLOTS];
 	uint32_t n_free_slots;
 	bool has_extents[FB_N_SLOTS]; /* path, path2 or text of an op are in it; of the slot's owner */
+	struct windows windows;
 };
 
 /* slots.c */
-int shared_init(struct mount *m, int slots_fd, int stats_fd, int recent_fd, const int *ring_fds, uint32_t n);
+int shared_init(struct mount *m, int slots_fd, int windows_fd, int stats_fd, int recent_fd, const int *ring_fds, uint32_t n);
 void shared_deinit(struct mount *m);
 int slot_acquire(struct request *rq, bool may_fail);
 void slot_release(struct request *rq);

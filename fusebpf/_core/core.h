@@ -63,6 +63,7 @@ extern const struct op ops[256]; /* by opcode; name is NULL where there is none 
 #include "inodes.h"
 #include "tags.h"
 #include "handles.h"
+#include "data.h"
 #include "chain.h"
 #include "request.h"
 #include "worker.h"

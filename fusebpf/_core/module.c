@@ -112,12 +112,13 @@ static void Mount_dealloc(MountObject *self)
 
 static PyObject *Mount_share(MountObject *self, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = { "slots", "stats", "recent", "rings", NULL };
+	static char *names[] = { "slots", "windows", "stats", "recent", "rings", NULL };
 	struct mount *m = mount_of(self);
-	int slots, stats, recent, fds[FB_MAX_WORKERS];
+	int slots, windows, stats, recent, fds[FB_MAX_WORKERS];
 	PyObject *rings;
 
-	if (!m || !PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiO", names, &slots, &stats, &recent, &rings))
+	if (!m || !PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiO", names, &slots, &windows, &stats, &recent,
+						&rings))
 		return NULL;
 	PyObject *list = PySequence_Fast(rings, "rings is a sequence of descriptors");
 	if (!list)
@@ -131,7 +132,7 @@ static PyObject *Mount_share(MountObject *self, PyObject *args, PyObject *kwargs
 		}
 	}
 	Py_DECREF(list);
-	int e = n > FB_MAX_WORKERS ? -EINVAL : shared_init(m, slots, stats, recent, fds, (uint32_t)n);
+	int e = n > FB_MAX_WORKERS ? -EINVAL : shared_init(m, slots, windows, stats, recent, fds, (uint32_t)n);
 	if (e)
 		return raise_errno(-e, "mapping the shared maps");
 	if (n < FB_MAX_WORKERS)
@@ -295,13 +296,15 @@ static PyObject *Mount_counters(MountObject *self, PyObject *unused)
 
 static PyObject *Mount_rehearse(MountObject *self, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = { "slot", "error", "skips", NULL };
+	static char *names[] = { "slot", "error", "skips", "data", NULL };
 	struct mount *m = mount_of(self);
 	struct rehearsal r = { 0 };
-	Py_buffer slot;
+	Py_buffer slot, data = { 0 };
 
-	if (!m || !PyArg_ParseTupleAndKeywords(args, kwargs, "y*|$II", names, &slot, &r.error, &r.skips))
+	if (!m || !PyArg_ParseTupleAndKeywords(args, kwargs, "y*|$IIz*", names, &slot, &r.error, &r.skips, &data))
 		return NULL;
+	r.data = data.buf;
+	r.data_len = data.buf ? (size_t)data.len : 0;
 	bool fits = slot.len == sizeof(r.slot);
 	if (fits)
 		memcpy(&r.slot, slot.buf, sizeof(r.slot));
@@ -312,13 +315,18 @@ static PyObject *Mount_rehearse(MountObject *self, PyObject *args, PyObject *kwa
 		e = rehearse(m, &r);
 		Py_END_ALLOW_THREADS
 	}
+	if (data.obj)
+		PyBuffer_Release(&data);
 	if (e)
 		return raise_errno(-e, "rehearsing");
-	return Py_BuildValue("{s:y#,s:I,s:i,s:O,s:I,s:I,s:I,s:I,s:I,s:K,s:s}", "slot", &r.slot,
+	PyObject *result = Py_BuildValue("{s:y#,s:I,s:i,s:O,s:I,s:I,s:I,s:I,s:I,s:K,s:s,s:y#}", "slot", &r.slot,
 			     (Py_ssize_t)sizeof(r.slot), "error", r.error, "route", (int)r.route, "is_listed",
 			     r.is_listed ? Py_True : Py_False, "pre_ran", r.pre_ran, "pre_edited", r.pre_edited,
 			     "post_ran", r.post_ran, "post_edited", r.post_edited, "no_post", r.no_post, "edits",
-			     (unsigned long long)r.edits, "decider", r.decider);
+			     (unsigned long long)r.edits, "decider", r.decider, "data", r.data,
+			     (Py_ssize_t)r.data_len);
+	free(r.data);
+	return result;
 }
 
 static PyMethodDef mount_methods[] = {
@@ -400,14 +408,16 @@ static PyObject *make_args(void)
 
 static PyObject *make_sizes(void)
 {
-	return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:i,s:i,s:i,s:i,s:i,s:i}",
+	return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:i,s:i,s:i,s:i,s:i,s:i,s:i}",
 			     "slot", sizeof(struct fb_slot), "record", sizeof(struct fb_record),
 			     "stat_key", sizeof(struct fb_stat_key), "stat", sizeof(struct fb_stat),
 			     "filter_info", sizeof(struct fb_filter_info),
 			     "verdict_record", sizeof(struct fb_verdict_record), "hook", sizeof(struct fb_hook),
-			     "declaration", sizeof(struct fb_declaration), "n_slots", FB_N_SLOTS,
+			     "declaration", sizeof(struct fb_declaration),
+			     "window", sizeof(struct fb_window), "n_slots", FB_N_SLOTS,
 			     "n_recent", FB_N_RECENT, "n_stats", FB_N_STATS, "max_filters", FB_MAX_FILTERS,
-			     "max_workers", FB_MAX_WORKERS, "n_patterns", FB_N_PATTERNS);
+			     "max_workers", FB_MAX_WORKERS, "n_patterns", FB_N_PATTERNS, "n_windows",
+			     FB_N_WINDOWS);
 }
 
 static int module_exec(PyObject *module)

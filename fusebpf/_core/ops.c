@@ -40,6 +40,14 @@ static bool is_file_name(const char *name)
 	return !strchr(name, '/') && strcmp(name, ".") && strcmp(name, "..");
 }
 
+/* A setxattr's value follows its name. */
+static bool has_value(const struct request *rq)
+{
+	uint32_t size = rq->image->args.xattr.size;
+
+	return size <= FB_DATA_SIZE && size <= rq->body_len - rq->body_at;
+}
+
 static int take_names(struct request *rq)
 {
 	const char **names[] = { &rq->name, &rq->name2 };
@@ -51,6 +59,8 @@ static int take_names(struct request *rq)
 		if (!(rq->op->flags & FB_OP_XATTR) && !is_file_name(*names[i]))
 			return -EINVAL;
 	}
+	if (rq->op->opcode == FB_OP_setxattr && !has_value(rq))
+		return -EINVAL;
 	return rq->op->opcode == FB_OP_symlink ? take_text(rq, FB_PATH_SIZE - 1, &rq->text) : 0;
 }
 

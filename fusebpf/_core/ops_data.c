@@ -113,7 +113,7 @@ int op_write(struct request *rq)
 	const struct fb_rw *args = &rq->image->args.rw;
 	const struct fuse_write_in *in = (const void *)rq->body;
 	struct handle *h = handle_get(rq->mount, args->fh, false);
-	struct iovec data = { (void *)(rq->body + sizeof(*in)), args->size };
+	struct iovec data = { rq->input ? rq->input : (char *)rq->body + sizeof(*in), args->size };
 
 	if (!h)
 		return -errno;

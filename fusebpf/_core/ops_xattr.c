@@ -10,11 +10,9 @@
 int op_setxattr(struct request *rq)
 {
 	const struct fb_xattr *args = &rq->image->args.xattr;
-	const char *value = rq->body + rq->body_at;
+	const char *value = rq->input ? rq->input : rq->body + rq->body_at;
 	char path[PROC_PATH_SIZE];
 
-	if (rq->body_len - rq->body_at < args->size)
-		return -EINVAL;
 	int fd = inode_fd_get(rq->mount, rq->inode);
 	if (fd < 0)
 		return fd;
@@ -31,27 +29,24 @@ int op_setxattr(struct request *rq)
 	return e;
 }
 
-/* Answer with a value of n bytes in the worker's payload, or with its size where that was asked for. */
+/* Answer with a value of n bytes in the worker's payload; where only its size was asked for, value_finish says it. */
 static int reply_value(struct request *rq, ssize_t n)
 {
 	if (n < 0)
 		return (int)n;
-	if (rq->image->args.xattr.size == 0) {
-		rq->out.xattr = (struct fuse_getxattr_out){ .size = (uint32_t)n };
-		rq->reply = &rq->out.xattr;
-		rq->reply_len = sizeof(rq->out.xattr);
-		return 0;
-	}
 	rq->payload = rq->worker->payload;
 	rq->payload_len = (size_t)n;
 	return 0;
 }
 
+/* How much of the value to read. Where the caller asks for its size, and hooks may change the value, all of it. */
 static size_t value_size(const struct request *rq)
 {
 	size_t size = rq->image->args.xattr.size;
 
-	return size < MAX_WRITE ? size : MAX_WRITE;
+	if (!size && rq->hooks && rq->hooks->n_post)
+		return FB_DATA_SIZE;
+	return size < FB_DATA_SIZE ? size : FB_DATA_SIZE;
 }
 
 int op_getxattr(struct request *rq)

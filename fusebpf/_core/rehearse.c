@@ -15,7 +15,13 @@ struct rehearsed {
 	struct fuse_in_header in;
 	struct fb_slot image;
 	struct inode inode;
+	char *memory; // of a worker: the request's bytes, and the reply's
 };
+
+static bool brings_data(const struct op *op)
+{
+	return op->canonical == FB_OP_write || op->canonical == FB_OP_setxattr;
+}
 
 static uint32_t at_most(uint32_t len, size_t size)
 {
@@ -44,7 +50,30 @@ static int answer(struct request *rq)
 		image->text_len = at_most(described->slot.text_len, sizeof(image->text));
 	}
 	result_from_slot(rq, results);
+	if (described->data && !brings_data(rq->op)) {
+		memcpy(rq->worker->payload, described->data, described->data_len);
+		rq->count = rq->payload_len = described->data_len;
+	}
+	if (rq->op->canonical == FB_OP_read && rq->payload_len > MAX_WRITE)
+		rq->count = rq->payload_len = MAX_WRITE;
+	if (rq->op->canonical == FB_OP_read || described->data)
+		rq->payload = rq->worker->payload;
 	return 0;
+}
+
+/* The payload that the op brings: what is described, or as many zeros as its arguments say. */
+static void input_describe(struct rehearsed *run, const struct rehearsal *r)
+{
+	uint32_t *size = run->op.canonical == FB_OP_write ? &run->image.args.rw.size : &run->image.args.xattr.size;
+	uint32_t most = run->op.canonical == FB_OP_write ? MAX_WRITE : FB_DATA_SIZE;
+
+	if (r->data)
+		*size = (uint32_t)r->data_len;
+	if (*size > most)
+		*size = most;
+	run->rq.input = run->memory;
+	if (r->data)
+		memcpy(run->rq.input, r->data, *size);
 }
 
 /* The slot as it is before the first hook: the results come when the op has run. */
@@ -53,6 +82,9 @@ static void image_describe(struct fb_slot *image, const struct rehearsal *r, con
 	*image = r->slot;
 	image->abi = FB_ABI_VERSION;
 	image->error = FB_OK;
+	image->flags &= ~(uint32_t)FB_HAS_DATA;
+	if (op->canonical == FB_OP_read && image->args.rw.size > MAX_WRITE)
+		image->args.rw.size = MAX_WRITE;
 	image->edits = image->zero = 0;
 	image->name_len = at_most(image->name_len, sizeof(image->name));
 	image->name2_len = at_most(image->name2_len, sizeof(image->name2));
@@ -86,6 +118,7 @@ static void request_describe(struct rehearsed *run, struct mount *m, const struc
 	run->in = (struct fuse_in_header){ .unique = r->slot.unique, .nodeid = r->slot.nodeid };
 	run->inode.type = r->slot.type;
 	run->worker.mount = m;
+	run->worker.payload = run->memory + REQUEST_BUFFER_SIZE;
 	// Or an EINTR that is described would be taken for a stray kick, and the op be tried again.
 	run->worker.unique = run->worker.interrupted = r->slot.unique;
 	image_describe(&run->image, r, op);
@@ -95,6 +128,8 @@ static void request_describe(struct rehearsed *run, struct mount *m, const struc
 	rq->name = op->n_names >= 1 ? run->image.name.text : NULL;
 	rq->name2 = op->n_names >= 2 ? run->image.name2.text : NULL;
 	rq->text = op->canonical == FB_OP_symlink ? run->image.text : NULL;
+	if (brings_data(op))
+		input_describe(run, r);
 	hooks_describe(run, r->skips);
 	for (uint32_t i = 0; i < FB_MAX_FILTERS && r->skips & 1U << FB_PRE; i++)
 		rq->cookies[i] = r->slot.cookie;
@@ -119,6 +154,24 @@ static void outcome(struct rehearsal *r, const struct request *rq)
 		r->no_post |= rq->no_post & 1U << i ? 1U << rq->chain->filters[i].id : 0;
 }
 
+/* What became of the payload. */
+static int data_outcome(struct rehearsal *r, const struct request *rq)
+{
+	const struct fb_slot *image = rq->image;
+	const char *data = brings_data(rq->op) ? rq->input : rq->payload;
+	size_t len = rq->payload_len;
+
+	if (brings_data(rq->op))
+		len = rq->op->canonical == FB_OP_write ? image->args.rw.size : image->args.xattr.size;
+	if (rq->error || !data)
+		len = 0;
+	r->data = malloc(len + 1);
+	r->data_len = len;
+	if (r->data && len)
+		memcpy(r->data, data, len);
+	return r->data ? 0 : -ENOMEM;
+}
+
 static void listing_ask(struct request *rq, struct rehearsal *r)
 {
 	struct fb_dirent entry = rq->image->args.dirent;
@@ -132,16 +185,19 @@ static void listing_ask(struct request *rq, struct rehearsal *r)
 	worker_leave_backing(rq->worker);
 }
 
-/** Run the mount's chain on what `r` describes, and put what came of it there. -EINVAL: no op that filters see. */
+/** Run the mount's chain on what `r` describes, and put what came of it there. -EINVAL: no op that filters see, or
+ * more data than one can have. */
 int rehearse(struct mount *m, struct rehearsal *r)
 {
 	const struct op *op = (uint32_t)r->slot.op < 256 ? &ops[r->slot.op] : NULL;
 
-	if (!op || !op->is_hook || !m->has_shared || !atomic_load(&m->chain))
+	if (!op || !op->is_hook || r->data_len > (op->canonical == FB_OP_setxattr ? FB_DATA_SIZE : MAX_WRITE) || !m->has_shared || !atomic_load(&m->chain))
 		return -EINVAL;
 	struct rehearsed *run = calloc(1, sizeof(*run));
-	if (!run)
+	if (!run || !(run->memory = calloc(2, REQUEST_BUFFER_SIZE))) {
+		free(run);
 		return -ENOMEM;
+	}
 	request_describe(run, m, op, r);
 	int e = slot_acquire(&run->rq, true);
 	if (!e && op->flags & FB_OP_POST_ONLY)
@@ -150,8 +206,11 @@ int rehearse(struct mount *m, struct rehearsal *r)
 		request_route(&run->rq);
 	if (!e)
 		outcome(r, &run->rq);
+	if (!e)
+		e = data_outcome(r, &run->rq);
 	slot_release(&run->rq);
 	hook_unmap_ring(&run->worker);
+	free(run->memory);
 	free(run);
 	return e;
 }

@@ -34,6 +34,8 @@ struct request {
 	uint64_t count;	       /* FB_OP_COUNT: bytes moved, or lseek's offset */
 	struct timespec btime; /* statx: when the inode was made; tv_nsec -1: the file system does not say */
 	uint64_t n_listed;     /* entries */
+	char *input;	       /* what write and setxattr take; NULL: what the request brought, behind its arguments */
+	struct shown shown;    /* what of the payload the hook that runs is shown */
 	bool has_plus_entries; /* the payload counts inodes: taken back if it does not arrive */
 	union {
 		struct {
@@ -91,7 +93,6 @@ void listing_undo(struct request *rq);
 /* verdict.c */
 void fail_closed(struct request *rq, const struct op *op, const struct chain_hook *hook, enum fb_phase phase,
 		 const char *why);
-const char *verdict_edit(struct request *rq, const struct op *op, enum fb_phase phase, uint64_t edits);
 uint64_t verdict_edits(const struct request *rq, const struct op *op, enum fb_phase phase, bool is_reply);
 int errno_for_kernel(uint32_t error);
 
@@ -100,7 +101,13 @@ struct inode *op_subject(const struct request *rq, const struct op *op, enum fb_
 void tags_to_slot(struct request *rq, const struct op *op, enum fb_phase phase, uint32_t owner);
 const char *tag_edit(struct request *rq, uint64_t tag, const struct op *op, enum fb_phase phase);
 
+/* edits.c */
+const char *verdict_edit(struct request *rq, const struct op *op, enum fb_phase phase, uint64_t edits);
+
 /* result.c */
+void text_show(struct request *rq, const char *text, size_t len);
+bool xattr_list_is_whole(const char *list, size_t len);
+void value_finish(struct request *rq);
 const char *result_missing(const struct request *rq, uint64_t edits);
 void result_to_slot(struct request *rq);
 void result_from_slot(struct request *rq, uint64_t edits);
@@ -110,6 +117,8 @@ void result_negative(struct request *rq);
 /* route.c */
 void request_run(struct request *rq);
 void request_route(struct request *rq);
+bool pre_ask(struct request *rq, const struct chain_hook *hook);
+void post_ask(struct request *rq, const struct chain_hook *hook);
 bool dirent_allowed(struct request *rq, uint64_t ino, uint32_t type, const char **name, uint32_t *name_len);
 
 /* rehearse.c */
@@ -119,6 +128,9 @@ struct rehearsal {
 	/* What the backing root would answer; then what the caller would be told. The slot has the result. */
 	uint32_t error;
 	uint32_t skips; /* 1 << enum fb_phase: hooks that are not to run */
+	/* The payload, or NULL; then what became of it, the caller's to free. */
+	char *data;
+	size_t data_len;
 	/* What came of it. */
 	enum fb_route route;
 	bool is_listed; /* dirent: the entry stays in the listing */

@@ -45,6 +45,29 @@ static struct fuse_attr *reply_attr(struct request *rq)
 	return rq->op->flags & FB_OP_ENTRY ? &rq->out.create.entry.attr : &rq->out.attr.attr;
 }
 
+/** Show a value or a target as text, if the slot can hold it. */
+void text_show(struct request *rq, const char *text, size_t len)
+{
+	struct fb_slot *image = rq->image;
+
+	image->text_len = len < FB_PATH_SIZE ? (uint32_t)len : 0;
+	if (text != image->text)
+		memcpy(image->text, text, image->text_len);
+	image->text[image->text_len] = 0;
+}
+
+/** Is it names with a zero byte behind each, as listxattr(2) gives them? */
+bool xattr_list_is_whole(const char *list, size_t len)
+{
+	for (size_t at = 0; at < len;) {
+		size_t n = strnlen(list + at, len - at);
+		if (n == 0 || n == len - at)
+			return false;
+		at += n + 1;
+	}
+	return true;
+}
+
 /** Show the result of an op that succeeded to the post hooks. */
 void result_to_slot(struct request *rq)
 {
@@ -63,23 +86,19 @@ void result_to_slot(struct request *rq)
 		image->result.count = rq->count;
 	} else if (flags & FB_OP_TEXT) {
 		image->result.count = rq->payload_len;
-		image->text_len = rq->payload_len < FB_PATH_SIZE ? (uint32_t)rq->payload_len : 0;
-		memcpy(image->text, rq->payload, image->text_len);
-		image->text[image->text_len] = 0;
+		text_show(rq, rq->payload, rq->payload_len);
 	}
 }
 
-/* Answer with the slot's text, or where the caller asks how long a value is, with its length. */
-static void text_reply(struct request *rq)
+/** Where the caller asks how long a value is, that is the answer, and not the value. Once the hooks have left it. */
+void value_finish(struct request *rq)
 {
-	const struct fb_slot *image = rq->image;
-	bool asks_size = rq->op->canonical != FB_OP_readlink && image->args.xattr.size == 0;
-
-	rq->out.xattr = (struct fuse_getxattr_out){ .size = image->text_len };
-	rq->reply = asks_size ? &rq->out.xattr : NULL;
-	rq->reply_len = asks_size ? sizeof(rq->out.xattr) : 0;
-	rq->payload = image->text;
-	rq->payload_len = asks_size ? 0 : image->text_len;
+	if (rq->op->canonical == FB_OP_readlink || rq->image->args.xattr.size)
+		return;
+	rq->out.xattr = (struct fuse_getxattr_out){ .size = (uint32_t)rq->payload_len };
+	rq->reply = &rq->out.xattr;
+	rq->reply_len = sizeof(rq->out.xattr);
+	rq->payload_len = 0;
 }
 
 /** Bring what hooks edited, or answered in the op's stead, into the reply. */
@@ -120,7 +139,8 @@ void result_from_slot(struct request *rq, uint64_t edits)
 		rq->payload_len = image->result.count;
 	}
 	if (edits & FB_EDIT_TEXT && rq->op->flags & FB_OP_TEXT) {
-		text_reply(rq);
+		rq->payload = image->text;
+		rq->payload_len = image->result.count = image->text_len;
 	}
 }
 
@@ -149,7 +169,7 @@ const char *result_missing(const struct request *rq, uint64_t edits)
 		return "it answered success and no attributes";
 	if (op->flags & FB_OP_STATFS && !(edits & FB_EDIT_STATFS))
 		return "it answered success and no statfs";
-	if (op->flags & FB_OP_TEXT && !(edits & FB_EDIT_TEXT))
+	if (op->flags & FB_OP_TEXT && !(edits & (FB_EDIT_TEXT | FB_EDIT_DATA)))
 		return "it answered success and no text";
 	if ((op->canonical == FB_OP_write || op->canonical == FB_OP_copy_file_range) && !(edits & FB_EDIT_COUNT))
 		return "it answered success and no count of bytes written";

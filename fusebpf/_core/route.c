@@ -41,11 +41,8 @@ static void image_fill(struct request *rq)
 	if (rq->text) {
 		image->text_len = (uint32_t)strlen(rq->text);
 		memcpy(image->text, rq->text, image->text_len + 1);
-	} else if (rq->op->canonical == FB_OP_setxattr && image->args.xattr.size < FB_PATH_SIZE &&
-		   image->args.xattr.size <= rq->body_len - rq->body_at) {
-		image->text_len = image->args.xattr.size;
-		memcpy(image->text, rq->body + rq->body_at, image->text_len);
-		image->text[image->text_len] = 0;
+	} else if (rq->op->canonical == FB_OP_setxattr) {
+		text_show(rq, rq->body + rq->body_at, image->args.xattr.size);
 	}
 }
 
@@ -133,23 +130,28 @@ static bool pre_decide(struct request *rq, const struct chain_hook *hook, const 
 	return false;
 }
 
+/** Run one pre hook and act on its verdict. Returns true if the op goes on to the filter below. */
+bool pre_ask(struct request *rq, const struct chain_hook *hook)
+{
+	struct fb_verdict_record v;
+
+	if (!hook_run(rq, rq->op, FB_PRE, hook, &v))
+		return pre_decide(rq, hook, &v);
+	if (rq->op->flags & FB_OP_UNREFUSABLE)
+		return true;
+	rq->error = EIO;
+	rq->route = FB_ROUTE_REPLY;
+	return false;
+}
+
 static void pre_run(struct request *rq)
 {
 	rq->reach = rq->chain->n_filters;
 	for (uint32_t i = 0; rq->hooks && i < rq->hooks->n_pre; i++) {
 		const struct chain_hook *hook = &rq->hooks->pre[i];
-		struct fb_verdict_record v;
 
 		rq->pre_ran |= 1U << rq->chain->filters[hook->position].id;
-		bool goes_on;
-		if (hook_run(rq, rq->op, FB_PRE, hook, &v)) {
-			goes_on = rq->op->flags & FB_OP_UNREFUSABLE;
-			rq->error = goes_on ? 0 : EIO;
-			rq->route = goes_on ? FB_ROUTE_BACKING : FB_ROUTE_REPLY;
-		} else {
-			goes_on = pre_decide(rq, hook, &v);
-		}
-		if (goes_on)
+		if (hook->sees_data ? data_before(rq, hook) : pre_ask(rq, hook))
 			continue;
 		if (rq->route == FB_ROUTE_REPLY)
 			rq->reach = hook->position;
@@ -202,23 +204,33 @@ static void post_decide(struct request *rq, const struct chain_hook *hook, const
 		result_undo(rq);
 }
 
+/** Run one post hook and act on its verdict. */
+void post_ask(struct request *rq, const struct chain_hook *hook)
+{
+	struct fb_verdict_record v;
+
+	if (!hook_run(rq, rq->op, FB_POST, hook, &v)) {
+		post_decide(rq, hook, &v);
+	} else if (!(rq->op->flags & FB_OP_UNREFUSABLE)) {
+		rq->error = EIO;
+		result_undo(rq);
+	}
+}
+
 static void post_run(struct request *rq)
 {
 	if (!rq->error)
 		result_to_slot(rq);
 	for (uint32_t i = 0; i < rq->hooks->n_post; i++) {
 		const struct chain_hook *hook = &rq->hooks->post[i];
-		struct fb_verdict_record v;
 
 		if (hook->position >= rq->reach || rq->no_post & 1U << hook->position)
 			continue;
 		rq->post_ran |= 1U << rq->chain->filters[hook->position].id;
-		if (!hook_run(rq, rq->op, FB_POST, hook, &v)) {
-			post_decide(rq, hook, &v);
-		} else if (!(rq->op->flags & FB_OP_UNREFUSABLE)) {
-			rq->error = EIO;
-			result_undo(rq);
-		}
+		if (hook->sees_data)
+			data_after(rq, hook);
+		else
+			post_ask(rq, hook);
 	}
 }
 
@@ -404,6 +416,8 @@ void request_run(struct request *rq)
 		result_undo(rq);
 	if (rq->op->opcode == FB_OP_statx && !rq->error)
 		statx_finish(rq);
+	else if (rq->op->flags & FB_OP_TEXT && !rq->error)
+		value_finish(rq);
 	bool is_negative = rq->verdict == FB_NEGATIVE && rq->error == ENOENT && rq->all_edits & FB_EDIT_TTL;
 	if (is_negative)
 		result_negative(rq);

@@ -20,7 +20,8 @@ static size_t map_length(size_t stride, size_t n)
 }
 
 /** Map the shared maps; the descriptors are duplicated. */
-int shared_init(struct mount *m, int slots_fd, int stats_fd, int recent_fd, const int *ring_fds, uint32_t n)
+int shared_init(struct mount *m, int slots_fd, int windows_fd, int stats_fd, int recent_fd, const int *ring_fds,
+		uint32_t n)
 {
 	struct shared_maps *s = &m->shared;
 
@@ -37,6 +38,8 @@ int shared_init(struct mount *m, int slots_fd, int stats_fd, int recent_fd, cons
 	void *recent = mmap(NULL, map_length(s->record_stride, FB_N_RECENT), PROT_READ | PROT_WRITE, MAP_SHARED,
 			    recent_fd, 0);
 	int e = recent == MAP_FAILED ? -errno : 0;
+	if (!e)
+		e = windows_init(&s->windows, windows_fd);
 	s->stats_fd = e ? -1 : fcntl(stats_fd, F_DUPFD_CLOEXEC, 0);
 	if (!e && s->stats_fd < 0)
 		e = -errno;
@@ -68,6 +71,7 @@ void shared_deinit(struct mount *m)
 	if (!m->has_shared)
 		return;
 	munmap(s->slots, map_length(s->slot_stride, FB_N_SLOTS));
+	windows_deinit(&s->windows);
 	if (s->recent)
 		munmap(s->recent, map_length(s->record_stride, FB_N_RECENT));
 	if (s->stats_fd >= 0)

@@ -296,3 +296,41 @@ def test_only_root_can(directory: Path) -> None:
     )
 
     assert done.stderr.splitlines()[-1].endswith("PlatformError: only root can do this: run it with sudo")
+
+
+DATA = """
+#include "fusebpf.h"
+
+FILTER(shout, .altitude = FB_DATA, .wants = FB_WANTS_DATA, .doc = "x becomes X")
+
+FB_ALWAYS_INLINE int shout(struct fb_slot *ctx)
+{
+	struct fb_window *data = fb_data(ctx);
+
+	if (!data)
+		return FB_CONTINUE;
+	FB_EACH_WORD(i, ctx->data_len)
+		*fb_word(data, i) ^= fb_bytes_between(*fb_word(data, i), 'x', 'x') & FB_EVERY_BYTE(0x20);
+	ctx->edits |= FB_EDIT_DATA;
+	return FB_REWRITE;
+}
+
+PRE(shout, write) { return shout(ctx); }
+PRE(shout, setxattr) { return shout(ctx); }
+POST(shout, read) { return shout(ctx); }
+POST(shout, getxattr) { return shout(ctx); }
+"""
+
+
+@pytest.mark.parametrize("op", ["write", "setxattr", "read", "getxattr"])
+def test_data_is_shown_and_what_became_of_it_comes_back(directory: Path, op: str) -> None:
+    source = directory / "shout.c"
+    source.write_text(DATA)
+    given = b"six of wax" * (6000 if "xattr" in op else 20000)
+
+    described: dict[str, Any] = {"name": "user.a"} if "xattr" in op else {}
+
+    with Chain(source) as chain:
+        assert chain.run(op, data=given, **described).data == given.replace(b"x", b"X")
+        assert chain.run(op, **described).data == b""
+        assert chain.run(op, data=given, **described).edits >= {"DATA"}
