@@ -175,7 +175,7 @@ bool passthrough_share(struct request *rq, int flags, struct fb_fuse_open_out *o
 	h->holds_inode_fd = true;
 	memset(out, 0, sizeof(*out));
 	pthread_mutex_lock(fds_stripe(m, inode));
-	if (inode->backing_id > 0 && inode->n_served == 0)
+	if (inode->backing_id > 0 && inode->n_served == 0 && (!m->inodes.has_views || inode->n_passthrough > 0))
 		passthrough_count(rq, h, out);
 	pthread_mutex_unlock(fds_stripe(m, inode));
 	if (!h->is_passthrough) {
@@ -206,8 +206,9 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 	if (!is_plain)
 		atomic_store(&inode->has_bits, true);
 	pthread_mutex_lock(fds_stripe(m, inode));
+	// What goes to the backing file at once we do not see, and another view would keep what it has cached.
 	bool may = m->has_passthrough && inode->type == S_IFREG && inode->n_served == 0 && !is_hooked &&
-		   (is_plain || inode->n_passthrough > 0);
+		   ((is_plain && !m->inodes.has_views) || inode->n_passthrough > 0);
 	if (is_hooked && inode->n_passthrough > 0) {
 		e = -EBUSY;
 	} else if (may && backing_id_get(m, inode, h->fd) > 0) {

@@ -62,6 +62,7 @@ extern const struct op ops[256]; /* by opcode; name is NULL where there is none 
 /* Each of these may use what stands above it. */
 #include "inodes.h"
 #include "tags.h"
+#include "views.h"
 #include "handles.h"
 #include "data.h"
 #include "chain.h"

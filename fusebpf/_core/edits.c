@@ -233,8 +233,6 @@ const char *verdict_edit(struct request *rq, const struct op *op, enum fb_phase 
 	struct fb_slot *image = rq->image;
 	const char *why = NULL;
 
-	if (edits & FB_EDIT_VIEW)
-		return "it edited view, which this version does not keep";
 	if (edits & FB_EDIT_DATA && edits & FB_EDIT_TEXT)
 		return "it edited both text and data, which are the same";
 	if (!why && edits & FB_EDIT_NAME)
@@ -259,6 +257,8 @@ const char *verdict_edit(struct request *rq, const struct op *op, enum fb_phase 
 		why = data_edit(rq, phase);
 	if (!why && edits & FB_EDIT_TAG)
 		why = tag_edit(rq, slot->tag, op, phase);
+	if (!why && edits & FB_EDIT_VIEW)
+		why = view_edit(rq, slot->view, phase);
 	if (!why && phase == FB_PRE) {
 		if (edits & FB_EDIT_NAME)
 			rq->name = image->name.text;

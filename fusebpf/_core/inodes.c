@@ -6,71 +6,6 @@
  */
 #include "core.h"
 
-struct inode_key {
-	struct backing_mount *mnt;
-	uint32_t hash;
-	union {
-		struct file_handle handle;
-		char bytes[sizeof(struct file_handle) + MAX_HANDLE_SIZE];
-	};
-};
-
-enum { NO_HANDLE_TYPE = -2 }; /* the key is device and inode number */
-
-static uint32_t hash_bytes(uint32_t hash, const void *bytes, size_t n)
-{
-	const unsigned char *p = bytes;
-
-	while (n--)
-		hash = (hash ^ *p++) * 16777619u; // FNV-1a
-	return hash;
-}
-
-/* Spread the last byte's bits: FNV leaves them in the low half. */
-static uint32_t hash_finish(uint32_t hash)
-{
-	hash ^= hash >> 16;
-	hash *= 0x85ebca6bu;
-	return hash ^ hash >> 13;
-}
-
-/* ----------------------------------------------------------------------------------- keys */
-
-/* What file is it? Fills in handle and hash; *mount_id is -1 where the file system has no handles. */
-static int key_of(int fd, const char *name, struct inode_key *key, int *mount_id)
-{
-	struct stat st;
-	uint64_t numbers[2];
-	bool at = name[0];
-
-	key->handle.handle_bytes = MAX_HANDLE_SIZE;
-	if (!name_to_handle_at(fd, name, &key->handle, mount_id, at ? 0 : AT_EMPTY_PATH)) {
-		key->hash = hash_bytes(2166136261u, mount_id, sizeof(*mount_id));
-	} else {
-		if (errno != EOPNOTSUPP && errno != EOVERFLOW)
-			return -errno;
-		if (fstatat(fd, name, &st, at ? AT_SYMLINK_NOFOLLOW : AT_EMPTY_PATH) < 0)
-			return -errno;
-		*mount_id = -1;
-		numbers[0] = st.st_dev;
-		numbers[1] = st.st_ino;
-		key->handle.handle_type = NO_HANDLE_TYPE;
-		key->handle.handle_bytes = sizeof(numbers);
-		memcpy(key->handle.f_handle, numbers, sizeof(numbers));
-		key->hash = 2166136261u;
-	}
-	key->hash = hash_finish(hash_bytes(key->hash, key->handle.f_handle, key->handle.handle_bytes));
-	return 0;
-}
-
-static bool key_matches(const struct inode *inode, const struct inode_key *key)
-{
-	return inode->key_hash == key->hash && inode->mnt == key->mnt &&
-	       inode->handle_type == key->handle.handle_type &&
-	       inode->handle_bytes == key->handle.handle_bytes &&
-	       !memcmp(inode->handle, key->handle.f_handle, inode->handle_bytes);
-}
-
 /* --------------------------------------------------------------------------------- shards */
 
 static struct inode_shard *id_shard(struct mount *m, uint64_t nodeid)
@@ -182,7 +117,7 @@ struct inode *inodes_get(struct mount *m, uint64_t nodeid)
 
 /* ------------------------------------------------------------------------- life of an inode */
 
-static struct inode *inode_create(struct mount *m, const struct inode_key *key, uint32_t type)
+static struct inode *inode_create(struct mount *m, const struct inode_key *key, uint32_t type, uint32_t view)
 {
 	struct inode *inode = calloc(1, sizeof(*inode) + key->handle.handle_bytes);
 
@@ -191,6 +126,7 @@ static struct inode *inode_create(struct mount *m, const struct inode_key *key, 
 	inode->nodeid = atomic_fetch_add(&m->inodes.next_nodeid, 1);
 	inode->refs = 1;
 	inode->type = type;
+	inode->view = view;
 	inode->mnt = key->mnt;
 	inode->fd = -1;
 	inode->clock_index = -1;
@@ -258,12 +194,56 @@ void inode_moved(struct mount *m, struct inode *inode, struct inode *parent, con
 	inode_release(m, old);
 }
 
-static struct inode *find_locked(struct inode_shard *s, const struct inode_key *key)
+/* The inode of a file that has the smallest view from `view` on. */
+static struct inode *find_locked(struct inode_shard *s, const struct inode_key *key, uint32_t view)
 {
-	struct inode *inode = *key_bucket(s, key->hash);
+	struct inode *found = NULL;
 
-	while (inode && !key_matches(inode, key))
-		inode = inode->next_by_key;
+	for (struct inode *inode = *key_bucket(s, key->hash); inode; inode = inode->next_by_key) {
+		if (inode->view < view || (found && inode->view >= found->view) || !inode_is_of(inode, key))
+			continue;
+		found = inode;
+		if (inode->view == view)
+			break;
+	}
+	return found;
+}
+
+/* Is a new inode one of several of its file, or of a view that is not shared? Then all of them are told. */
+static void mark_viewed(struct mount *m, struct inode *inode, const struct inode_key *key)
+{
+	if (inode->view)
+		inode->is_viewed = m->inodes.has_views = true;
+	for (struct inode *other = *key_bucket(key_shard(m, key->hash), key->hash); other; other = other->next_by_key)
+		if (inode_is_of(other, key))
+			inode->is_viewed = other->is_viewed = true;
+}
+
+/* The inode of a file in one view, made if it is not known. A pinned one takes *fd, which is -1 then. Called with the
+ * key shard's lock held. */
+static struct inode *find_or_make_locked(struct mount *m, const struct inode_key *key, uint32_t type, uint32_t view,
+					 int *fd)
+{
+	struct inode_shard *s = key_shard(m, key->hash);
+	struct inode *inode = find_locked(s, key, view);
+
+	if (inode && inode->view == view)
+		return inode;
+	if (!(inode = inode_create(m, key, type, view)))
+		return NULL;
+	if (inode->fd_pinned) {
+		inode->fd = *fd; // before anybody finds it
+		atomic_fetch_add(&m->fds.n_open, 1);
+		*fd = -1;
+	}
+	if (view || m->inodes.has_views)
+		mark_viewed(m, inode, key);
+	struct inode **bucket = key_bucket(s, key->hash);
+	inode->next_by_key = *bucket;
+	*bucket = inode;
+	s->n_inodes++;
+	shard_grow(s, false);
+	insert_by_id(m, inode);
 	return inode;
 }
 
@@ -281,12 +261,12 @@ static int reopen_as_path(int fd)
  *
  * fd: of the file. With adopt_fd it is an O_PATH descriptor, and this call owns it from here on, whatever it returns.
  */
-int inodes_enter(struct mount *m, int fd, uint32_t type, struct inode *parent, const char *name,
+int inodes_enter(struct mount *m, int fd, uint32_t type, uint32_t view, struct inode *parent, const char *name,
 		 bool adopt_fd, struct inode **out)
 {
 	struct inode_key key;
 	struct inode *old_parent;
-	int id, e = key_of(fd, "", &key, &id);
+	int id, e = inode_key_of(fd, "", &key, &id);
 
 	key.mnt = NULL;
 	if (!e && id >= 0 && !(key.mnt = backing_mount_get(m, id, fd, type)))
@@ -303,21 +283,8 @@ int inodes_enter(struct mount *m, int fd, uint32_t type, struct inode *parent, c
 	}
 	struct inode_shard *s = key_shard(m, key.hash);
 	pthread_mutex_lock(&s->lock);
-	struct inode *inode = find_locked(s, &key);
-	bool is_new = !inode;
-	if (is_new && (inode = inode_create(m, &key, type))) {
-		if (inode->fd_pinned) {
-			inode->fd = fd; // before anybody finds it
-			atomic_fetch_add(&m->fds.n_open, 1);
-			adopt_fd = false;
-		}
-		struct inode **bucket = key_bucket(s, key.hash);
-		inode->next_by_key = *bucket;
-		*bucket = inode;
-		s->n_inodes++;
-		shard_grow(s, false);
-		insert_by_id(m, inode);
-	}
+	struct inode *inode = find_or_make_locked(m, &key, type, view, &fd);
+	adopt_fd = adopt_fd && fd >= 0;
 	if (!inode) {
 		pthread_mutex_unlock(&s->lock);
 		if (adopt_fd)
@@ -342,7 +309,7 @@ struct inode *inodes_find_at(struct mount *m, int parent_fd, const char *name)
 	struct inode_key key;
 	int id;
 
-	if (key_of(parent_fd, name, &key, &id))
+	if (inode_key_of(parent_fd, name, &key, &id))
 		return NULL;
 	key.mnt = NULL;
 	if (id >= 0) {
@@ -351,11 +318,56 @@ struct inode *inodes_find_at(struct mount *m, int parent_fd, const char *name)
 	}
 	struct inode_shard *s = key_shard(m, key.hash);
 	pthread_mutex_lock(&s->lock);
-	struct inode *inode = find_locked(s, &key);
+	struct inode *inode = find_locked(s, &key, 0);
 	if (inode)
 		inode_hold(inode);
 	pthread_mutex_unlock(&s->lock);
 	return inode;
+}
+
+/** The inode of the same file with the smallest view from `view` on, with a reference that the caller releases; or NULL. */
+struct inode *inodes_view_from(struct mount *m, const struct inode *like, uint32_t view)
+{
+	struct inode_shard *s = key_shard(m, like->key_hash);
+	struct inode_key key;
+
+	inode_key_again(like, &key);
+	pthread_mutex_lock(&s->lock);
+	struct inode *inode = find_locked(s, &key, view);
+	if (inode)
+		inode_hold(inode);
+	pthread_mutex_unlock(&s->lock);
+	return inode;
+}
+
+/** The inode of the same file in another view, counted once more for the kernel; made, at the same place, if not known. */
+int inodes_enter_view(struct mount *m, struct inode *like, uint32_t view, struct inode **out)
+{
+	struct inode_shard *s = key_shard(m, like->key_hash);
+	struct inode_key key;
+	int fd = inode_fd_get(m, like);
+
+	if (fd < 0)
+		return fd;
+	inode_key_again(like, &key);
+	int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0), e = copy < 0 ? -errno : 0;
+	inode_fd_put(m, like);
+	if (e)
+		return e;
+	pthread_mutex_lock(&s->lock);
+	struct inode *inode = find_or_make_locked(m, &key, like->type, view, &copy);
+	if (inode) {
+		inode->n_lookup++;
+		if (!inode->parent)
+			set_parent(inode, like->parent, like->name);
+	}
+	pthread_mutex_unlock(&s->lock);
+	if (inode && copy >= 0)
+		inode_fd_adopt(m, inode, copy);
+	else if (copy >= 0)
+		close(copy);
+	*out = inode;
+	return inode ? 0 : -ENOMEM;
 }
 
 /** The nodeids of one shard of the table as of now, for walking it without its lock; the caller frees them. */
@@ -450,7 +462,7 @@ int inodes_init(struct mount *m)
 	int fd = openat(m->root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
-	return inodes_enter(m, fd, S_IFDIR, NULL, "", true, &t->root);
+	return inodes_enter(m, fd, S_IFDIR, 0, NULL, "", true, &t->root);
 }
 
 /** Free every inode, whatever the kernel still counted: the connection is gone. */

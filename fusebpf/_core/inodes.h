@@ -36,6 +36,8 @@ struct inode {
 	_Atomic uint32_t refs;	    /* 1 for n_lookup > 0, children's parent pointers, open handles */
 	uint32_t type;		    /* S_IFMT bits */
 	_Atomic uint8_t tags;	    /* enum inode_tags */
+	_Atomic bool is_viewed;	    /* the file is known under several views, or under one that is not shared */
+	uint32_t view;		    /* part of the key; 0 is the shared one */
 	struct inode *next_by_id;   /* under the id shard's lock */
 	struct inode *next_by_key;  /* under the key shard's lock, as are parent and name */
 	struct inode *parent;	    /* holds a reference; NULL for the root */
@@ -61,6 +63,15 @@ struct inode {
 	unsigned char handle[];
 };
 
+struct inode_key {
+	struct backing_mount *mnt;
+	uint32_t hash; /* the same for all views of a file */
+	union {
+		struct file_handle handle;
+		char bytes[sizeof(struct file_handle) + MAX_HANDLE_SIZE];
+	};
+};
+
 #define N_SHARDS 64
 
 struct inode_shard {
@@ -75,6 +86,7 @@ struct inodes {
 	struct inode_shard by_key[N_SHARDS];
 	_Atomic uint64_t next_nodeid;
 	_Atomic uint64_t n_inodes;
+	_Atomic bool has_views; /* some file is, or was, viewed */
 	pthread_mutex_t mounts_lock;
 	struct backing_mount *_Atomic mounts;
 	struct inode *root;
@@ -106,12 +118,19 @@ struct backing_mount *backing_mount_find(struct mount *m, int id);
 struct backing_mount *backing_mount_get(struct mount *m, int id, int fd, uint32_t type);
 void backing_mounts_deinit(struct mount *m);
 
+/* inode_keys.c */
+int inode_key_of(int fd, const char *name, struct inode_key *key, int *mount_id);
+bool inode_is_of(const struct inode *inode, const struct inode_key *key);
+void inode_key_again(const struct inode *inode, struct inode_key *key);
+
 /* inodes.c */
 int inodes_init(struct mount *m);
 void inodes_deinit(struct mount *m);
 struct inode *inodes_get(struct mount *m, uint64_t nodeid);
-int inodes_enter(struct mount *m, int fd, uint32_t type, struct inode *parent, const char *name,
+int inodes_enter(struct mount *m, int fd, uint32_t type, uint32_t view, struct inode *parent, const char *name,
 		 bool adopt_fd, struct inode **out);
+int inodes_enter_view(struct mount *m, struct inode *like, uint32_t view, struct inode **out);
+struct inode *inodes_view_from(struct mount *m, const struct inode *like, uint32_t view);
 struct inode *inodes_find_at(struct mount *m, int parent_fd, const char *name);
 uint64_t *inodes_of_shard(struct mount *m, uint32_t shard, uint32_t *n);
 uint64_t inode_place(struct mount *m, uint64_t nodeid, char name[FB_NAME_SIZE]);

@@ -33,7 +33,13 @@ void ttl_set(uint64_t ttl_ns, uint64_t *seconds, uint32_t *nanoseconds)
 /** How long the kernel may keep a name of this inode: not at all where it depends on who looks, or from where. */
 uint64_t entry_ttl_ns(const struct request *rq, const struct inode *inode)
 {
-	return inode->tags & INODE_TAG_MIXED ? 0 : rq->entry_ttl_ns;
+	return rq->mount->inodes.has_views || inode->tags & INODE_TAG_MIXED ? 0 : rq->entry_ttl_ns;
+}
+
+/** How long it may keep the inode's attributes: not at all where they change through another view. */
+uint64_t attr_ttl_ns(const struct request *rq, const struct inode *inode)
+{
+	return inode->is_viewed ? 0 : rq->attr_ttl_ns;
 }
 
 /** Fill an entry in from an open file; the inode is counted once. With adopt_fd, fd is O_PATH and given away. */
@@ -47,14 +53,14 @@ int entry_of_fd(struct request *rq, int fd, const char *name, bool adopt_fd, str
 			close(fd);
 		return e;
 	}
-	e = inodes_enter(rq->mount, fd, out->attr.mode & S_IFMT, rq->inode, name, adopt_fd, inode);
+	e = inodes_enter(rq->mount, fd, out->attr.mode & S_IFMT, entry_view(rq), rq->inode, name, adopt_fd, inode);
 	if (e)
 		return e;
 	if (tags_are_used(&rq->mount->tags))
 		tags_reached(rq, *inode, rq->inode, name, out->attr.nlink);
 	out->nodeid = (*inode)->nodeid;
 	ttl_set(entry_ttl_ns(rq, *inode), &out->entry_valid, &out->entry_valid_nsec);
-	ttl_set(rq->attr_ttl_ns, &out->attr_valid, &out->attr_valid_nsec);
+	ttl_set(attr_ttl_ns(rq, *inode), &out->attr_valid, &out->attr_valid_nsec);
 	return 0;
 }
 
@@ -148,6 +154,9 @@ int op_link(struct request *rq)
 		return fd;
 	int parent_fd = inode_fd_get(m, rq->inode), e = parent_fd;
 	if (parent_fd >= 0) {
+		if (!rq->has_view)
+			rq->view = linked->view;
+		rq->has_view = true;
 		e = linkat(fd, "", parent_fd, rq->name, AT_EMPTY_PATH) < 0 ? -errno : 0;
 		if (!e)
 			e = reply_entry(rq, parent_fd, rq->name);
@@ -159,43 +168,50 @@ int op_link(struct request *rq)
 
 /* ------------------------------------------------------------------------------- removing */
 
-/* An inode that may be about to lose its last link: hold a descriptor. NULL where the kernel does not know it. */
-static struct inode *victim_hold(struct mount *m, int parent_fd, const char *name)
+/* The inodes of a file that may be about to lose its last link: hold their descriptors. */
+static void victims_hold(struct mount *m, int parent_fd, const char *name, struct views *victims)
 {
-	struct inode *victim = inodes_find_at(m, parent_fd, name);
-
-	if (victim && inode_fd_get(m, victim) < 0) {
-		inode_release(m, victim);
-		return NULL;
+	views_at(m, parent_fd, name, victims);
+	for (uint32_t i = 0; i < victims->n; i++) {
+		if (inode_fd_get(m, victims->all[i]) >= 0)
+			continue;
+		inode_release(m, victims->all[i]);
+		victims->all[i--] = victims->all[--victims->n];
 	}
-	return victim;
 }
 
-/* Let go of it; if its last link is gone its descriptor stays, since its handle leads nowhere now. */
-static void victim_release(struct mount *m, struct inode *victim, int error)
+/* Let go of one; if its last link is gone its descriptor stays, since its handle leads nowhere now. */
+static void victim_put(struct mount *m, struct inode *victim, int error)
 {
 	struct stat st;
 
-	if (!victim)
-		return;
 	if (!error && (victim->type == S_IFDIR || fstat(victim->fd, &st) < 0 || st.st_nlink == 0)) {
 		inode_fd_pin(m, victim);
 		passthrough_unlinked(m, victim);
 	}
 	inode_fd_put(m, victim);
-	inode_release(m, victim);
+}
+
+static void victims_release(struct mount *m, struct views *victims, int error)
+{
+	for (uint32_t i = 0; i < victims->n; i++)
+		victim_put(m, victims->all[i], error);
+	if (!error && victims->n && victims->all[0]->is_viewed)
+		views_forget(m, victims);
+	views_release(m, victims);
 }
 
 static int remove_entry(struct request *rq, int flags)
 {
 	struct mount *m = rq->mount;
 	int fd = inode_fd_get(m, rq->inode);
+	struct views victims;
 
 	if (fd < 0)
 		return fd;
-	struct inode *victim = victim_hold(m, fd, rq->name);
+	victims_hold(m, fd, rq->name, &victims);
 	int e = unlinkat(fd, rq->name, flags) < 0 ? -errno : 0;
-	victim_release(m, victim, e);
+	victims_release(m, &victims, e);
 	inode_fd_put(m, rq->inode);
 	return e;
 }
@@ -210,21 +226,27 @@ int op_rmdir(struct request *rq)
 	return remove_entry(rq, AT_REMOVEDIR);
 }
 
+static void all_moved(struct mount *m, const struct views *moved, struct inode *parent, const char *name)
+{
+	for (uint32_t i = 0; i < moved->n; i++)
+		inode_moved(m, moved->all[i], parent, name);
+}
+
 static int rename_between(struct request *rq, struct inode *newdir, int fd, int new_fd)
 {
 	struct mount *m = rq->mount;
 	uint32_t flags = rq->image->args.rename.flags;
-	struct inode *moved = inodes_find_at(m, fd, rq->name);
-	struct inode *victim = victim_hold(m, new_fd, rq->name2);
-	int e = AS_CREATOR(rq, (int)syscall(SYS_renameat2, fd, rq->name, new_fd, rq->name2, flags));
+	struct views moved, victims;
 
-	if (!e && moved)
-		inode_moved(m, moved, newdir, rq->name2);
-	if (!e && victim && flags & RENAME_EXCHANGE)
-		inode_moved(m, victim, rq->inode, rq->name);
-	victim_release(m, victim, flags & RENAME_EXCHANGE ? -EEXIST : e); // exchanged: it is not gone
-	if (moved)
-		inode_release(m, moved);
+	views_at(m, fd, rq->name, &moved);
+	victims_hold(m, new_fd, rq->name2, &victims);
+	int e = AS_CREATOR(rq, (int)syscall(SYS_renameat2, fd, rq->name, new_fd, rq->name2, flags));
+	if (!e)
+		all_moved(m, &moved, newdir, rq->name2);
+	if (!e && flags & RENAME_EXCHANGE)
+		all_moved(m, &victims, rq->inode, rq->name);
+	victims_release(m, &victims, flags & RENAME_EXCHANGE ? -EEXIST : e); // exchanged: it is not gone
+	views_release(m, &moved);
 	return e;
 }
 

@@ -19,6 +19,8 @@ struct request {
 	size_t body_at; /* how much of it is decoded */
 	const char *name, *name2, *text; /* what the op is to use; in the request, or in image after an edit */
 	struct inode *inode;
+	bool has_view; /* a hook said which view the entry has */
+	uint32_t view;
 	bool has_supplementary_group;
 	uint32_t supplementary_group;
 	uint32_t create_uid, create_gid; /* owner of what is created */
@@ -84,6 +86,7 @@ int entry_of_fd(struct request *rq, int fd, const char *name, bool adopt_fd, str
 void statx_finish(struct request *rq);
 int entry_at(struct request *rq, int parent_fd, const char *name, struct fuse_entry_out *out, struct inode **inode);
 int attr_of_fd(struct request *rq, int fd, struct fuse_attr *out);
+uint64_t attr_ttl_ns(const struct request *rq, const struct inode *inode);
 uint64_t entry_ttl_ns(const struct request *rq, const struct inode *inode);
 void ttl_set(uint64_t ttl_ns, uint64_t *seconds, uint32_t *nanoseconds);
 int reply_opened(struct request *rq, struct inode *inode, int fd, bool is_dir, struct fb_fuse_open_out *out);

@@ -76,6 +76,8 @@ void result_to_slot(struct request *rq)
 
 	if (flags & (FB_OP_ENTRY | FB_OP_ATTR)) {
 		attr_to_slot(reply_attr(rq), &image->result.attr);
+		if (rq->entry)
+			image->view = rq->entry->view;
 	} else if (flags & FB_OP_STATFS) {
 		const struct fuse_kstatfs *st = &rq->out.statfs.st;
 		image->result.statfs = (struct fb_statfs){ .blocks = st->blocks, .bfree = st->bfree,
@@ -114,10 +116,10 @@ void result_from_slot(struct request *rq, uint64_t edits)
 		}
 	}
 	if (edits & (FB_EDIT_TTL | FB_EDIT_ATTR) && rq->op->flags & FB_OP_ATTR)
-		ttl_set(rq->attr_ttl_ns, &rq->out.attr.attr_valid, &rq->out.attr.attr_valid_nsec);
+		ttl_set(attr_ttl_ns(rq, rq->inode), &rq->out.attr.attr_valid, &rq->out.attr.attr_valid_nsec);
 	if (edits & FB_EDIT_TTL && rq->op->flags & FB_OP_ENTRY) {
 		struct fuse_entry_out *entry = &rq->out.create.entry;
-		ttl_set(rq->attr_ttl_ns, &entry->attr_valid, &entry->attr_valid_nsec);
+		ttl_set(attr_ttl_ns(rq, rq->entry), &entry->attr_valid, &entry->attr_valid_nsec);
 		ttl_set(entry_ttl_ns(rq, rq->entry), &entry->entry_valid, &entry->entry_valid_nsec);
 	}
 	if (edits & FB_EDIT_STATFS) {

@@ -21,7 +21,7 @@ static void image_fill(struct request *rq)
 	image->type = rq->inode ? rq->inode->type : 0;
 	image->backing = 0;
 	image->tag = 0;
-	image->view = 0;
+	image->view = rq->inode ? rq->inode->view : 0;
 	image->ttl_ns = 0;
 	image->zero = 0;
 	image->path_len = image->path2_len = image->text_len = 0;
@@ -418,6 +418,7 @@ void request_run(struct request *rq)
 		statx_finish(rq);
 	else if (rq->op->flags & FB_OP_TEXT && !rq->error)
 		value_finish(rq);
+	views_changed(rq);
 	bool is_negative = rq->verdict == FB_NEGATIVE && rq->error == ENOENT && rq->all_edits & FB_EDIT_TTL;
 	if (is_negative)
 		result_negative(rq);

@@ -61,6 +61,8 @@ static uint64_t edits_before(const struct op *op)
 
 	if (op->flags & (FB_OP_ENTRY | FB_OP_ATTR))
 		edits |= FB_EDIT_TTL;
+	if (op->flags & FB_OP_ENTRY)
+		edits |= FB_EDIT_VIEW;
 	if (op->flags & FB_OP_CREATES)
 		edits |= FB_EDIT_UID | FB_EDIT_GID;
 	if (op->n_names >= 1)
@@ -113,6 +115,8 @@ static uint64_t edits_after(const struct request *rq, const struct op *op)
 		return edits;
 	if (op->flags & (FB_OP_ENTRY | FB_OP_ATTR))
 		edits |= FB_EDIT_ATTR | FB_EDIT_TTL;
+	if (op->flags & FB_OP_ENTRY && !(op->flags & FB_OP_OPENS))
+		edits |= FB_EDIT_VIEW;
 	if (op->flags & FB_OP_TEXT)
 		edits |= FB_EDIT_TEXT | FB_EDIT_DATA;
 	edits |= FB_EDIT_TAG;

@@ -68,7 +68,6 @@ PRE(edit, mkdir)
 	case 6: edit_name(ctx); ctx->args.mkdir.mode = 0; return USE(FB_EDIT_NAME); /* the mode is not */
 	case 26: ctx->args.mkdir.mode = 0120777; return USE(FB_EDIT_MODE);
 	case 27: ctx->backing = 1; return USE(FB_EDIT_BACKING);
-	case 29: ctx->view = 1; return USE(FB_EDIT_VIEW);
 	case 30: return USE(FB_EDIT_SIZE);
 	case 31: return USE(1 << 30);
 	case 32: return FB_REWRITE;
@@ -313,7 +312,7 @@ FB_ALWAYS_INLINE int after_attr(struct fb_slot *ctx)
 POST(edit, lookup) { return after_attr(ctx); }
 POST(edit, getattr) { return after_attr(ctx); }
 POST(edit, setattr) { return after_attr(ctx); }
-POST(edit, create) { return after_attr(ctx); }
+POST(edit, create) { return now() == 62 ? USE(FB_EDIT_VIEW) : after_attr(ctx); }
 
 POST(edit, rmdir)
 {
@@ -324,6 +323,7 @@ POST(edit, rmdir)
 	case 53: ctx->error = FB_EXDEV; return FB_CONTINUE;
 	case 60: return USE(FB_EDIT_NAME);
 	case 61: return FB_BACKING;
+	case 62: return USE(FB_EDIT_VIEW);
 	}
 	return FB_CONTINUE;
 }
