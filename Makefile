@@ -79,7 +79,7 @@ bench/out/client: bench/client.c bpf/fusebpf.h
 	@mkdir -p $(@D)
 	@gcc -std=gnu11 -O2 -g -Wall -Wextra -Werror -Ibpf -o $@ $<
 
-bench: root build bench/out/client ## what a mount and a filter cost (ARGS='--quick --json FILE')
+bench: root build bench/out/client ## the yardstick beside its peers, a filter's cost, curves (ARGS='--quick --json FILE')
 	@$(PY) bench/run.py $(ARGS)
 
 install: root dist ## the command into PREFIX (/usr/local), mount(8)'s helper into SBIN (/sbin)

@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,8 @@ class Target:
                 os.sched_setaffinity(int(task.name), cores)
 
 
-def call(*argv: str | os.PathLike[str]) -> str:
-    """Run a program that may touch a mount; its output.
+def call(*argv: str | os.PathLike[str], ok: Collection[int] = (0,)) -> str:
+    """Run a program that may touch a mount; its output. `ok` are the exit codes that mean success.
 
     Raises:
         RuntimeError: It failed, or it hung and was killed.
@@ -85,7 +86,7 @@ def call(*argv: str | os.PathLike[str]) -> str:
             # Asked, not killed: `fusebpf mount` cleans up.
             process.terminate()
             raise
-    if process.returncode != 0:
+    if process.returncode not in ok:
         raise RuntimeError(f"{' '.join(words)}: exit code {process.returncode}: {complaint.strip()}")
     return said
 
@@ -98,10 +99,10 @@ def client(target: Target, op: str, *words: str | int | os.PathLike[str]) -> Sam
     return Sample(float(ns), float(cpu_ns) + server_ns / int(n_ops), int(n_ops))
 
 
-def program(target: Target, *argv: str | os.PathLike[str]) -> Sample:
-    """Run a program: what it took as a whole."""
+def program(target: Target, *argv: str | os.PathLike[str], ok: Collection[int] = (0,)) -> Sample:
+    """Run a program: what it took as a whole. `ok` are the exit codes that mean success."""
     started_ns, cpu_ns = time.perf_counter_ns(), children_cpu_ns() + target.cpu_ns()
-    call(*argv)
+    call(*argv, ok=ok)
     ns = time.perf_counter_ns() - started_ns
     return Sample(ns, children_cpu_ns() + target.cpu_ns() - cpu_ns, 1)
 
@@ -143,31 +144,39 @@ class Bed:
         self.n_fresh = 0
 
     @contextmanager
+    def mountpoint(self) -> Iterator[Path]:
+        """An empty directory to mount on; what is still mounted there in the end goes."""
+        self.n_mounts += 1
+        mnt = self.directory / f"mnt{self.n_mounts}"
+        mnt.mkdir()
+        try:
+            yield mnt
+        finally:
+            # A bind mount of the same file system does not show as a mount.
+            subprocess.run(["umount", "-l", mnt], check=False, capture_output=True)
+            mnt.rmdir()
+
+    @contextmanager
     def mounted(
         self, label: str, filters: Sequence[str | Path], sets: Sequence[str] = (), options: str = ""
     ) -> Iterator[Target]:
         """A mount of the source tree, for the time of a `with` block."""
-        self.n_mounts += 1
-        name = f"bench{os.getpid()}-{self.n_mounts}"
-        mnt = self.directory / f"mnt{self.n_mounts}"
-        mnt.mkdir()
-        words: list[str | os.PathLike[str]] = [COMMAND, "mount", self.src, mnt, "--name", name]
-        for source in filters:
-            words += ["--filter", source]
-        for assignment in sets:
-            words += ["--set", assignment]
-        if options:
-            words += ["-o", options]
-        try:
-            call(*words)
-            pid = json.loads((STATE / f"{name}.json").read_text())["pid"]
-            yield Target(label, mnt, name, pid)
-        finally:
-            with suppress(RuntimeError):
-                call(COMMAND, "umount", mnt)
-            if mnt.is_mount():
-                call("umount", "-l", mnt)
-            mnt.rmdir()
+        with self.mountpoint() as mnt:
+            name = f"bench{os.getpid()}-{self.n_mounts}"
+            words: list[str | os.PathLike[str]] = [COMMAND, "mount", self.src, mnt, "--name", name]
+            for source in filters:
+                words += ["--filter", source]
+            for assignment in sets:
+                words += ["--set", assignment]
+            if options:
+                words += ["-o", options]
+            try:
+                call(*words)
+                pid = json.loads((STATE / f"{name}.json").read_text())["pid"]
+                yield Target(label, mnt, name, pid)
+            finally:
+                with suppress(RuntimeError):
+                    call(COMMAND, "umount", mnt)
 
     def fresh(self, target: Target) -> Path:
         """A new empty directory of this target, in a block group of its own where ext4 can do that."""
@@ -176,12 +185,17 @@ class Bed:
         path.mkdir()
         return path
 
-    def fill(self, *, n_files: int, big_bytes: int, labels: Sequence[str]) -> None:
-        """Make the tree: `files`, `big`, `fresh`, a git repository per target; `tree.tar` beside it."""
-        files = self.src / "files"
-        files.mkdir()
-        for number in range(n_files):
-            (files / f"f{number}").write_bytes(b"x" * 100)
+    def fill(
+        self, *, n_files: int, n_listed: int, n_small: int, big_bytes: int, labels: Sequence[str]
+    ) -> None:
+        """Make the tree: `files`, `listed`, `small`, `big`, `fresh`, `work`, `c`.
+
+        And a git repository for each target; `tree.tar` lies beside the tree.
+        """
+        for name, count in (("files", n_files), ("listed", n_listed), ("small", n_small)):
+            (self.src / name).mkdir()
+            for number in range(count):
+                (self.src / name / f"f{number}").write_bytes(b"x" * 100)
         (self.src / "big").write_bytes(os.urandom(1 << 20) * (big_bytes >> 20))
         fresh = self.src / "fresh"
         fresh.mkdir()
@@ -192,6 +206,8 @@ class Bed:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"file{number}.txt").write_text(f"{number}\n" * 200)
         call("tar", "cf", self.directory / "tree.tar", "-C", tree, ".")
+        call("cp", "-a", tree, self.src / "work")
+        self._write_c_project(self.src / "c", max(4, n_files // 50))
         git = ("git", "-c", "user.name=bench", "-c", "user.email=bench@example.org", "-C", tree)
         call(*git, "init", "--quiet")
         call(*git, "add", "--all")
@@ -199,9 +215,27 @@ class Bed:
         for label in labels:
             call("cp", "-a", tree, self.repository(label))
 
+    def _write_c_project(self, directory: Path, n_units: int) -> None:
+        """A program of some units that all include one header and some of the system's."""
+        directory.mkdir()
+        (directory / "all.h").write_text(
+            "#include <stdio.h>\n#include <string.h>\n"
+            + "".join(f"int unit{number}(int n);\n" for number in range(n_units))
+        )
+        for number in range(n_units):
+            text = f'#include "all.h"\nint unit{number}(int n) {{ return n + (int)strlen("{number}"); }}\n'
+            (directory / f"unit{number}.c").write_text(text)
+        calls = "".join(f"n = unit{number}(n); " for number in range(n_units))
+        (directory / "main.c").write_text(
+            f'#include "all.h"\nint main(void) {{ int n = 0; {calls}return printf("%d\\n", n) < 0; }}\n'
+        )
+        (directory / "Makefile").write_text(
+            "program: $(patsubst %.c,%.o,$(wildcard *.c))\n\t$(CC) -o $@ $^\n"
+        )
+
     def repository(self, label: str) -> Path:
         """The git repository that only this target looks at, in the source tree."""
-        return self.src / ("repo-" + label.replace(" ", "-"))
+        return self.src / ("repo-" + re.sub(r"\W+", "-", label))
 
 
 def clean_up_on_signals() -> None:

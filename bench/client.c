@@ -6,14 +6,20 @@
  *   client stat|open DIR N LOOPS             fstatat, open+close of DIR/f0 … f(N-1)
  *   client getattr DIR N LOOPS               forced getattr of DIR
  *   client missing DIR N LOOPS               fstatat of names that are not there
+ *   client readfile DIR N LOOPS              open, read and close of DIR/f0 … f(N-1)
  *   client create|unlink DIR N               DIR/n0 … n(N-1)
+ *   client save DIR N                        create, write of 4 KiB, close
+ *   client rename DIR N                      n0 … to r0 …
+ *   client mkdir DIR N                       mkdir and rmdir
  *   client list DIR LOOPS                    readdir, and fstatat of each entry
  *   client pingpong . N                      a byte through a pipe to another process, and one back
  *   client syscall . N                       getppid
  *   client prog PINNED N                     BPF_PROG_RUN of a pinned hook, of a slot and a ring that nobody uses
- *   client read|write FILE BLOCK N seq|rand  N blocks of an existing file, over and over if it is shorter
+ *   client read|write FILE BLOCK N seq|rand buffered|direct|mmap JOBS
+ *                                            N blocks of an existing file by each of JOBS processes, over and over if it is
+ *                                            shorter; each job has its own part of the file
  *
- * All but create, unlink and LOOPS = 0 (which means one cold pass) go once over everything before the clock starts.
+ * All but those that change a directory and LOOPS = 0 (which means one cold pass) go once over everything before the clock starts.
  */
 #define _GNU_SOURCE
 #include "fusebpf.h"
@@ -27,8 +33,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -117,6 +126,41 @@ static void do_create(int dir, const char *name)
 	close(fd);
 }
 
+static void do_save(int dir, const char *name)
+{
+	static const char block[4096];
+	int fd = openat(dir, name, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0644);
+
+	if (fd < 0 || write(fd, block, sizeof(block)) != (ssize_t)sizeof(block))
+		err(1, "write %s/%s", where, name);
+	close(fd);
+}
+
+static void do_readfile(int dir, const char *name)
+{
+	char buffer[65536];
+	int fd = openat(dir, name, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0 || read(fd, buffer, sizeof(buffer)) < 0)
+		err(1, "read %s/%s", where, name);
+	close(fd);
+}
+
+static void do_rename(int dir, const char *name)
+{
+	char to[24];
+
+	snprintf(to, sizeof(to), "r%s", name + 1);
+	if (renameat(dir, name, dir, to) < 0)
+		err(1, "rename %s/%s", where, name);
+}
+
+static void do_mkdir(int dir, const char *name)
+{
+	if (mkdirat(dir, name, 0755) < 0 || unlinkat(dir, name, AT_REMOVEDIR) < 0)
+		err(1, "mkdir %s/%s", where, name);
+}
+
 static void do_unlink(int dir, const char *name)
 {
 	if (unlinkat(dir, name, 0) < 0)
@@ -131,7 +175,9 @@ static const struct {
 } by_name_ops[] = {
 	{ "stat", do_stat, 'f', true },	      { "missing", do_missing, 'm', true },
 	{ "open", do_open, 'f', true },	      { "getattr", do_getattr, 'f', true },
-	{ "create", do_create, 'n', false }, { "unlink", do_unlink, 'n', false },
+	{ "readfile", do_readfile, 'f', true }, { "save", do_save, 'n', false },
+	{ "create", do_create, 'n', false },  { "unlink", do_unlink, 'n', false },
+	{ "rename", do_rename, 'n', false },  { "mkdir", do_mkdir, 'n', false },
 };
 
 static void pass(by_name *run, int dir, char (*names)[24], long n)
@@ -200,42 +246,100 @@ static void run_list(long loops)
 
 /* ------------------------------------------------------------------------------------ data */
 
-static void move(bool writes, int fd, char *buffer, size_t block, off_t at)
-{
-	ssize_t moved = writes ? pwrite(fd, buffer, block, at) : pread(fd, buffer, block, at);
+struct data {
+	bool writes, is_random, is_direct, is_mapped;
+	size_t block;
+	long n;
+	int fd;
+	char *buffer, *map;
+	long first, n_blocks; /* this job's part of the file */
+};
 
-	if (moved != (ssize_t)block)
-		err(1, "%s: %zd of %zu bytes at %jd", where, moved, block, (intmax_t)at);
+static void move(const struct data *d, long index)
+{
+	off_t at = (off_t)(d->first + index) * (off_t)d->block;
+	ssize_t moved = (ssize_t)d->block;
+
+	if (d->is_mapped && d->writes)
+		memcpy(d->map + at, d->buffer, d->block);
+	else if (d->is_mapped)
+		memcpy(d->buffer, d->map + at, d->block);
+	else
+		moved = d->writes ? pwrite(d->fd, d->buffer, d->block, at) : pread(d->fd, d->buffer, d->block, at);
+	if (moved != (ssize_t)d->block)
+		err(1, "%s: %zd of %zu bytes at %jd", where, moved, d->block, (intmax_t)at);
 }
 
-static void run_data(bool writes, size_t block, long n, bool is_random)
+static void open_data(struct data *d)
 {
-	int fd = open(where, (writes ? O_RDWR : O_RDONLY) | O_CLOEXEC);
-	char *buffer = aligned_alloc(4096, block);
 	struct stat st;
-	uint64_t random = 88172645463325252u;
 
-	if (fd < 0 || fstat(fd, &st) < 0 || !buffer)
+	d->fd = open(where, (d->writes ? O_RDWR : O_RDONLY) | (d->is_direct ? O_DIRECT : 0) | O_CLOEXEC);
+	d->buffer = aligned_alloc(4096, d->block);
+	if (d->fd < 0 || fstat(d->fd, &st) < 0 || !d->buffer)
 		err(1, "%s", where);
-	memset(buffer, 'x', block);
-	long n_blocks = st.st_size / (off_t)block;
+	memset(d->buffer, 'x', d->block);
+	d->n_blocks = st.st_size / (off_t)d->block;
+	if (!d->is_mapped)
+		return;
+	d->map = mmap(NULL, (size_t)st.st_size, PROT_READ | (d->writes ? PROT_WRITE : 0), MAP_SHARED, d->fd, 0);
+	if (d->map == MAP_FAILED)
+		err(1, "mmap %s", where);
+}
 
-	if (n_blocks < 1)
-		errx(1, "%s: shorter than a block", where);
-	for (long i = 0; i < n_blocks; i++)
-		move(writes, fd, buffer, block, (off_t)i * (off_t)block);
+static void move_all(const struct data *d)
+{
+	uint64_t random = 88172645463325252u + (uint64_t)d->first;
 
-	struct moment start = now();
-
-	for (long i = 0; i < n; i++) {
+	for (long i = 0; i < d->n; i++) {
 		random ^= random << 13;
 		random ^= random >> 7;
 		random ^= random << 17;
-		long at = is_random ? (long)(random % (uint64_t)n_blocks) : i % n_blocks;
-
-		move(writes, fd, buffer, block, (off_t)at * (off_t)block);
+		move(d, d->is_random ? (long)(random % (uint64_t)d->n_blocks) : i % d->n_blocks);
 	}
-	done(start, (uint64_t)n, (uint64_t)n_blocks);
+}
+
+/* CPU time of the process and of the children that it has waited for. */
+static uint64_t all_cpu_ns(void)
+{
+	struct rusage used;
+
+	getrusage(RUSAGE_CHILDREN, &used);
+	return read_clock(CLOCK_PROCESS_CPUTIME_ID) +
+	       (uint64_t)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) * 1000000000u +
+	       (uint64_t)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) * 1000u;
+}
+
+static void run_data(struct data *d, long n_jobs)
+{
+	open_data(d);
+	if (n_jobs < 1 || d->n_blocks < n_jobs)
+		errx(1, "%s: shorter than a block for each job", where);
+	for (long i = 0; i < d->n_blocks && !d->is_direct; i++)
+		move(d, i);
+	d->n_blocks /= n_jobs;
+
+	uint64_t n_before = d->is_direct ? 0 : (uint64_t)(d->n_blocks * n_jobs);
+	uint64_t start_ns = read_clock(CLOCK_MONOTONIC), start_cpu_ns = all_cpu_ns();
+	uint64_t n_ops = (uint64_t)(d->n * n_jobs);
+	int status = 0;
+
+	for (long job = 1; job < n_jobs; job++) {
+		pid_t child = fork();
+		if (child < 0)
+			err(1, "fork");
+		if (child == 0) {
+			d->first = job * d->n_blocks;
+			move_all(d);
+			_exit(0);
+		}
+	}
+	move_all(d);
+	while (wait(&status) > 0)
+		if (status)
+			errx(1, "%s: a job failed", where);
+	printf("%.1f %.1f %ju\n", (double)(read_clock(CLOCK_MONOTONIC) - start_ns) / (double)n_ops,
+	       (double)(all_cpu_ns() - start_cpu_ns) / (double)n_ops, (uintmax_t)(n_ops + n_before));
 }
 
 /* What the machine takes for a round trip between two processes, without any file system. */
@@ -308,8 +412,14 @@ int main(int argc, char **argv)
 		run_syscall(atol(argv[3]));
 	else if (!strcmp(op, "prog") && argc == 4)
 		run_prog(atol(argv[3]));
-	else if ((!strcmp(op, "read") || !strcmp(op, "write")) && argc == 6)
-		run_data(op[0] == 'w', (size_t)atol(argv[3]), atol(argv[4]), !strcmp(argv[5], "rand"));
+	else if ((!strcmp(op, "read") || !strcmp(op, "write")) && argc == 8)
+		run_data(&(struct data){ .writes = op[0] == 'w',
+					 .block = (size_t)atol(argv[3]),
+					 .n = atol(argv[4]),
+					 .is_random = !strcmp(argv[5], "rand"),
+					 .is_direct = !strcmp(argv[6], "direct"),
+					 .is_mapped = !strcmp(argv[6], "mmap") },
+			 atol(argv[7]));
 	else if (!run_by_name(op, argc - 3, argv + 3))
 		errx(2, "usage: see the head of bench/client.c");
 	return 0;

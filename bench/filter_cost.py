@@ -1,0 +1,147 @@
+"""What a filter adds to an op: pairs of runs on a mount without filters and on one with them.
+
+"one core": client and servers share a core, which is how a round trip is cheapest, and their CPU time
+together is counted; "free": the scheduler decides, and the elapsed time is counted.
+"""
+
+import re
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bed import PINS, Bed, Sample, Target, client, run_on
+from tabulate import tabulate
+from workloads import Size
+from yardstick import SETS as DEMO_SETS
+from yardstick import human, take_turns
+
+FILTERS = Path(__file__).resolve().parent / "filters"
+ONE_CORE = "one core"
+UNCACHED = "ttl=0"  # so that every stat of a path asks the server: one lookup each
+N_CALIBRATIONS = 5_000
+PAIR_FILES = 250
+HOOK_TARGET_US = 1.0
+
+
+def costs_ns(samples: dict[str, list[Sample]], mode: str) -> dict[str, list[float]]:
+    """What counts in this mode.
+
+    On one core an op takes what client and server need of it, so that is their CPU time, and what else runs
+    on the machine does not come into it.
+    """
+    return {
+        label: [one.cpu_ns if mode == ONE_CORE else one.ns for one in taken]
+        for label, taken in samples.items()
+    }
+
+
+def calibrate(bed: Bed) -> list[dict[str, Any]]:
+    """Measure what nobody can do without, the best of some runs each; print it, return it."""
+    results = []
+    with bed.mounted("hooked", (FILTERS / "getattr.c",)) as hooked:
+        pinned = PINS / hooked.name / "bench_getattr" / "pre_getattr"
+        for name, op, where in (
+            ("a system call that does nothing", "syscall", Path()),
+            ("a round trip between two processes through pipes", "pingpong", Path()),
+            ("BPF_PROG_RUN of a hook that decides nothing", "prog", pinned),
+        ):
+            ns = min(client(bed.bare, op, where, N_CALIBRATIONS).ns for _ in range(10))
+            print(f"  {human(ns):>8}  {name}")
+            results.append({"op": name, "mode": ONE_CORE, "ns": ns})
+    return results
+
+
+def verdict(is_reached: bool) -> str:
+    """What stands after a target."""
+    return " reached" if is_reached else " MISSED"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A line of the second table: a filter, and a client whose ops it hooks."""
+
+    name: str
+    filters: tuple[str | Path, ...]
+    sets: tuple[str, ...]
+    sample: Callable[[Target], Sample]
+    options: str = ""
+
+
+def pairs(bed: Bed, size: Size) -> list[Pair]:
+    """What is compared with a mount without filters."""
+    n, loops = min(PAIR_FILES, size.n_files), size.loops
+
+    def files(op: str) -> Callable[[Target], Sample]:
+        return lambda target: client(target, op, target.path / "files", n, loops)
+
+    def create(target: Target) -> Sample:
+        return client(target, "create", bed.fresh(target), n)
+
+    return [
+        Pair("a hook on getattr", (FILTERS / "getattr.c",), (), files("getattr")),
+        Pair("a hook on lookup", (FILTERS / "lookup.c",), (), files("stat"), UNCACHED),
+        Pair("a hook on open", (FILTERS / "open.c",), (), files("open")),
+        Pair("a hook on create", (FILTERS / "create.c",), (), create),
+        Pair("hide, two names, on lookup", ("hide",), DEMO_SETS[:1], files("stat"), UNCACHED),
+        Pair("readonly, one path, on open to read", ("readonly",), DEMO_SETS[1:], files("open")),
+        Pair("readonly, one path, on create", ("readonly",), DEMO_SETS[1:], create),
+    ]
+
+
+def measure_pairs(
+    bed: Bed, size: Size, modes: dict[str, set[int]], wanted: re.Pattern[str]
+) -> list[dict[str, Any]]:
+    """Measure what filters add, print the table, return the samples."""
+    rows, results = [], []
+    for pair in filter(lambda pair: wanted.search(pair.name), pairs(bed, size)):
+        row: list[str] = [pair.name]
+        runs = judged = ""
+        for mode, cores in modes.items():
+            print(f"\r\033[K  {mode}: {pair.name}", end="", file=sys.stderr, flush=True)
+            result = measure_pair(bed, size, pair, mode, cores)
+            added_us = result["added_ns"] / 1e3
+            row += [human(result["unhooked_ns"]), f"{added_us:+.2f} ±{result['spread_ns'] / 1e3:.2f} µs"]
+            row.append(f"{result['fastest_ns'] / 1e3:+.2f} µs")
+            if not judged:
+                runs = f"{result['runs_per_op']:.2f}"
+                judged = f"≤ {HOOK_TARGET_US:.1f} µs" + verdict(added_us <= HOOK_TARGET_US)
+            results.append({"op": pair.name, "mode": mode, **result})
+        rows.append([*row, runs, judged])
+    print("\r\033[K", end="", file=sys.stderr)
+    print(
+        "\nwhat a filter adds to an op: median of the differences in pairs of runs, ± half the middle half;"
+    )
+    print("beside it the difference of the fastest runs, which other work on the machine disturbed least")
+    heads = [""]
+    for mode in modes:
+        heads += [f"unhooked, {mode}", "added", "fastest"]
+    heads += ["hooks/op", f"target ({next(iter(modes))})"]
+    print(tabulate(rows, heads, disable_numparse=True, colalign=("left", *["right"] * 7, "left")))
+    return results
+
+
+def measure_pair(bed: Bed, size: Size, pair: Pair, mode: str, cores: set[int]) -> dict[str, Any]:
+    """Alternate runs on a mount without filters and on one with the pair's."""
+    with (
+        bed.mounted("unhooked", (), (), pair.options) as unhooked,
+        bed.mounted("hooked", pair.filters, pair.sets, pair.options) as hooked,
+    ):
+        run_on(cores, (unhooked, hooked))
+        n_runs = hooked.hook_runs()
+        samples = take_turns(pair.sample, (unhooked, hooked), size.pair_rounds)
+        n_runs = hooked.hook_runs() - n_runs
+    ns = costs_ns(samples, mode)
+    added = [with_hook - without for without, with_hook in zip(*ns.values(), strict=True)]
+    quarters = statistics.quantiles(added, n=4)
+    n_ops = samples["hooked"][0].n_ops * (size.pair_rounds + 1)
+    return {
+        "unhooked_ns": statistics.median(ns["unhooked"]),
+        "added_ns": statistics.median(added),
+        "spread_ns": (quarters[2] - quarters[0]) / 2,
+        "fastest_ns": min(ns["hooked"]) - min(ns["unhooked"]),
+        "runs_per_op": n_runs / n_ops,
+        "ns": ns,
+    }

@@ -1,0 +1,146 @@
+"""The yardstick: every workload on the mount, on the bare directory and on every peer, in turns."""
+
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import peers
+from bed import Bed, Sample, Target
+from tabulate import tabulate
+from workloads import DATA, METADATA, WORK, Size, workloads
+
+BASE = "bind mount"
+FILTERS = ("hide", "readonly")
+SETS = ("hide.names=.ssh,*.key", "readonly.paths=protected")
+OURS = {
+    "fusebpf": ((), (), "cache=normal,locks=local"),
+    "fusebpf, 2 filters": (FILTERS, SETS, "cache=normal,locks=local"),
+    "fusebpf, no cache": ((), (), "cache=none,locks=local"),
+}
+PEERS: dict[str, Callable[[Bed, str], AbstractContextManager[Target]]] = {
+    "overlayfs": peers.overlay,
+    "bindfs": peers.bindfs,
+    "mergerfs": peers.mergerfs,
+    "fuse-overlayfs": peers.fuse_overlayfs,
+    "pyfuse3": peers.plain_pyfuse3,
+}
+LABELS = ("bare", BASE, *OURS, *PEERS)
+# Times slower than the bind mount, at most: docs/performance.md says where they come from.
+TARGETS = {
+    "fusebpf": {METADATA: 2.2, DATA: 1.0, WORK: 2.0},
+    "fusebpf, 2 filters": {METADATA: 2.8, DATA: 1.0, WORK: 2.5},
+    "fusebpf, no cache": {METADATA: 10.0, WORK: 5.0},
+}
+
+
+def take_turns(
+    sample: Callable[[Target], Sample], targets: Sequence[Target], rounds: int
+) -> dict[str, list[Sample]]:
+    """Samples by label; each round another target begins, and one round before them is not counted."""
+    samples: dict[str, list[Sample]] = {target.label: [] for target in targets}
+    for number in range(-1, rounds):
+        for index in range(len(targets)):
+            target = targets[(number + index) % len(targets)]
+            taken = sample(target)
+            if number >= 0:
+                samples[target.label].append(taken)
+    return samples
+
+
+def mount_all(stack: ExitStack, bed: Bed, wanted: re.Pattern[str]) -> list[Target]:
+    """The bare directory, the bind mount, our mounts, and the wanted peers that can be had."""
+    targets = [bed.bare, stack.enter_context(peers.bind(bed, BASE))]
+    for label, (filters, sets, options) in OURS.items():
+        targets.append(stack.enter_context(bed.mounted(label, filters, sets, options)))
+    lacking = peers.install_missing()
+    for label, peer in PEERS.items():
+        if not wanted.search(label):
+            continue
+        if label in lacking:
+            print(f"  {label}: its package cannot be installed; left out")
+            continue
+        try:
+            targets.append(stack.enter_context(peer(bed, label)))
+        except RuntimeError as error:
+            print(f"  {label}: left out: {error}")
+    return targets
+
+
+def measure(
+    bed: Bed, size: Size, mode: str, targets: Sequence[Target], wanted: re.Pattern[str]
+) -> Iterator[dict[str, Any]]:
+    """One result for each workload: samples in ns, and how much slower than the bind mount each target is."""
+    for workload in workloads(bed, size, targets):
+        if not wanted.search(workload.name):
+            continue
+        print(f"\r\033[K  {mode}: {workload.name}", end="", file=sys.stderr, flush=True)
+        samples = take_turns(workload.sample, targets, size.rounds)
+        ns = {label: [one.ns for one in taken] for label, taken in samples.items()}
+        yield {
+            "group": workload.group,
+            "op": workload.name,
+            "mode": mode,
+            "ns": ns,
+            "ratio": {label: _slower(ns, label) for label in ns},
+        }
+    print("\r\033[K", end="", file=sys.stderr)
+
+
+def _slower(ns: dict[str, list[float]], label: str) -> float:
+    """Times slower than the bind mount: the median of the rounds' ratios."""
+    return statistics.median(mine / base for base, mine in zip(ns[BASE], ns[label], strict=True))
+
+
+def human(ns: float) -> str:
+    """A duration with a unit that fits."""
+    if ns >= 1e6:
+        return f"{ns / 1e6:.1f} ms"
+    return f"{ns / 1e3:.2f} µs"
+
+
+def means(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Geometric means of the ratios: by group, by label."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for result in results:
+        for label, ratio in result["ratio"].items():
+            found.setdefault(result["group"], {}).setdefault(label, []).append(ratio)
+    return {
+        group: {label: statistics.geometric_mean(ratios) for label, ratios in by_label.items()}
+        for group, by_label in found.items()
+    }
+
+
+def print_tables(results: Sequence[dict[str, Any]], mode: str) -> None:
+    """The workloads, and the means of their groups with our targets."""
+    if not results:
+        return
+    labels = [label for label in LABELS if label in results[0]["ratio"] and label != BASE]
+    rows = []
+    for result in results:
+        base = human(statistics.median(result["ns"][BASE]))
+        rows.append([result["op"], base, *(f"{result['ratio'][label]:.2f}" for label in labels)])
+    print(f"\n{mode}: elapsed time per op or run on the {BASE}, and times slower than that")
+    print(
+        tabulate(
+            rows,
+            ["", BASE, *labels],
+            disable_numparse=True,
+            colalign=("left", *["right"] * (len(labels) + 1)),
+        )
+    )
+    rows = []
+    for group, by_label in means(results).items():
+        rows.append(
+            [group, *(_judged(by_label[label], TARGETS.get(label, {}).get(group)) for label in labels)]
+        )
+    print(f"\n{mode}: geometric means, times slower than the {BASE}")
+    print(tabulate(rows, ["", *labels], disable_numparse=True, colalign=("left", *["right"] * len(labels))))
+
+
+def _judged(ratio: float, target: float | None) -> str:
+    if target is None:
+        return f"{ratio:.2f}"
+    return f"{ratio:.2f} ≤ {target:.1f} " + ("reached" if ratio <= target else "MISSED")
