@@ -36,6 +36,7 @@ class Mount:
         max_workers: int = 64,
         ttl_ns: int = 1_000_000_000,
         backing_locks: bool = True,
+        watch: bool = False,
     ) -> None:
         """Prepare a mount of the directory `root_fd` (duplicated, so the caller may close its own).
 
@@ -46,6 +47,8 @@ class Mount:
             backing_locks: Locks of ranges are held on the backing files; False: the kernel keeps them for
             this mount
                 alone. flock(2)'s always come to the mount.
+            watch: The kernel caches without end what no filter hooks; fanotify tells what changed behind
+                the mount.
 
         Raises:
             OSError: root_fd is no directory, or memory is short.

@@ -53,7 +53,9 @@ def cli() -> None:
 @click.option("--locks", type=click.Choice(LOCKS),
               help="Hold locks on the backing files, or for this mount alone.")  # fmt: skip
 @click.option("--cache", type=click.Choice(CACHES),
-              help="Whether the kernel keeps entries and attributes (-o ttl=).")  # fmt: skip
+              help="Keep entries and attributes for a time; not at all; or without end, with a watch for "
+                   "changes behind the mount.")  # fmt: skip
+@click.option("--cache-ttl", metavar="SECONDS", help="For how long with --cache normal; 1 if not said.")
 @click.option("--root-fd", type=click.IntRange(min=0), metavar="N",
               help="The open directory N is the source: fusebpf mount --root-fd N MNT.")  # fmt: skip
 @click.option("--foreground", "-f", is_flag=True, help="Serve in this process; ^C unmounts.")
@@ -67,6 +69,7 @@ def mount_command(
     texts: tuple[str, ...],
     locks: str | None,
     cache: str | None,
+    cache_ttl: str | None,
     root_fd: int | None,
     foreground: bool,
 ) -> None:
@@ -74,7 +77,11 @@ def mount_command(
     from fusebpf import server
     from fusebpf.stack import Stack
 
-    ours = [f"{key}={value}" for key, value in (("locks", locks), ("cache", cache)) if value is not None]
+    ours = [
+        f"{key}={value}"
+        for key, value in (("locks", locks), ("cache", cache), ("ttl", cache_ttl))
+        if value is not None
+    ]
     options = parse([*texts, *ours])
     if options.is_remount:
         raise UsageError("a remount is mount(8)'s: mount -o remount,… MNT")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 SUBTYPE = "fusebpf"
-CACHES = ("normal", "none")
+CACHES = ("normal", "none", "watch")
 LOCKS = ("backing", "local")
 
 _SECURE = mounts.MS_NOSUID | mounts.MS_NODEV
@@ -95,7 +95,8 @@ class MountOptions:
         passthrough: Files that no filter hooks are read and written by the kernel alone, where it can.
         max_workers: How many threads may serve the mount.
         ttl: For how many seconds the kernel may cache entries and attributes that no filter hooks.
-        cache: "normal", or "none": the kernel caches no entries and attributes, whatever `ttl` says.
+        cache: "normal"; "none": the kernel caches no entries and attributes, whatever `ttl` says; "watch": it
+            caches them without end, and is told of changes behind the mount; `ttl` is for the rest.
         locks: "backing": locks are held on the backing files, for programs there to see; "local": the kernel
             keeps those of ranges for this mount alone.
         name: The mount's name; None: from MNT.

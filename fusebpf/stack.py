@@ -63,6 +63,7 @@ class Stack:
         filters: Stock names or paths of C sources (text is read as for --filter), or FilterSpecs.
         sets: Map values as for --set, "FILTER.MAP=VALUE", beside those in FilterSpecs.
         name: The mount's name; None: after the last component of `mnt`.
+        cache: "none", "normal" or "watch", as for --cache; None: what `options` say.
         options: As for -o; filters, sets and the name may come from here too.
         is_server: This process ends with its mount, so that whoever unmounts waits for it.
 
@@ -77,10 +78,12 @@ class Stack:
         filters: Iterable[mounts.StrPath | FilterSpec] = (),
         sets: Iterable[str] = (),
         name: str | None = None,
+        cache: str | None = None,
         options: MountOptions | str = "",
         is_server: bool = False,
     ) -> None:
-        self.options = options if isinstance(options, MountOptions) else parse(options)
+        base = options if isinstance(options, MountOptions) else parse(options)
+        self.options = base if cache is None else parse(f"cache={cache}", base)
         self._specs = [FilterSpec.of(item) for item in (*filters, *self.options.filters)]
         self._set_texts = [*sets, *self.options.sets]
         self._settings = [MapSetting.parse(text) for text in self._set_texts]
@@ -266,6 +269,7 @@ class Stack:
                 max_workers=options.max_workers,
                 ttl_ns=0 if options.cache == "none" else round(options.ttl * 1e9),
                 backing_locks=options.locks == "backing",
+                watch=options.cache == "watch",
             )
         except OSError as error:
             raise MountError(f"a mount of {self.src!r} cannot be prepared: {error.strerror}") from error

@@ -125,7 +125,7 @@ def masks() -> dict[str, tuple[int, int, int]]:
     with tempfile.TemporaryDirectory() as directory:
         program = Path(directory) / "op_edits"
         sources = (CHECKOUT / "scripts/op_edits.c", CHECKOUT / "fusebpf/_core/verdict.c")
-        flags = ("-std=gnu11", f"-I{CHECKOUT}/bpf", f"-I{CHECKOUT}/fusebpf/_core")
+        flags = ("-std=gnu11", "-D_GNU_SOURCE", f"-I{CHECKOUT}/bpf", f"-I{CHECKOUT}/fusebpf/_core")
         subprocess.run(["gcc", *flags, "-o", program, *sources], check=True)
         said = subprocess.run([program], check=True, capture_output=True, text=True).stdout
     rows = (line.split() for line in said.splitlines())

@@ -213,6 +213,9 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 		e = -EBUSY;
 	} else if (may && backing_id_get(m, inode, h->fd) > 0) {
 		passthrough_count(rq, h, out);
+		// What is cached of it for ever is to be asked for anew while it is written (cache.c).
+		if (inode->mnt && inode->mnt->is_watched && (fcntl(h->fd, F_GETFL) & O_ACCMODE) != O_RDONLY)
+			notify_inode(m, inode->nodeid, -1, 0);
 	} else {
 		inode->n_served++;
 		h->is_served = true;

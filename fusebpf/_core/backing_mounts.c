@@ -52,6 +52,16 @@ static bool is_remote(int fd)
 	}
 }
 
+static uint64_t fsid_of(int fd)
+{
+	struct statfs fs;
+	uint64_t fsid = 0;
+
+	if (!fstatfs(fd, &fs))
+		memcpy(&fsid, &fs.f_fsid, sizeof(fsid));
+	return fsid;
+}
+
 /** The backing mount of that id, if it was met. */
 struct backing_mount *backing_mount_find(struct mount *m, int id)
 {
@@ -79,6 +89,8 @@ struct backing_mount *backing_mount_get(struct mount *m, int id, int fd, uint32_
 			b->fd = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 		b->can_reopen = b->fd >= 0 && can_reopen(b->fd, fd);
 		b->is_remote = is_remote(fd);
+		b->fsid = fsid_of(fd);
+		b->is_watched = b->fd >= 0 && watch_add(m, b->fd);
 		b->next = atomic_load(&t->mounts);
 		atomic_store(&t->mounts, b);
 	}

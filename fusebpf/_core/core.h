@@ -69,12 +69,13 @@ extern const struct op ops[256]; /* by opcode; name is NULL where there is none 
 #include "request.h"
 #include "worker.h"
 #include "notify.h"
+#include "watch.h"
 
 struct mount {
 	/* What was asked for. */
 	char *mountpoint, *source;
 	unsigned long flags;
-	bool allow_other, default_permissions, wants_passthrough, wants_backing_locks;
+	bool allow_other, default_permissions, wants_passthrough, wants_backing_locks, wants_watch;
 	uint32_t max_read;
 	uint64_t ttl_ns;
 	/* The connection. */
@@ -98,6 +99,7 @@ struct mount {
 	struct chain *_Atomic chain;
 	struct workers workers;
 	struct notifier notifier;
+	struct watch watch;
 	pthread_mutex_t locks_lock;
 	_Atomic uint32_t n_lock_owners;
 	/* What it counts. */

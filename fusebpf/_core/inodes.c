@@ -160,8 +160,10 @@ void inode_release(struct mount *m, struct inode *inode)
 	}
 }
 
-/* Called with the key shard's lock held. Returns what the caller releases after it has unlocked. */
-static struct inode *set_parent(struct inode *inode, struct inode *parent, const char *name)
+/* Called with the key shard's lock held. Returns what the caller releases after it has unlocked. An entry that the kernel may
+ * have under the old name is known to nobody from here on, so it goes; unless a rename took it along. */
+static struct inode *set_parent(struct mount *m, struct inode *inode, struct inode *parent, const char *name,
+				bool is_rename)
 {
 	struct inode *old = inode->parent;
 
@@ -172,6 +174,8 @@ static struct inode *set_parent(struct inode *inode, struct inode *parent, const
 	char *copy = strdup(name);
 	if (!copy)
 		return NULL;
+	if (old && !is_rename && !atomic_load_explicit(&inode->is_linked, memory_order_relaxed))
+		notify_entry(m, old->nodeid, inode->name);
 	free(inode->name);
 	inode->name = copy;
 	if (old == parent)
@@ -181,17 +185,28 @@ static struct inode *set_parent(struct inode *inode, struct inode *parent, const
 	return old;
 }
 
-/** Note where an inode is now, after a lookup, link or rename. */
-void inode_moved(struct mount *m, struct inode *inode, struct inode *parent, const char *name)
+static void note_place(struct mount *m, struct inode *inode, struct inode *parent, const char *name, bool is_rename)
 {
 	struct inode_shard *s = key_shard(m, inode->key_hash);
 
 	pthread_mutex_lock(&s->lock);
-	struct inode *old = set_parent(inode, parent, name);
+	struct inode *old = set_parent(m, inode, parent, name, is_rename);
 	pthread_mutex_unlock(&s->lock);
 	if (old)
 		tags_moved(m, inode);
 	inode_release(m, old);
+}
+
+/** Note where an inode is now, after a rename. */
+void inode_moved(struct mount *m, struct inode *inode, struct inode *parent, const char *name)
+{
+	note_place(m, inode, parent, name, true);
+}
+
+/** Note that an inode was looked up, or linked, here. */
+void inode_seen(struct mount *m, struct inode *inode, struct inode *parent, const char *name)
+{
+	note_place(m, inode, parent, name, false);
 }
 
 /* The inode of a file that has the smallest view from `view` on. */
@@ -247,6 +262,18 @@ static struct inode *find_or_make_locked(struct mount *m, const struct inode_key
 	return inode;
 }
 
+static struct inode *find_held(struct mount *m, const struct inode_key *key, uint32_t view)
+{
+	struct inode_shard *s = key_shard(m, key->hash);
+
+	pthread_mutex_lock(&s->lock);
+	struct inode *inode = find_locked(s, key, view);
+	if (inode)
+		inode_hold(inode);
+	pthread_mutex_unlock(&s->lock);
+	return inode;
+}
+
 static int reopen_as_path(int fd)
 {
 	char path[PROC_PATH_SIZE];
@@ -292,7 +319,7 @@ int inodes_enter(struct mount *m, int fd, uint32_t type, uint32_t view, struct i
 		return -ENOMEM;
 	}
 	inode->n_lookup++;
-	old_parent = tags_judge_first(m, inode, parent) ? NULL : set_parent(inode, parent, name);
+	old_parent = tags_judge_first(m, inode, parent) ? NULL : set_parent(m, inode, parent, name, false);
 	pthread_mutex_unlock(&s->lock);
 	if (old_parent)
 		tags_moved(m, inode);
@@ -316,28 +343,26 @@ struct inode *inodes_find_at(struct mount *m, int parent_fd, const char *name)
 		if (!(key.mnt = backing_mount_find(m, id)))
 			return NULL;
 	}
-	struct inode_shard *s = key_shard(m, key.hash);
-	pthread_mutex_lock(&s->lock);
-	struct inode *inode = find_locked(s, &key, 0);
-	if (inode)
-		inode_hold(inode);
-	pthread_mutex_unlock(&s->lock);
-	return inode;
+	return find_held(m, &key, 0);
+}
+
+/** The inode of a file handle on a backing mount with the smallest view from `view` on, with a reference that the caller
+ * releases; or NULL. */
+struct inode *inodes_find_handle(struct mount *m, struct backing_mount *b, const struct file_handle *handle,
+				 uint32_t view)
+{
+	struct inode_key key;
+
+	return inode_key_of_handle(b, handle, &key) ? find_held(m, &key, view) : NULL;
 }
 
 /** The inode of the same file with the smallest view from `view` on, with a reference that the caller releases; or NULL. */
 struct inode *inodes_view_from(struct mount *m, const struct inode *like, uint32_t view)
 {
-	struct inode_shard *s = key_shard(m, like->key_hash);
 	struct inode_key key;
 
 	inode_key_again(like, &key);
-	pthread_mutex_lock(&s->lock);
-	struct inode *inode = find_locked(s, &key, view);
-	if (inode)
-		inode_hold(inode);
-	pthread_mutex_unlock(&s->lock);
-	return inode;
+	return find_held(m, &key, view);
 }
 
 /** The inode of the same file in another view, counted once more for the kernel; made, at the same place, if not known. */
@@ -359,7 +384,7 @@ int inodes_enter_view(struct mount *m, struct inode *like, uint32_t view, struct
 	if (inode) {
 		inode->n_lookup++;
 		if (!inode->parent)
-			set_parent(inode, like->parent, like->name);
+			set_parent(m, inode, like->parent, like->name, false);
 	}
 	pthread_mutex_unlock(&s->lock);
 	if (inode && copy >= 0)
@@ -385,8 +410,8 @@ uint64_t *inodes_of_shard(struct mount *m, uint32_t shard, uint32_t *n)
 	return nodeids;
 }
 
-/* For those who serve no op: the inode may go at any time, so it comes with a reference. */
-static struct inode *get_held(struct mount *m, uint64_t nodeid)
+/** For those who serve no op: the inode may go at any time, so it comes with a reference. */
+struct inode *inodes_get_held(struct mount *m, uint64_t nodeid)
 {
 	struct inode_shard *s = id_shard(m, nodeid);
 
@@ -398,24 +423,6 @@ static struct inode *get_held(struct mount *m, uint64_t nodeid)
 		inode_hold(inode); // it leaves the table before its last reference goes
 	pthread_mutex_unlock(&s->lock);
 	return inode;
-}
-
-/** Where an inode was last seen: its name, and its directory's nodeid; 0 if that is not known, or it is the root. */
-uint64_t inode_place(struct mount *m, uint64_t nodeid, char name[FB_NAME_SIZE])
-{
-	struct inode *inode = get_held(m, nodeid);
-	uint64_t parent = 0;
-
-	if (!inode)
-		return 0;
-	pthread_mutex_lock(inode_name_lock(m, inode));
-	if (inode->parent && strlen(inode->name) < FB_NAME_SIZE) {
-		parent = inode->parent->nodeid;
-		strcpy(name, inode->name);
-	}
-	pthread_mutex_unlock(inode_name_lock(m, inode));
-	inode_release(m, inode);
-	return parent;
 }
 
 /** Take back lookups: a FORGET, or a reply that did not arrive. */

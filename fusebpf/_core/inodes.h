@@ -12,6 +12,8 @@ struct backing_mount {
 	int fd;		 /* a real descriptor on it, for open_by_handle_at(2) */
 	bool can_reopen; /* its file handles can be opened again */
 	bool is_remote;	 /* close(2) may report errors of earlier writes */
+	bool is_watched; /* the kernel is told of changes behind the mount */
+	uint64_t fsid;	 /* statfs(2)'s, as fanotify names its file system */
 };
 
 /* What one lock owner (a process's files, or an open file) holds on one inode: OFD locks of a descriptor of its own. */
@@ -37,6 +39,7 @@ struct inode {
 	uint32_t type;		    /* S_IFMT bits */
 	_Atomic uint8_t tags;	    /* enum inode_tags */
 	_Atomic bool is_viewed;	    /* the file is known under several views, or under one that is not shared */
+	_Atomic bool is_linked;	    /* a file that had several names when it was last looked up */
 	uint32_t view;		    /* part of the key; 0 is the shared one */
 	struct inode *next_by_id;   /* under the id shard's lock */
 	struct inode *next_by_key;  /* under the key shard's lock, as are parent and name */
@@ -53,7 +56,7 @@ struct inode {
 	/* Kernel passthrough, under the fd stripe's lock: */
 	int32_t backing_id;	    /* kept for a while after the last close */
 	int32_t idle_index;	    /* in backing_ids.idle, -1: not in it */
-	uint32_t n_passthrough;	    /* open handles that are passed through */
+	_Atomic uint32_t n_passthrough; /* open handles that are passed through */
 	uint32_t n_served;	    /* open handles of the regular file that are not */
 	_Atomic(struct lock_owner *) locks; /* under mount.locks_lock; read without to see that there is none */
 	/* The key: the file handle, or where the file system has none, device and inode number. */
@@ -122,6 +125,7 @@ void backing_mounts_deinit(struct mount *m);
 int inode_key_of(int fd, const char *name, struct inode_key *key, int *mount_id);
 bool inode_is_of(const struct inode *inode, const struct inode_key *key);
 void inode_key_again(const struct inode *inode, struct inode_key *key);
+bool inode_key_of_handle(struct backing_mount *b, const struct file_handle *handle, struct inode_key *key);
 
 /* inodes.c */
 int inodes_init(struct mount *m);
@@ -131,16 +135,20 @@ int inodes_enter(struct mount *m, int fd, uint32_t type, uint32_t view, struct i
 		 bool adopt_fd, struct inode **out);
 int inodes_enter_view(struct mount *m, struct inode *like, uint32_t view, struct inode **out);
 struct inode *inodes_view_from(struct mount *m, const struct inode *like, uint32_t view);
+struct inode *inodes_find_handle(struct mount *m, struct backing_mount *b, const struct file_handle *handle,
+				 uint32_t view);
 struct inode *inodes_find_at(struct mount *m, int parent_fd, const char *name);
 uint64_t *inodes_of_shard(struct mount *m, uint32_t shard, uint32_t *n);
-uint64_t inode_place(struct mount *m, uint64_t nodeid, char name[FB_NAME_SIZE]);
+struct inode *inodes_get_held(struct mount *m, uint64_t nodeid);
 void inodes_forget(struct mount *m, struct inode *inode, uint64_t n_lookup);
 void inode_hold(struct inode *inode);
 void inode_release(struct mount *m, struct inode *inode);
 void inode_moved(struct mount *m, struct inode *inode, struct inode *parent, const char *name);
+void inode_seen(struct mount *m, struct inode *inode, struct inode *parent, const char *name);
 pthread_mutex_t *inode_name_lock(struct mount *m, const struct inode *inode);
 
 /* paths.c */
+uint64_t inode_place(struct mount *m, uint64_t nodeid, char name[FB_NAME_SIZE]);
 int inode_path(struct mount *m, struct inode *inode, const char *name, char out[FB_PATH_SIZE]);
 
 /* locks.c */

@@ -45,8 +45,8 @@ static struct mount *mount_of(MountObject *self)
 static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = { "root_fd", "mountpoint", "source", "flags", "allow_other", "default_permissions",
-				 "max_read", "passthrough", "max_workers", "ttl_ns", "backing_locks", NULL };
-	int root_fd, allow_other = 1, default_permissions = 1, passthrough = 1, backing_locks = 1;
+				 "max_read", "passthrough", "max_workers", "ttl_ns", "backing_locks", "watch", NULL };
+	int root_fd, allow_other = 1, default_permissions = 1, passthrough = 1, backing_locks = 1, watch = 0;
 	unsigned int max_read = 0, max_workers = FB_MAX_WORKERS;
 	unsigned long flags = 0;
 	unsigned long long ttl_ns = 1000000000;
@@ -56,10 +56,10 @@ static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 		PyErr_SetString(PyExc_ValueError, "the mount is made already");
 		return -1;
 	}
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO&|$O&kppIpIKp", names, &root_fd, PyUnicode_FSConverter,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO&|$O&kppIpIKpp", names, &root_fd, PyUnicode_FSConverter,
 					 &mountpoint, PyUnicode_FSConverter, &source, &flags, &allow_other,
 					 &default_permissions, &max_read, &passthrough, &max_workers, &ttl_ns,
-					 &backing_locks)) {
+					 &backing_locks, &watch)) {
 		Py_XDECREF(mountpoint);
 		return -1;
 	}
@@ -94,6 +94,7 @@ static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 	m->workers.limit = max_workers;
 	m->ttl_ns = ttl_ns;
 	m->wants_backing_locks = backing_locks;
+	m->wants_watch = watch;
 	self->mount = m;
 	return 0;
 }
@@ -280,6 +281,8 @@ static PyObject *Mount_counters(MountObject *self, PyObject *unused)
 		{ "failed_closed", m->n_failed_closed },
 		{ "interrupts", m->n_interrupts },
 		{ "notifications", m->notifier.n_sent },
+		{ "changes_behind", m->watch.n_changes },
+		{ "watch_overflows", m->watch.n_overflows },
 		{ "passthrough", m->has_passthrough },
 		{ "passthrough_opens", m->n_passthrough_opens },
 		{ "protocol_minor", m->kernel_minor },

@@ -25,6 +25,7 @@ struct mount *mount_create(void)
 	handles_init(m);
 	notifier_init(m);
 	tags_init(&m->tags);
+	watch_init(m);
 	m->ended_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (!pipe2(pipe_fds, O_CLOEXEC | O_NONBLOCK)) {
 		m->log_read_fd = pipe_fds[0];
@@ -37,11 +38,28 @@ struct mount *mount_create(void)
 	return m;
 }
 
+/* Learn of changes behind the mount from here on, if that is wanted: before the kernel can have cached anything. */
+static int open_root(struct mount *m)
+{
+	static const char cannot[] = "fanotify cannot watch the backing root, so use --cache normal";
+
+	m->failed_call = cannot;
+	int e = m->wants_watch ? watch_open(m) : 0;
+	if (e)
+		return e;
+	m->failed_call = "opening the backing root";
+	e = inodes_init(m);
+	if (e || !m->wants_watch)
+		return e;
+	m->failed_call = cannot;
+	return m->inodes.root->mnt && m->inodes.root->mnt->is_watched ? 0 : -EOPNOTSUPP;
+}
+
 /** Mount and serve. On error nothing stays mounted, and m->failed_call says what failed. */
 int mount_start(struct mount *m)
 {
-	m->failed_call = "opening the backing root";
-	int e = m->is_started ? -EALREADY : inodes_init(m);
+	m->failed_call = "starting";
+	int e = m->is_started ? -EALREADY : open_root(m);
 	if (e)
 		return e;
 	m->is_started = true;
@@ -49,9 +67,11 @@ int mount_start(struct mount *m)
 	if (!e)
 		e = device_handshake(m);
 	if (!e)
-		e = workers_start(m);
-	if (!e)
 		e = notifier_start(m);
+	if (!e)
+		e = watch_start(m);
+	if (!e)
+		e = workers_start(m);
 	if (e) {
 		if (m->is_mounted)
 			umount2(m->mountpoint, MNT_DETACH | UMOUNT_NOFOLLOW);
@@ -77,14 +97,16 @@ void mount_stop(struct mount *m)
 		return;
 	m->is_stopped = true;
 	notifier_end(m);
+	bool has_ended = watch_stop(m);
 	workers_stop(m);
-	if (m->workers.n || !notifier_join(m)) // what a stuck thread may still touch stays; the process's end frees it
-		return;
+	if (m->workers.n || !notifier_join(m) || !has_ended)
+		return; // what a stuck thread may still touch stays; the process's end frees it
 	notifier_deinit(m);
 	handles_deinit(m);
 	close_fd(&m->device_fd); // the last descriptor: callers that wait get ENOTCONN
 	inodes_deinit(m);
 	tags_deinit(&m->tags);
+	watch_deinit(m);
 	fds_deinit(m);
 	chain_release(atomic_exchange(&m->chain, NULL));
 	shared_deinit(m);
@@ -96,7 +118,7 @@ void mount_stop(struct mount *m)
 void mount_destroy(struct mount *m)
 {
 	mount_stop(m);
-	if (m->workers.n || m->notifier.has_thread)
+	if (m->workers.n || m->notifier.has_thread || m->watch.has_thread)
 		return;
 	close_fd(&m->ended_fd);
 	close_fd(&m->log_read_fd);

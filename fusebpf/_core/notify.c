@@ -10,21 +10,34 @@
 #include <signal.h>
 
 #define QUEUE_SIZE 1024
+#define AGAIN_MS 50
 #define END_TIMEOUT_MS 10000
 #define END_STEP_MS 20
+#define CLOCK_STEP_MS 10 /* of the coarse clock, and of the kernel's timeouts, at most */
 
 struct notice {
 	int code; /* enum fuse_notify_code */
+	uint32_t flags;	 /* of an entry: FUSE_EXPIRE_ONLY */
 	uint64_t nodeid; /* of an entry: its directory */
-	uint64_t child;
 	int64_t offset, length;
 	char name[FB_NAME_SIZE];
 };
 
+static void wait_at_most(struct notifier *n, int ms)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_nsec += ms * 1000000L;
+	until.tv_sec += until.tv_nsec / 1000000000L;
+	until.tv_nsec %= 1000000000L;
+	pthread_cond_timedwait(&n->changed, &n->lock, &until);
+}
+
 /* ------------------------------------------------------------------------------------ sending */
 
-/* Write one notification. The kernel's ENOENT says that it has nothing cached, and after the end nobody needs it. */
-static void send_message(struct mount *m, int code, void *head, size_t head_len, const char *name)
+/* Write one notification. Returns false if the kernel has nothing of it cached. After the end nobody needs it. */
+static bool send_message(struct mount *m, int code, void *head, size_t head_len, const char *name)
 {
 	struct fuse_out_header header = { .error = code };
 	struct iovec iov[] = { { &header, sizeof(header) },
@@ -33,43 +46,32 @@ static void send_message(struct mount *m, int code, void *head, size_t head_len,
 
 	header.len = (uint32_t)(iov[0].iov_len + iov[1].iov_len + iov[2].iov_len);
 	atomic_fetch_add_explicit(&m->notifier.n_sent, 1, memory_order_relaxed);
-	if (writev(m->device_fd, iov, 3) < 0 && errno == EINVAL)
+	if (writev(m->device_fd, iov, 3) >= 0)
+		return true;
+	if (errno == EINVAL)
 		mount_log(m, "WARNING", "the kernel refused the notification %d", code);
+	return errno != ENOENT;
 }
 
-/* Expire an entry: the kernel asks again when it next needs it, and keeps what is mounted or stands below if it is the same
- * still. Kernels before 7.38 drop it instead. The directory's attributes and cached listing go with it. */
-static void send_entry(struct mount *m, uint64_t parent, const char *name)
+/* Kernels before 7.38 do not know FUSE_EXPIRE_ONLY, and drop the entry. */
+static bool send_entry(struct mount *m, uint64_t parent, uint32_t flags, const char *name)
 {
-	struct fuse_notify_inval_entry_out out = { .parent = parent,
-						   .namelen = (uint32_t)strlen(name),
-						   .flags = FUSE_EXPIRE_ONLY };
+	struct fuse_notify_inval_entry_out out = { .parent = parent, .namelen = (uint32_t)strlen(name), .flags = flags };
 
-	send_message(m, FUSE_NOTIFY_INVAL_ENTRY, &out, sizeof(out), name);
+	return send_message(m, FUSE_NOTIFY_INVAL_ENTRY, &out, sizeof(out), name);
 }
 
-static void send_inode(struct mount *m, uint64_t nodeid, int64_t offset, int64_t length)
+static bool send_inode(struct mount *m, uint64_t nodeid, int64_t offset, int64_t length)
 {
 	struct fuse_notify_inval_inode_out out = { .ino = nodeid, .off = offset, .len = length };
 
-	send_message(m, FUSE_NOTIFY_INVAL_INODE, &out, sizeof(out), NULL);
+	return send_message(m, FUSE_NOTIFY_INVAL_INODE, &out, sizeof(out), NULL);
 }
 
-static void send_notice(struct mount *m, const struct notice *n)
+static bool send_notice(struct mount *m, const struct notice *n)
 {
-	struct fuse_notify_delete_out deleted = { .parent = n->nodeid, .child = n->child };
-
-	switch (n->code) {
-	case FUSE_NOTIFY_INVAL_ENTRY:
-		send_entry(m, n->nodeid, n->name);
-		break;
-	case FUSE_NOTIFY_DELETE:
-		deleted.namelen = (uint32_t)strlen(n->name);
-		send_message(m, FUSE_NOTIFY_DELETE, &deleted, sizeof(deleted), n->name);
-		break;
-	default:
-		send_inode(m, n->nodeid, n->offset, n->length);
-	}
+	return n->code == FUSE_NOTIFY_INVAL_ENTRY ? send_entry(m, n->nodeid, n->flags, n->name)
+						  : send_inode(m, n->nodeid, n->offset, n->length);
 }
 
 static bool is_stopping(struct notifier *n)
@@ -78,6 +80,15 @@ static bool is_stopping(struct notifier *n)
 	bool stops = n->is_stopping;
 	pthread_mutex_unlock(&n->lock);
 	return stops;
+}
+
+/* Wait until entries that were handed out before this call under names that nobody knows have timed out. */
+static void wait_for_unknown(struct mount *m)
+{
+	int64_t end = atomic_load(&m->notifier.unknown_ms) + NOTIFY_UNKNOWN_NS / 1000000 + 2 * CLOCK_STEP_MS;
+
+	while (atomic_load(&m->notifier.unknown_ms) && now_ms() < end && !is_stopping(&m->notifier))
+		usleep(CLOCK_STEP_MS * 1000);
 }
 
 /* Invalidate all that was handed out: each inode's attributes and pages, and its entry. FUSE_NOTIFY_INC_EPOCH would do it
@@ -90,11 +101,46 @@ static void send_all(struct mount *m)
 		for (uint32_t i = 0; nodeids && i < n && !is_stopping(&m->notifier); i++) {
 			char name[FB_NAME_SIZE];
 			uint64_t parent = inode_place(m, nodeids[i], name);
-			send_inode(m, nodeids[i], 0, 0);
 			if (parent)
-				send_entry(m, parent, name);
+				send_entry(m, parent, FUSE_EXPIRE_ONLY, name);
+			send_inode(m, nodeids[i], 0, 0);
 		}
 		free(nodeids);
+	}
+	wait_for_unknown(m);
+}
+
+/* The kernel had nothing cached where something changed behind the mount. But an op may be on its way to it, whose answer we
+ * gave before we knew of the change: tell it once more when that has arrived. */
+static void send_again(struct mount *m)
+{
+	struct notifier *n = &m->notifier;
+
+	for (uint32_t i = 0; i < n->n_again; i++)
+		send_notice(m, &n->again[i]);
+	n->n_again = 0;
+}
+
+static void note_again(struct notifier *n, const struct notice *notice)
+{
+	if (!n->n_again)
+		n->again_ms = now_ms();
+	n->again[n->n_again++] = *notice;
+}
+
+/* Nothing is queued: called with the lock held. */
+static void idle(struct mount *m)
+{
+	struct notifier *n = &m->notifier;
+
+	if (!n->n_again) {
+		pthread_cond_wait(&n->changed, &n->lock);
+	} else if (now_ms() < n->again_ms + AGAIN_MS) {
+		wait_at_most(n, AGAIN_MS);
+	} else {
+		pthread_mutex_unlock(&n->lock);
+		send_again(m);
+		pthread_mutex_lock(&n->lock);
 	}
 }
 
@@ -106,7 +152,7 @@ static void *notifier_main(void *argument)
 	pthread_mutex_lock(&n->lock);
 	while (!n->is_stopping) {
 		if (!n->wants_all && !n->n_queued) {
-			pthread_cond_wait(&n->changed, &n->lock);
+			idle(m);
 			continue;
 		}
 		bool all = n->wants_all;
@@ -123,8 +169,10 @@ static void *notifier_main(void *argument)
 		pthread_mutex_unlock(&n->lock);
 		if (all)
 			send_all(m);
-		else
-			send_notice(m, &notice);
+		else if (!send_notice(m, &notice) && m->wants_watch)
+			note_again(n, &notice);
+		if (n->n_again == QUEUE_SIZE)
+			send_again(m);
 		pthread_mutex_lock(&n->lock);
 		n->n_done = done;
 		pthread_cond_broadcast(&n->changed);
@@ -139,7 +187,7 @@ static void *notifier_main(void *argument)
 
 static bool is_same(const struct notice *a, const struct notice *b)
 {
-	return a->code == b->code && a->nodeid == b->nodeid && a->child == b->child && a->offset == b->offset &&
+	return a->code == b->code && a->nodeid == b->nodeid && a->flags == b->flags && a->offset == b->offset &&
 	       a->length == b->length && !strcmp(a->name, b->name);
 }
 
@@ -175,18 +223,20 @@ static void ask_name(struct mount *m, struct notice *notice, const char *name)
 	ask(m, notice);
 }
 
-/** An entry may lead to another inode than before, or to none; its directory changed with it. */
+/** An entry may lead to another inode than before, or to none: it expires. The kernel asks again when it next needs it, and keeps
+ * what is mounted or stands below if it is the same still. */
 void notify_entry(struct mount *m, uint64_t parent, const char *name)
 {
-	struct notice notice = { .code = FUSE_NOTIFY_INVAL_ENTRY, .nodeid = parent };
+	struct notice notice = { .code = FUSE_NOTIFY_INVAL_ENTRY, .flags = FUSE_EXPIRE_ONLY, .nodeid = parent };
 
 	ask_name(m, &notice, name);
 }
 
-/** The entry of an inode is gone for good: the kernel lets go of it at once, and so of the file's space. */
-void notify_deleted(struct mount *m, uint64_t parent, uint64_t child, const char *name)
+/** An entry is gone: the kernel lets go of it at once, and, if nobody uses it, of the inode, so that the file's space is free.
+ * Not by FUSE_NOTIFY_DELETE, which says that the last link is gone. */
+void notify_deleted(struct mount *m, uint64_t parent, const char *name)
 {
-	struct notice notice = { .code = FUSE_NOTIFY_DELETE, .nodeid = parent, .child = child };
+	struct notice notice = { .code = FUSE_NOTIFY_INVAL_ENTRY, .nodeid = parent };
 
 	ask_name(m, &notice, name);
 }
@@ -200,21 +250,17 @@ void notify_inode(struct mount *m, uint64_t nodeid, int64_t offset, int64_t leng
 	ask(m, &notice);
 }
 
-/** All entries, attributes and pages may have changed. */
+/** All entries, attributes and pages that were handed out may have changed. It does not reach what ops in flight are about to
+ * hand out. */
 void notify_all(struct mount *m)
 {
 	ask(m, NULL);
 }
 
-static void wait_at_most(struct notifier *n, int ms)
+/** An entry is handed out that the table does not lead to, for NOTIFY_UNKNOWN_NS at most. */
+void notify_unknown(struct mount *m)
 {
-	struct timespec until;
-
-	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_nsec += ms * 1000000L;
-	until.tv_sec += until.tv_nsec / 1000000000L;
-	until.tv_nsec %= 1000000000L;
-	pthread_cond_timedwait(&n->changed, &n->lock, &until);
+	atomic_store_explicit(&m->notifier.unknown_ms, now_ms(), memory_order_relaxed);
 }
 
 /** Wait until the kernel has heeded all that was asked before this call. Returns false if it took too long. Never on a worker:
@@ -249,7 +295,8 @@ int notifier_start(struct mount *m)
 
 	m->failed_call = "starting the notifier";
 	n->queue = calloc(QUEUE_SIZE, sizeof(*n->queue));
-	if (!n->queue)
+	n->again = calloc(QUEUE_SIZE, sizeof(*n->again));
+	if (!n->queue || !n->again)
 		return -ENOMEM;
 	sigfillset(&all); // signals are the embedding program's
 	pthread_sigmask(SIG_SETMASK, &all, &old);
@@ -323,5 +370,6 @@ bool notifier_join(struct mount *m)
 void notifier_deinit(struct mount *m)
 {
 	free(m->notifier.queue);
-	m->notifier.queue = NULL;
+	free(m->notifier.again);
+	m->notifier.queue = m->notifier.again = NULL;
 }

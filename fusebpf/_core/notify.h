@@ -7,6 +7,8 @@
 
 struct notice;
 
+#define NOTIFY_UNKNOWN_NS 1000000000u /* the most that an entry may be cached which notify_all does not find */
+
 struct notifier {
 	pthread_mutex_t lock; /* a leaf: taken under any other lock, nothing is taken under it */
 	pthread_cond_t changed;
@@ -16,15 +18,21 @@ struct notifier {
 	struct notice *queue; /* a ring */
 	uint32_t first, n_queued;
 	uint64_t n_asked, n_done;
+	_Atomic int64_t unknown_ms; /* when notify_unknown was last called */
+	/* The thread's own: what the kernel had nothing of, to be sent once more. */
+	struct notice *again;
+	uint32_t n_again;
+	int64_t again_ms;
 	_Atomic uint64_t n_sent;
 };
 
 /* notify.c: any thread may call these, with any lock held; they never block. They do nothing for what the kernel has not
  * cached, and before the mount is there or after its end. */
 void notify_entry(struct mount *m, uint64_t parent, const char *name);
-void notify_deleted(struct mount *m, uint64_t parent, uint64_t child, const char *name);
+void notify_deleted(struct mount *m, uint64_t parent, const char *name);
 void notify_inode(struct mount *m, uint64_t nodeid, int64_t offset, int64_t length);
 void notify_all(struct mount *m);
+void notify_unknown(struct mount *m);
 
 /* The control path's. */
 bool notify_wait(struct mount *m, int timeout_ms);

@@ -39,7 +39,7 @@ int attr_of_fd(struct request *rq, int fd, struct fuse_attr *out)
 static int reply_attr(struct request *rq, int fd)
 {
 	memset(&rq->out.attr, 0, sizeof(rq->out.attr));
-	ttl_set(attr_ttl_ns(rq, rq->inode), &rq->out.attr.attr_valid, &rq->out.attr.attr_valid_nsec);
+	cache_attr(rq);
 	rq->reply = &rq->out.attr;
 	rq->reply_len = sizeof(rq->out.attr);
 	return attr_of_fd(rq, fd, &rq->out.attr.attr);

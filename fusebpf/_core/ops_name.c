@@ -59,8 +59,7 @@ int entry_of_fd(struct request *rq, int fd, const char *name, bool adopt_fd, str
 	if (tags_are_used(&rq->mount->tags))
 		tags_reached(rq, *inode, rq->inode, name, out->attr.nlink);
 	out->nodeid = (*inode)->nodeid;
-	ttl_set(entry_ttl_ns(rq, *inode), &out->entry_valid, &out->entry_valid_nsec);
-	ttl_set(attr_ttl_ns(rq, *inode), &out->attr_valid, &out->attr_valid_nsec);
+	cache_entry(rq, *inode, out);
 	return 0;
 }
 

@@ -50,3 +50,21 @@ int inode_path(struct mount *m, struct inode *inode, const char *name, char out[
 	memmove(out, out + at, (size_t)(FB_PATH_SIZE - at));
 	return FB_PATH_SIZE - 1 - at;
 }
+
+/** Where an inode was last seen: its name, and its directory's nodeid; 0 if that is not known, or it is the root. */
+uint64_t inode_place(struct mount *m, uint64_t nodeid, char name[FB_NAME_SIZE])
+{
+	struct inode *inode = inodes_get_held(m, nodeid);
+	uint64_t parent = 0;
+
+	if (!inode)
+		return 0;
+	pthread_mutex_lock(inode_name_lock(m, inode));
+	if (inode->parent && strlen(inode->name) < FB_NAME_SIZE) {
+		parent = inode->parent->nodeid;
+		strcpy(name, inode->name);
+	}
+	pthread_mutex_unlock(inode_name_lock(m, inode));
+	inode_release(m, inode);
+	return parent;
+}

@@ -414,6 +414,8 @@ void request_run(struct request *rq)
 	}
 	if (rq->error)
 		result_undo(rq);
+	if (!rq->error)
+		cache_finish(rq);
 	if (rq->op->opcode == FB_OP_statx && !rq->error)
 		statx_finish(rq);
 	else if (rq->op->flags & FB_OP_TEXT && !rq->error)

@@ -298,7 +298,7 @@ void tags_reached(struct request *rq, struct inode *inode, struct inode *parent,
 	if (n_links <= 1) {
 		if (atomic_load(&inode->tags) & INODE_TAG_MIXED)
 			unmix(m, inode);
-		inode_moved(m, inode, parent, name);
+		inode_seen(m, inode, parent, name);
 		return;
 	}
 	struct inode *old = parent_hold(m, inode);
@@ -310,7 +310,7 @@ void tags_reached(struct request *rq, struct inode *inode, struct inode *parent,
 			mix(m, inode, owner, had, other);
 	}
 	inode_release(m, old);
-	inode_moved(m, inode, parent, name);
+	inode_seen(m, inode, parent, name);
 }
 
 /* ---------------------------------------------------------------------------- whose tags they are */

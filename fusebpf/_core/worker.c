@@ -197,16 +197,6 @@ static void chain_refresh(struct worker *w)
 	chain_release(old);
 }
 
-/* Entries and attributes that no filter decides may be cached by the kernel. */
-static void ttl_default(struct request *rq)
-{
-	const struct mount *m = rq->mount;
-	const struct chain *chain = rq->worker->chain;
-
-	rq->entry_ttl_ns = chain && chain_hooks(chain, FB_OP_lookup) ? 0 : m->ttl_ns;
-	rq->attr_ttl_ns = chain && (chain_hooks(chain, FB_OP_getattr) || chain_hooks(chain, FB_OP_statx)) ? 0 : m->ttl_ns;
-}
-
 static void serve(struct worker *w, size_t len)
 {
 	struct request rq;
@@ -223,7 +213,7 @@ static void serve(struct worker *w, size_t len)
 	rq.slot = NO_SLOT;
 	rq.error = 0;
 	chain_refresh(w);
-	ttl_default(&rq);
+	cache_begin(&rq);
 	request_run(&rq);
 }
 
@@ -300,6 +290,7 @@ static void *worker_main(void *argument)
 
 	if (e)
 		connection_ended(m, -e); // without a umask of its own it would change that of all
+	watch_own_thread(m, true);
 	atomic_store(&w->is_idle, true);
 	while (!e && !atomic_load(&p->is_stopping)) {
 		has_left = try_leave(w);
@@ -315,6 +306,7 @@ static void *worker_main(void *argument)
 			break;
 		}
 	}
+	watch_own_thread(m, false);
 	if (!has_left)
 		atomic_fetch_sub(&p->n_idle, 1);
 	worker_leave(w);

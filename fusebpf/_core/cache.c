@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * How long the kernel may keep what it is told. What a filter hooks: for the ttl that it gives, else not at all. The rest:
+ * for the mount's ttl; or where changes behind the mount are watched, without end. Any worker.
+ */
+#include "core.h"
+
+#define FOR_EVER_NS ((uint64_t)INT64_MAX)
+#define FOR_EVER_SECONDS (FOR_EVER_NS / 1000000000u)
+
+static bool is_watching(const struct mount *m)
+{
+	return m->watch.fd >= 0;
+}
+
+/** Note what may be cached of an op by default; before it runs. */
+void cache_begin(struct request *rq)
+{
+	struct mount *m = rq->mount;
+	const struct chain *chain = rq->worker->chain;
+	uint64_t ttl_ns = m->ttl_ns;
+
+	if (is_watching(m)) {
+		ttl_ns = FOR_EVER_NS;
+		rq->n_changes = atomic_load(&m->watch.n_changes);
+	}
+	rq->entry_ttl_ns = chain && chain_hooks(chain, FB_OP_lookup) ? 0 : ttl_ns;
+	rq->attr_ttl_ns = chain && (chain_hooks(chain, FB_OP_getattr) || chain_hooks(chain, FB_OP_statx)) ? 0 : ttl_ns;
+}
+
+/* For ever is only for what we learn of when it changes: not on a mount that cannot be watched, and not while data that
+ * is passed through is written, since what is written by mmap is told of when the file is closed. */
+static uint64_t ttl_of(const struct mount *m, const struct inode *inode, uint64_t ttl_ns)
+{
+	bool is_watched = inode->mnt && inode->mnt->is_watched && !inode->n_passthrough;
+
+	return ttl_ns == FOR_EVER_NS && !is_watched ? m->ttl_ns : ttl_ns;
+}
+
+/** Say how long an entry and its attributes, which are filled in, may be kept. */
+void cache_entry(struct request *rq, struct inode *inode, struct fuse_entry_out *out)
+{
+	struct mount *m = rq->mount;
+	uint64_t entry_ns = ttl_of(m, inode, entry_ttl_ns(rq, inode)), attr_ns = ttl_of(m, inode, attr_ttl_ns(rq, inode));
+
+	if (rq->op->flags & FB_OP_OPENS && attr_ns == FOR_EVER_NS)
+		attr_ns = m->ttl_ns; // it is about to be passed through
+	// Of a file's names the core knows one (notify.c: send_all); and what changes it under another may be missed.
+	bool is_linked = out->attr.nlink > 1 && inode->type != S_IFDIR;
+	atomic_store_explicit(&inode->is_linked, is_linked, memory_order_relaxed);
+	if (is_linked) {
+		uint64_t most_ns = m->ttl_ns < NOTIFY_UNKNOWN_NS ? m->ttl_ns : NOTIFY_UNKNOWN_NS;
+		entry_ns = entry_ns < most_ns ? entry_ns : most_ns;
+		attr_ns = attr_ns == FOR_EVER_NS ? m->ttl_ns : attr_ns;
+		if (entry_ns)
+			notify_unknown(m);
+	}
+	ttl_set(entry_ns, &out->entry_valid, &out->entry_valid_nsec);
+	ttl_set(attr_ns, &out->attr_valid, &out->attr_valid_nsec);
+}
+
+/** Say how long the attributes in rq->out.attr may be kept. */
+void cache_attr(struct request *rq)
+{
+	uint64_t ttl_ns = ttl_of(rq->mount, rq->inode, attr_ttl_ns(rq, rq->inode));
+
+	ttl_set(ttl_ns, &rq->out.attr.attr_valid, &rq->out.attr.attr_valid_nsec);
+}
+
+static void shorten(const struct mount *m, uint64_t *seconds, uint32_t *nanoseconds)
+{
+	if (*seconds == FOR_EVER_SECONDS)
+		ttl_set(m->ttl_ns, seconds, nanoseconds);
+}
+
+static void shorten_entry(const struct mount *m, struct fuse_entry_out *entry)
+{
+	shorten(m, &entry->entry_valid, &entry->entry_valid_nsec);
+	shorten(m, &entry->attr_valid, &entry->attr_valid_nsec);
+}
+
+/** Before the reply goes out: if something changed behind the mount meanwhile, the op may have seen it as it was before, and the
+ * kernel, which does not have it yet, cannot be told. */
+void cache_finish(struct request *rq)
+{
+	struct mount *m = rq->mount;
+
+	if (!is_watching(m) || atomic_load(&m->watch.n_changes) == rq->n_changes)
+		return;
+	if (rq->op->flags & FB_OP_ENTRY)
+		shorten_entry(m, &rq->out.create.entry);
+	else if (rq->op->flags & FB_OP_ATTR)
+		shorten(m, &rq->out.attr.attr_valid, &rq->out.attr.attr_valid_nsec);
+	for (size_t at = 0; rq->has_plus_entries && at < rq->payload_len;) {
+		struct fuse_direntplus *plus = (void *)((char *)rq->payload + at);
+		shorten_entry(m, &plus->entry_out);
+		at += FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET_DIRENTPLUS + plus->dirent.namelen);
+	}
+}
+
+/** May the kernel keep the listing of rq->inode, a directory that is being opened? Where it is told when it changes, and
+ * no hook needs to see who lists it. */
+bool cache_may_list(const struct request *rq)
+{
+	const struct chain *chain = rq->worker->chain;
+	static const uint8_t hooked[] = { FB_OP_readdir, FB_OP_dirent, FB_OP_lookup, FB_OP_opendir, FB_OP_getattr };
+
+	if (!is_watching(rq->mount) || !rq->inode->mnt || !rq->inode->mnt->is_watched)
+		return false;
+	for (size_t i = 0; chain && i < sizeof(hooked); i++)
+		if (chain_hooks(chain, hooked[i]))
+			return false;
+	return true;
+}

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the kernel may cache and for how long, and how changes behind the mount are learnt of. */
+#ifndef FUSEBPF_WATCH_H
+#define FUSEBPF_WATCH_H
+
+#include "core.h"
+
+struct watch {
+	int fd;	     /* fanotify's, -1: nothing is watched */
+	int stop_fd; /* eventfd */
+	pthread_t thread;
+	bool has_thread;
+	_Atomic bool has_ended;
+	uint64_t mounts; /* what the mounts below the backing root were when they were last looked at */
+	_Atomic uint64_t *own_threads; /* a bit for each thread id: whose changes the kernel knows of, since they are its own */
+	_Atomic uint64_t n_changes;    /* that may be known to the kernel; counted before it is told */
+	_Atomic uint64_t n_overflows;
+};
+
+/* watch.c */
+void watch_init(struct mount *m);
+int watch_open(struct mount *m);
+bool watch_add(struct mount *m, int dir_fd);
+int watch_start(struct mount *m);
+bool watch_stop(struct mount *m);
+void watch_deinit(struct mount *m);
+void watch_own_thread(struct mount *m, bool is_own);
+
+/* watch_mounts.c */
+uint64_t watch_mounts_below(int root_fd);
+
+/* cache.c */
+void cache_begin(struct request *rq);
+void cache_entry(struct request *rq, struct inode *inode, struct fuse_entry_out *out);
+void cache_attr(struct request *rq);
+void cache_finish(struct request *rq);
+bool cache_may_list(const struct request *rq);
+
+#endif
