@@ -62,9 +62,14 @@ class Mount:
             OSError: a map could not be mapped.
         """
 
-    def set_chain(self, filters: Sequence[tuple[int, str, int, int, Sequence[tuple[int, int, int]]]]) -> int:
+    def set_chain(
+        self,
+        filters: Sequence[tuple[int, str, int, int, Sequence[tuple[int, int, int]]]],
+        *,
+        keep_open_files: bool = False,
+    ) -> int:
         """Publish a chain: (id, name, altitude, wants, ((opcode, phase, program descriptor), …)) of each
-        filter.
+        filter. With `keep_open_files` a file that is passed through can be opened anew, and goes on so.
 
         Descriptors are duplicated. Returns the new chain's revision.
 
@@ -91,6 +96,15 @@ class Mount:
         Raises:
             OSError: It is no slot, no op that filters see, or the mount is started.
         """
+
+    def drain(self, revision: int, timeout_ms: int) -> int:
+        """Wait until no op uses a chain older than `revision`, at most so long; how many still do."""
+
+    def oldest_revision(self) -> int:
+        """The oldest revision that an op may still use; 0 if there was never a chain."""
+
+    def passed_through(self) -> list[tuple[int, int, bytes]]:
+        """The inodes whose data the kernel reads and writes alone now: (nodeid, open files, path or b"")."""
 
     def start(self) -> None:
         """Open /dev/fuse, mount, answer INIT, start the workers; returns when the mount is usable.

@@ -162,6 +162,16 @@ class Btf:
             return f"{word} {found.name or '(unnamed)'}"
         return found.name or self.name(found.of)
 
+    def shape(self, type_id: int) -> Any:
+        """What tells types apart that are laid out or named differently, also those of different files."""
+        found = self.resolve(type_id)
+        if found.kind in _COMPOUNDS:
+            members = [(one.name, one.bit_offset, one.n_bits, self.shape(one.type)) for one in found.members]
+            return (found.kind, found.name, found.size, tuple(members))
+        if found.kind == Kind.ARRAY:
+            return (found.kind, found.n, self.shape(found.of))
+        return (found.kind, found.size, found.is_signed, found.is_bool, tuple(sorted(found.values.items())))
+
     def leaves(self, type_id: int, name: str = "", offset: int = 0) -> list[Leaf]:
         """What a struct is made of, flattened, of a union the first member; other types are one leaf."""
         found = self.resolve(type_id)

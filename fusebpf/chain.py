@@ -53,6 +53,7 @@ class FilterSpec:
     Attributes:
         source: A stock filter's name, or the path of a C source (it has a '/' or ends in '.c').
         altitude: 1 to 999; None: the filter's own.
+        beside: ("above", NAME) or ("below", NAME): the nearest free altitude there, in place of a number.
         pick: Which filter of the file; None: all.
         sets: Values for its maps, set before it is attached; for a file with one filter.
     """
@@ -61,19 +62,26 @@ class FilterSpec:
     altitude: int | None = None
     pick: str | None = None
     sets: Mapping[str, str] = field(default_factory=dict)
+    beside: tuple[str, str] | None = None
 
     @classmethod
     def parse(cls, text: str) -> FilterSpec:
-        """Read NAME, FILE.c or FILE.c:NAME, each with @ALTITUDE or without.
+        """Read NAME, FILE.c or FILE.c:NAME, each with @ALTITUDE, @above:NAME, @below:NAME or without.
 
         Raises:
             UsageError: The altitude is no number from 1 to 999, or there is no name.
         """
         source, at, altitude = text.rpartition("@")
+        beside = None
         if not at or _is_path(altitude):
             source, altitude = text, ""
+        elif match := re.fullmatch(r"(above|below):(\w+)", altitude):
+            beside, altitude = (match[1], match[2]), ""
         elif not re.fullmatch(r"[0-9]{1,3}", altitude) or int(altitude) not in ALTITUDES:
-            raise UsageError(f"filter {text!r}: the altitude {altitude!r} is not a number from 1 to 999")
+            raise UsageError(
+                f"filter {text!r}: the altitude {altitude!r} is not a number from 1 to 999, "
+                f"above:NAME or below:NAME"
+            )
         pick = None
         if (at_colon := source.rfind(".c:")) >= 0 and not source.endswith(".c"):
             source, pick = source[: at_colon + 2], source[at_colon + 3 :]
@@ -81,7 +89,7 @@ class FilterSpec:
             raise UsageError(
                 f"filter {text!r} has no name: NAME, FILE.c or FILE.c:NAME, then @ALTITUDE, is wanted"
             )
-        return cls(source, int(altitude) if altitude else None, pick)
+        return cls(source, int(altitude) if altitude else None, pick, beside=beside)
 
     @classmethod
     def of(cls, item: str | os.PathLike[str] | FilterSpec) -> FilterSpec:
@@ -102,6 +110,8 @@ class FilterSpec:
         """The same as for --filter; a path is made absolute."""
         source = self.source if self.is_stock else os.path.realpath(self.source)
         pick = f":{self.pick}" if self.pick else ""
+        if self.beside:
+            return f"{source}{pick}@{':'.join(self.beside)}"
         return source + pick + (f"@{self.altitude}" if self.altitude is not None else "")
 
 
@@ -110,10 +120,25 @@ def _is_path(text: str) -> bool:
 
 
 class Link(NamedTuple):
-    """One loaded filter at its place in the chain."""
+    """One loaded filter at its place in the chain.
+
+    Attributes:
+        filter: The filter.
+        altitude: Its place; 0: not known yet, see `beside`.
+        id: What records, `stats` and `filters` know it by; -1: it was not in a chain yet.
+        revision: Of the chain that it came with.
+        keeps_open_files: Files that are passed through may be opened anew in spite of its data hooks.
+        text: The filter as for --filter.
+        beside: As in FilterSpec.
+    """
 
     filter: Filter
     altitude: int
+    id: int = -1
+    revision: int = 0
+    keeps_open_files: bool = False
+    text: str = ""
+    beside: tuple[str, str] | None = None
 
     @property
     def label(self) -> str:
@@ -127,13 +152,46 @@ def place(spec: FilterSpec, filters: Sequence[Filter]) -> list[Link]:
     Raises:
         UsageError: One altitude for several filters.
     """
-    if spec.altitude is not None and len(filters) > 1:
+    place_text = ":".join(spec.beside) if spec.beside else str(spec.altitude or "")
+    if place_text and len(filters) > 1:
         names = ", ".join(filter_.name for filter_ in filters)
         raise UsageError(
-            f"one altitude, {spec.altitude}, for the {len(filters)} filters of {spec.source!r} ({names}): "
-            f"pick one, {spec.source}:{filters[0].name}@{spec.altitude}"
+            f"one altitude, {place_text}, for the {len(filters)} filters of {spec.source!r} ({names}): "
+            f"pick one, {spec.source}:{filters[0].name}@{place_text}"
         )
-    return [Link(filter_, spec.altitude or filter_.altitude) for filter_ in filters]
+    return [
+        Link(
+            filter_,
+            0 if spec.beside else spec.altitude or filter_.altitude,
+            text=spec.text,
+            beside=spec.beside,
+        )
+        for filter_ in filters
+    ]
+
+
+def settle(links: Sequence[Link]) -> list[Link]:
+    """Give those that are to stand beside another the nearest free altitude there, in the order given.
+
+    Raises:
+        ChainError: The other one is not there, or there is no room.
+    """
+    settled = [link for link in links if link.altitude]
+    for link in (one for one in links if not one.altitude):
+        side, name = link.beside or ("", "")
+        other = next((one for one in settled if one.filter.name == name), None)
+        if other is None:
+            names = ", ".join(one.filter.name for one in settled) or "none"
+            raise ChainError(
+                f"filter {link.filter.name!r} is to stand {side} {name!r}, which is not in the chain: {names}"
+            )
+        taken = {one.altitude for one in settled}
+        way = range(other.altitude + 1, 1000) if side == "above" else range(other.altitude - 1, 0, -1)
+        free = next((altitude for altitude in way if altitude not in taken), None)
+        if free is None:
+            raise ChainError(f"there is no free altitude {side} filter {other.label}")
+        settled.append(link._replace(altitude=free, beside=None))
+    return settled
 
 
 def arrange(links: Iterable[Link], max_filters: int) -> list[Link]:

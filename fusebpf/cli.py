@@ -15,12 +15,12 @@ import textwrap
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from tabulate import tabulate
 
 import fusebpf
-from fusebpf import checks, registry
+from fusebpf import checks, live_commands, registry
 from fusebpf.errors import UsageError
 from fusebpf.options import CACHES, LOCKS, parse
+from fusebpf.tables import shown, table
 
 if TYPE_CHECKING:
     from fusebpf.loader import CheckedFilter
@@ -138,24 +138,15 @@ def list_command(*, is_json: bool) -> None:
         return
     if not states:
         return
-    table = [
-        (entry.name, _shown(entry.src), _shown(entry.mnt), entry.pid, _chain_of(entry), state)
+    listed: list[tuple[Any, ...]] = [
+        (entry.name, shown(entry.src), shown(entry.mnt), entry.pid, _chain_of(entry), state)
         for entry, state in states
     ]
-    click.echo(_table(table, ("name", "source", "mount point", "pid", "filters", "state")))
+    click.echo(table(listed, ("name", "source", "mount point", "pid", "filters", "state")))
 
 
 def _chain_of(entry: registry.Entry) -> str:
     return " ".join(f"{one['name']}@{one['altitude']}" for one in entry.filters) or "-"
-
-
-def _shown(path: str) -> str:
-    """A path on one line, whatever bytes are in it."""
-    return path if path.isprintable() else ascii(path)
-
-
-def _table(rows: list[tuple[Any, ...]], headers: tuple[str, ...]) -> str:
-    return tabulate(rows, headers, tablefmt="plain", disable_numparse=True)
 
 
 @cli.command("check")
@@ -220,7 +211,7 @@ def ops_command() -> None:
         else:
             hooks = "post" if flags & post_only else "pre post"
         rows.append((name, opcode, n_names, hooks, "cannot be refused" if flags & unrefusable else ""))
-    click.echo(_table(rows, ("op", "opcode", "names", "hooks", "")).rstrip())
+    click.echo(table(rows, ("op", "opcode", "names", "hooks", "")).rstrip())
 
 
 @cli.command("mount-helper", hidden=True)
@@ -252,6 +243,10 @@ def mount_helper_command(
     line = help_mount(src, mnt, list(texts), is_sloppy=sloppy, is_fake=fake, is_verbose=verbose)
     if line:
         click.echo(line)
+
+
+for _command in live_commands.COMMANDS:
+    cli.add_command(_command)
 
 
 # ---------------------------------------------------------------------------------------- the door

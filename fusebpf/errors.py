@@ -49,5 +49,9 @@ class ChainError(FusebpfError):
     """The filters do not form a chain: two of one name or altitude, too many, a daemon that is not there."""
 
 
+class RevisionError(ChainError):
+    """The chain was changed by somebody else since it was looked at."""
+
+
 class MountError(FusebpfError):
     """The mount could not be made or taken down."""

@@ -7,7 +7,7 @@ object.
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -108,14 +108,18 @@ class Filter:
             raise MapValueError(f"the filter {self.name!r} has no map {map_name!r}; {has}")
         self.maps[map_name].set(value)
 
+    def pins(self) -> list[tuple[str, int]]:
+        """What is pinned of it: maps and programs by the names that they get (`names`, `pre_lookup`)."""
+        maps = [(each.name, each.fd) for each in self.maps.values()]
+        return [*maps, *((each.pin_name, each.fd) for each in self.programs)]
+
     def pin(self, directory: Path) -> None:
-        """Pin maps and programs as DIRECTORY/names, DIRECTORY/pre_lookup, …; the directory is made.
+        """Pin maps and programs in a directory, which is made.
 
         Raises:
             MountError: Something could not be pinned; nothing is.
         """
-        pins = [(each.name, each.fd) for each in self.maps.values()]
-        pin_all(directory, [*pins, *((each.pin_name, each.fd) for each in self.programs)])
+        pin_all(directory, self.pins())
 
     def close(self) -> None:
         """Give the descriptors back. Pins, and chains that use the hooks, keep what they need."""
@@ -170,7 +174,11 @@ def check(path: str | os.PathLike[str]) -> list[CheckedFilter]:
 
 
 def load(
-    source: Compiled | str | os.PathLike[str], shared: SharedMaps, *, names: Sequence[str] | None = None
+    source: Compiled | str | os.PathLike[str],
+    shared: SharedMaps,
+    *,
+    names: Sequence[str] | None = None,
+    kept: Mapping[str, int] | None = None,
 ) -> list[Filter]:
     """Load the filters of a file.
 
@@ -178,6 +186,7 @@ def load(
         source: Compiled, or a path to compile.
         shared: The maps of the mount that they are for.
         names: Which filters, in this order. None: all of the file.
+        kept: Descriptors of maps that are used instead of new ones, by their names in the file.
 
     Returns:
         The filters, which the caller closes.
@@ -196,7 +205,7 @@ def load(
             declared = ", ".join(compiled.filters)
             raise FilterError(f"{compiled.path}: declares no filter {name!r}; it declares: {declared}")
     places = {name: _places(compiled, name) for name in wanted}
-    with contextlib.ExitStack() as undo, _Kernel(compiled, shared) as kernel:
+    with contextlib.ExitStack() as undo, _Kernel(compiled, shared, kept or {}) as kernel:
         filters = []
         for name in wanted:
             filters.append(kernel.filter(name, places[name]))
@@ -258,9 +267,9 @@ def _opcodes(where: str, hook: HookFunction) -> list[int]:
 class _Kernel:
     """What one load has in the kernel so far; filters take duplicates of what they need."""
 
-    def __init__(self, compiled: Compiled, shared: SharedMaps) -> None:
+    def __init__(self, compiled: Compiled, shared: SharedMaps, kept: Mapping[str, int]) -> None:
         self._compiled = compiled
-        self._maps = shared.by_name()
+        self._maps = {**shared.by_name(), **kept}
         self._btf = Btf(compiled.btf)
         self._programs: dict[Function, int] = {}
         self._undo = contextlib.ExitStack()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,3 +46,35 @@ def pin_all(directory: Path, pins: Iterable[tuple[str, int]]) -> None:
                 f"cannot pin {str(path)!r}: {reason}; /sys/fs/bpf must be a BPF file system"
             ) from None
         undo.pop_all()
+
+
+class StagedPins:
+    """Pins that stand beside those of a directory, and take their place in one go.
+
+    A pin that stays under its name is never missing meanwhile: policy is changed through it at any time.
+    """
+
+    def __init__(self, directory: Path, pins: list[tuple[str, int]]) -> None:
+        """Make them, where nobody looks for them.
+
+        Raises:
+            MountError: Something could not be pinned; nothing is.
+        """
+        self._directory = directory
+        self._scratch = directory.with_name(f"{directory.name}-new")  # no filter has a name like that
+        self._names = [name for name, _ in pins]
+        pin_all(self._scratch, pins)
+
+    def discard(self) -> None:
+        """Take them away again; nothing if they have taken their place."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def commit(self) -> None:
+        """Put them into their place; what else was pinned there goes."""
+        self._directory.mkdir(0o700, exist_ok=True)
+        for name in self._names:
+            (self._scratch / name).rename(self._directory / name)
+        for path in self._directory.iterdir():
+            if path.name not in self._names:
+                path.unlink()
+        self._scratch.rmdir()

@@ -69,6 +69,11 @@ class PolicyMap:
             return f"array of {self.max_entries} {types}" + (f" ({spelled})" if len(values) > 1 else "")
         return f"{kind} of {spelled}"
 
+    @property
+    def shape(self) -> tuple[Any, Any]:
+        """The types of key and value, to be compared with others'."""
+        return self._btf.shape(self._key), self._btf.shape(self._value)
+
     def keys(self) -> list[Any]:
         """All keys."""
         return [key for key, _ in self.items()]

@@ -155,6 +155,11 @@ def pins(name: str) -> Path:
     return PINS / name
 
 
+def control_path(name: str) -> Path:
+    """The socket at which a mount's server takes requests."""
+    return DIRECTORY / f"{name}.sock"
+
+
 def log_path(name: str) -> Path:
     """The file that a background server logs to."""
     return DIRECTORY / f"{name}.log"
@@ -217,6 +222,29 @@ def _read(path: Path) -> Entry:
         return unreadable
 
 
+def find(target: str) -> Entry:
+    """The mount that a name or a mount point means, which a server of ours serves.
+
+    Raises:
+        MountError: There is none.
+    """
+    there = [entry for entry in entries() if entry.is_alive]
+    named = next((entry for entry in there if entry.name == target), None)
+    try:
+        path = mounts.canonical(target)
+        mounted = mounts.mount_of(target)
+    except OSError:
+        path, mounted = None, None
+    if named is None and mounted is not None and mounted.is_ours:
+        named = entry_of(mounted)
+    if named is None:
+        named = next((entry for entry in there if path is not None and entry.mnt == path), None)
+    if named is None:
+        what = f"{target!r} is not a fusebpf mount" if path else f"there is no mount {target!r}"
+        raise MountError(f"{what} (see `fusebpf list`)")
+    return named
+
+
 def write(entry: Entry) -> None:
     """Write an entry's state file, whole or not at all."""
     scratch = DIRECTORY / f".{entry.name}.new"
@@ -253,6 +281,7 @@ def reserve(entry: Entry) -> Entry:
         # Nobody has this name, so pins of that name are left-overs; so is an old log.
         remove_pins(entry.name)
         log_path(entry.name).unlink(missing_ok=True)
+        control_path(entry.name).unlink(missing_ok=True)
         write(entry)
     return entry
 
@@ -277,6 +306,7 @@ def _forget(entry: Entry) -> None:
     with contextlib.suppress(FileNotFoundError):
         if log.stat().st_size == 0:
             log.unlink()
+    control_path(entry.name).unlink(missing_ok=True)
     _state_path(entry.name).unlink(missing_ok=True)
 
 
@@ -301,14 +331,14 @@ def clean_dead() -> list[Entry]:
     return removed
 
 
-def remove_pins(name: str) -> None:
-    """Remove a mount's directory of pins with everything in it, and the one above it if it is empty."""
-    directory = pins(name)
+def remove_pins(name: str, filter_name: str = "") -> None:
+    """Remove a mount's directory of pins, or one filter's in it, and the one above it if it is empty."""
+    directory = pins(name) / filter_name
     if directory.is_symlink() or not directory.is_dir():
         return
     shutil.rmtree(directory)
     with contextlib.suppress(OSError):
-        PINS.rmdir()
+        directory.parent.rmdir()
 
 
 def make_pins(name: str) -> Path:

@@ -11,23 +11,24 @@ import contextlib
 import errno
 import logging
 import os
-import struct
-from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import trio
 
-from fusebpf import bpf, chain, checks, loader, mounts, registry
-from fusebpf._core import OPS, SIZES, Mount
+from fusebpf import bpf, chain, checks, control, loader, mounts, registry, watching
+from fusebpf._core import Mount
 from fusebpf.chain import FilterSpec, Link, MapSetting
-from fusebpf.errors import FusebpfError, MountError, PlatformError, UsageError
+from fusebpf.core_log import CoreLog
+from fusebpf.errors import FusebpfError, MountError, UsageError
+from fusebpf.live_chain import Change, LiveChain, pick_of
 from fusebpf.options import MountOptions, parse
+from fusebpf.watching import Statistic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
-    from fusebpf.compiler import Compiled
-    from fusebpf.loader import Filter, SharedMaps
+    from fusebpf.loader import Filter
 
 UNMOUNT_SECONDS = 10.0
 """How long an unmount may take (it writes back what is dirty) before the core is stopped regardless."""
@@ -36,21 +37,8 @@ STOP_SECONDS = 20.0
 INVALIDATE_SECONDS = 30.0
 """How long the kernel may take to forget what it has cached."""
 
-_VERDICTS = {0: "continue", 1: "backing", 2: "daemon", 3: "reply", 4: "negative", 5: "drop", 15: "broken"}
-_PHASES = ("pre", "post")
-
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-
-
-class Statistic(NamedTuple):
-    """How often a hook of a filter gave a verdict."""
-
-    filter: str
-    phase: str
-    op: str
-    verdict: str
-    times: int
 
 
 class Stack:
@@ -95,13 +83,13 @@ class Stack:
         self._root_fd = -1
         self._entry: registry.Entry | None = None
         self._core: Mount | None = None
-        self._shared: SharedMaps | None = None
-        self._links: list[Link] = []
+        self._live: LiveChain | None = None
+        self._control: control.Server | None = None
+        self._changing = trio.Lock()
         self._is_started = False
         # What gives back everything but mount and core; and the two, whose end may take time.
         self._undo = contextlib.ExitStack()
-        self._log_scope = trio.CancelScope()
-        self._log_done: trio.Event | None = None
+        self._log: CoreLog | None = None
 
     # ------------------------------------------------------------------------------ what it is
 
@@ -130,12 +118,17 @@ class Stack:
     @property
     def filters(self) -> tuple[Filter, ...]:
         """The loaded filters, top first."""
-        return tuple(link.filter for link in self._links)
+        return tuple(link.filter for link in self.links)
 
     @property
     def links(self) -> tuple[Link, ...]:
         """The loaded filters with the altitudes that they have in this chain, top first."""
-        return tuple(self._links)
+        return tuple(self._live.links) if self._live else ()
+
+    @property
+    def revision(self) -> int:
+        """How often the chain was published so far; a change may say which one it saw."""
+        return self._live.revision if self._live else 0
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -146,7 +139,7 @@ class Stack:
         return tuple(
             f"{link.filter.path}: the hook on access of {link.filter.name!r} never runs: "
             "the kernel sends ACCESS only with -o nodefault_permissions"
-            for link in self._links
+            for link in self.links
             if os.fspath(link.filter.path) not in stock
             and any(hook.program.pin_name in {"pre_access", "post_access"} for hook in link.filter.hooks)
         )
@@ -157,26 +150,97 @@ class Stack:
 
     def stats(self) -> list[Statistic]:
         """How often each hook gave which verdict: the map `stats`; empty without filters."""
-        if self._shared is None:
+        if self._live is None or self._live.shared is None:
             return []
-        names = {index: link.filter.name for index, link in enumerate(self._links)}
-        ops = {opcode: name for name, opcode, *_ in OPS}
-        rows = []
-        for key in bpf.map_keys(self._shared.stats, SIZES["stat_key"]):
-            value = bpf.map_lookup(self._shared.stats, key, SIZES["stat"])
-            if value is None:
-                continue
-            filter_id, phase, op, verdict = struct.unpack("=4I", key)
-            rows.append(
-                Statistic(
-                    names.get(filter_id, str(filter_id)),
-                    _PHASES[phase],
-                    ops.get(op, str(op)),
-                    _VERDICTS.get(verdict, str(verdict)),
-                    struct.unpack("=Q", value)[0],
-                )
+        names = {link.id: link.filter.name for link in self.links}
+        return watching.statistics(self._live.shared.stats, names)
+
+    # ------------------------------------------------------------------------- changing the chain
+
+    async def attach(
+        self,
+        *filters: mounts.StrPath | FilterSpec,
+        sets: Iterable[str] = (),
+        revision: int | None = None,
+        open_files: str = "fail",
+    ) -> Change:
+        """Put filters into the chain while it works; all of them in one step.
+
+        Args:
+            filters: As for the class. Text may end in @ALTITUDE, @above:NAME or @below:NAME.
+            sets: Map values, "FILTER.MAP=VALUE", set before the filters are attached.
+            revision: The one that you saw; None: whatever it is.
+            open_files: Where a filter hooks read or write and files are passed through to the kernel, new
+                opens of those fail with EBUSY until the last old one is closed ("fail"), or go on ("keep").
+
+        Raises:
+            RevisionError: The chain has another revision.
+            FusebpfError: They cannot be loaded, or do not fit in. The chain is as it was.
+        """
+        specs = [FilterSpec.of(item) for item in filters]
+        settings = [MapSetting.parse(text) for text in sets]
+        if not specs:
+            raise UsageError("no filter is to be attached")
+        chain.check_stock(specs, loader.stock_names())
+
+        def change(live: LiveChain) -> Change:
+            bpf.require()
+            return live.attach(specs, settings, revision=revision, open_files=open_files)
+
+        return await self._change(change)
+
+    async def detach(self, name: str, *, revision: int | None = None) -> Change:
+        """Take a filter out of the chain while it works.
+
+        When this returns no op that begins sees it any more, and none uses it, but for those that Change
+        counts: they began before and take longer than some seconds (they wait for a lock, say).
+
+        Raises:
+            RevisionError: The chain has another revision.
+            ChainError: There is no such filter.
+        """
+        return await self._change(lambda live: live.detach(name, revision=revision))
+
+    async def replace(
+        self,
+        name: str,
+        filter: mounts.StrPath | FilterSpec,  # noqa: A002 - it is one
+        *,
+        sets: Iterable[str] = (),
+        fresh_maps: bool = False,
+        revision: int | None = None,
+        open_files: str = "fail",
+    ) -> Change:
+        """Put another filter in the place of one, in one step; arguments as for `attach`.
+
+        Maps of the same name and type keep their content, unless `sets` gives another, or `fresh_maps`.
+
+        Raises:
+            RevisionError: The chain has another revision.
+            FusebpfError: It cannot be loaded, or does not fit in. The chain is as it was.
+        """
+        spec = FilterSpec.of(filter)
+        settings = [MapSetting.parse(text) for text in sets]
+        chain.check_stock([spec], loader.stock_names())
+        return await self._change(
+            lambda live: live.replace(
+                name, spec, settings, fresh_maps=fresh_maps, revision=revision, open_files=open_files
             )
-        return sorted(rows)
+        )
+
+    async def _change(self, change: Callable[[LiveChain], Change]) -> Change:
+        """Make one change at a time, to its end."""
+        async with self._changing:
+            self._started_core()
+
+            def make() -> Change:
+                if self._live is None:
+                    raise MountError("the mount is not there")
+                done = change(self._live)
+                self._note_chain()
+                return done
+
+            return await _in_thread(make)
 
     async def invalidate(self) -> None:
         """Make the kernel forget what it has cached of the mount: entries, attributes, pages.
@@ -211,7 +275,7 @@ class Stack:
         if self._entry is not None:
             return
         chain.check_stock(self._specs, loader.stock_names())
-        names = [_pick_of(spec) for spec in self._specs]
+        names = [pick_of(spec) for spec in self._specs]
         if None not in names:
             chain.check_sets(self._settings, [name for name in names if name is not None])
         checks.check_root()
@@ -245,10 +309,10 @@ class Stack:
         try:
             await _in_thread(self.reserve)
             await _in_thread(self._prepare)
-            self._start_log()
-            if self._specs:
-                await _in_thread(self._load)
+            self._log = CoreLog(self._prepared_core.log_fileno(), self.name)
+            await _in_thread(self._load)
             await _in_thread(self._start)
+            self._control = control.serve(self)
         except BaseException:
             await self._take_down()
             raise
@@ -288,57 +352,11 @@ class Stack:
             self._root_fd = -1
 
     def _load(self) -> None:
-        pins = registry.make_pins(self.name)
-        compiled = {path: loader.compile_source(path) for path in {_source_of(spec) for spec in self._specs}}
-        try:
-            types = next(iter(compiled.values()))
-            # As many rings as there can be: workers that come back from waiting may be more than the limit.
-            self._shared = loader.SharedMaps.create(types=types)
-        except OSError as error:
-            raise PlatformError(f"the maps of the mount cannot be made: {error.strerror}") from error
-        shared = self._shared
-        self._undo.callback(shared.close)
-        loaded = {path: self._load_file(path, one, shared) for path, one in compiled.items()}
-        links = [link for spec in self._specs for link in self._links_of(spec, loaded[_source_of(spec)])]
-        self._links = chain.arrange(links, SIZES["max_filters"])
-        chain.check_sets(self._settings, [link.filter.name for link in self._links])
-        by_name = {link.filter.name: link.filter for link in self._links}
-        for setting in self._settings:
-            by_name[setting.filter].set(setting.map, setting.value)
-        try:
-            self._attach(shared)
-            shared.pin(pins)
-            for link in self._links:
-                link.filter.pin(pins / link.filter.name)
-        except OSError as error:
-            raise MountError(f"the filters cannot be attached: {error.strerror or error}") from error
-
-    def _load_file(self, path: str, compiled: Compiled, shared: SharedMaps) -> dict[str, Filter]:
-        """Load the filters of one file that are wanted; together, since they may share maps."""
-        picks = [_pick_of(spec) for spec in self._specs if _source_of(spec) == path]
-        names = None if None in picks else [pick for pick in picks if pick is not None]
-        filters = loader.load(compiled, shared, names=names)
-        for filter_ in filters:
-            self._undo.callback(filter_.close)
-        return {filter_.name: filter_ for filter_ in filters}
-
-    def _links_of(self, spec: FilterSpec, loaded: dict[str, Filter]) -> list[Link]:
-        pick = _pick_of(spec)
-        links = chain.place(spec, [loaded[pick]] if pick is not None else list(loaded.values()))
-        for link in links:
-            self._settings += [MapSetting(link.filter.name, *item) for item in spec.sets.items()]
-        return links
-
-    def _attach(self, shared: SharedMaps) -> None:
-        maps = {"slots": shared.slots, "windows": shared.windows, "stats": shared.stats}
-        self._prepared_core.share(**maps, recent=shared.recent, rings=shared.rings)
-        described, attached = [], []
-        for index, (filter_, altitude) in enumerate(self._links):
-            hooks = [(hook.opcode, hook.phase, hook.program.fd) for hook in filter_.hooks]
-            described.append((index, filter_.name, altitude, filter_.wants))
-            attached.append((index, filter_.name, altitude, filter_.wants, hooks))
-        shared.describe_chain(described)
-        self._prepared_core.set_chain(attached)
+        live = LiveChain(self._prepared_core, self.name)
+        self._live = live
+        self._undo.callback(live.close)
+        if self._specs:
+            live.attach(self._specs, self._settings)
 
     def _start(self) -> None:
         entry = self.entry
@@ -355,10 +373,16 @@ class Stack:
         if mounted is None or not mounted.is_ours:
             raise MountError(f"{entry.mnt!r} was taken by another mount meanwhile")
         entry.mount_id, entry.device = mounted.mount_id, mounted.device
+        self._note_chain()
+
+    def _note_chain(self) -> None:
+        """Let the registry know what the chain is now."""
+        entry = self.entry
         entry.filters = [
             {"name": link.filter.name, "altitude": link.altitude, "source": str(link.filter.path)}
-            for link in self._links
+            for link in self.links
         ]
+        entry.filter_texts = list(dict.fromkeys(link.text for link in self.links))
         registry.write(entry)
 
     # --------------------------------------------------------------------------------- how it ends
@@ -373,17 +397,21 @@ class Stack:
 
     async def _take_down(self) -> None:
         with trio.CancelScope(shield=True):
+            if self._control is not None:
+                await self._control.stop()
+                self._control = None
+            await self._changing.acquire()  # a change that is under way ends before
             if self._core is not None:
                 if self._is_started:
                     trio.lowlevel.notify_closing(self._core.fileno())
                     await _bounded(self._unmount, UNMOUNT_SECONDS, "the unmount")
                 self._is_started = False
                 await _bounded(self._core.stop, STOP_SECONDS, "the end of ops in flight")
-                if self._log_done is not None:
-                    self._log_scope.cancel()
-                    await self._log_done.wait()
+                if self._log is not None:
+                    await self._log.stop()
             await _bounded(self._undo.close, UNMOUNT_SECONDS, "giving back what the mount held")
-            self._core, self._links, self._shared = None, [], None
+            self._core, self._live = None, None
+            self._changing.release()
 
     def _unmount(self) -> None:
         """Unmount, lazily where it is busy: what uses it gets ENOTCONN once the core has stopped."""
@@ -396,55 +424,6 @@ class Stack:
             if error.errno != errno.EBUSY:
                 raise
             mounts.unmount(mounted, is_lazy=True)
-
-    # ------------------------------------------------------------------------------------- the log
-
-    def _start_log(self) -> None:
-        fd = os.dup(self._prepared_core.log_fileno())
-        self._undo.callback(os.close, fd)
-        os.set_blocking(fd, False)
-        self._log_done = trio.Event()
-        trio.lowlevel.spawn_system_task(
-            self._move_log, fd, self._log_done, name=f"fusebpf log of {self.name}"
-        )
-
-    async def _move_log(self, fd: int, done: trio.Event) -> None:
-        rest = b""
-        with self._log_scope:
-            while True:
-                await trio.lowlevel.wait_readable(fd)
-                data = _read_all(fd)
-                if not data:
-                    break
-                rest = self._log_lines(rest + data)
-        self._log_lines(rest + _read_all(fd) + b"\n")
-        done.set()
-
-    def _log_lines(self, data: bytes) -> bytes:
-        *lines, rest = data.split(b"\n")
-        for line in lines:
-            level, _, message = line.decode(errors="replace").partition(" ")
-            if message:
-                number = logging.getLevelNamesMapping().get(level.upper(), logging.WARNING)
-                _log.log(number, "%s: %s", self.name, message)
-        return rest
-
-
-def _source_of(spec: FilterSpec) -> str:
-    return os.fspath(loader.stock(spec.source)) if spec.is_stock else spec.source
-
-
-def _pick_of(spec: FilterSpec) -> str | None:
-    return spec.source if spec.is_stock else spec.pick
-
-
-def _read_all(fd: int) -> bytes:
-    """What is there to be read now; b"" if there is nothing or the other end is closed."""
-    data = b""
-    with contextlib.suppress(BlockingIOError):
-        while block := os.read(fd, 65536):
-            data += block
-    return data
 
 
 async def _in_thread(function: Callable[[], T]) -> T:

@@ -363,7 +363,7 @@ def _core_of(shared: SharedMaps, links: list[Link]) -> Mount:
     maps = {"slots": shared.slots, "windows": shared.windows, "stats": shared.stats}
     core.share(**maps, recent=shared.recent, rings=shared.rings)
     described = []
-    for index, (one, altitude) in enumerate(links):
+    for index, (one, altitude, *_) in enumerate(links):
         hooks = [(hook.opcode, hook.phase, hook.program.fd) for hook in one.hooks]
         described.append((index, one.name, altitude, one.wants, hooks))
     core.set_chain(described)

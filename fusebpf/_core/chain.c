@@ -19,10 +19,25 @@ void chain_hold(struct chain *c)
 	atomic_fetch_add(&c->refs, 1);
 }
 
+/* Whoever drains waits for its end. */
+static void forget_old(struct mount *m, const struct chain *c)
+{
+	pthread_mutex_lock(&m->chain_lock);
+	for (struct chain **at = &m->old_chains; *at; at = &(*at)->next_old) {
+		if (*at == c) {
+			*at = c->next_old;
+			break;
+		}
+	}
+	pthread_mutex_unlock(&m->chain_lock);
+}
+
 void chain_release(struct chain *c)
 {
 	if (!c || atomic_fetch_sub(&c->refs, 1) != 1)
 		return;
+	if (c->mount)
+		forget_old(c->mount, c);
 	for (int opcode = 0; opcode < 256; opcode++) {
 		struct op_hooks *hooks = c->ops[opcode];
 		for (uint32_t i = 0; hooks && i < hooks->n_pre; i++)
@@ -92,6 +107,11 @@ uint32_t chain_publish(struct mount *m, struct chain *c)
 	struct chain *old = atomic_load(&m->chain);
 	c->revision = (old ? old->revision : 0) + 1;
 	tags_adopt(m, c, old);
+	c->mount = m;
+	if (old) {
+		old->next_old = m->old_chains;
+		m->old_chains = old;
+	}
 	atomic_store(&m->chain, c);
 	uint32_t revision = c->revision;
 	pthread_mutex_unlock(&m->chain_lock);

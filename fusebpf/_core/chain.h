@@ -29,8 +29,11 @@ struct op_hooks {
 struct chain {
 	_Atomic uint32_t refs;
 	uint32_t revision;
+	struct mount *mount;	 /* once it is published */
+	struct chain *next_old; /* of those that are no longer the mount's and still used */
 	uint32_t n_filters;
 	uint32_t wants; /* of all filters */
+	bool keeps_open_files; /* what is passed through may be opened anew in spite of hooks on its data */
 	struct chain_filter filters[FB_MAX_FILTERS]; /* from high to low */
 	struct op_hooks *ops[256];
 };
@@ -71,6 +74,11 @@ void chain_hold(struct chain *c);
 void chain_release(struct chain *c);
 uint32_t chain_publish(struct mount *m, struct chain *c);
 bool chain_hooks(const struct chain *c, uint8_t opcode);
+
+/* live.c */
+uint32_t chain_drain(struct mount *m, uint32_t revision, uint32_t timeout_ms);
+uint32_t chain_oldest(struct mount *m);
+ssize_t inodes_passed_through(struct mount *m, struct inode ***out);
 
 /* hook.c */
 int hook_run(struct request *rq, const struct op *op, enum fb_phase phase, const struct chain_hook *hook,

@@ -97,6 +97,7 @@ struct mount {
 	struct shared_maps shared;
 	pthread_mutex_t chain_lock;
 	struct chain *_Atomic chain;
+	struct chain *old_chains; /* under chain_lock: snapshots that ops in flight still use */
 	struct workers workers;
 	struct notifier notifier;
 	struct watch watch;
@@ -129,6 +130,13 @@ int device_reply(struct request *rq, int error);
 void device_reply_raw(int fd, uint64_t unique, int error);
 
 /* mount.c: the control path */
+#define MAX_COUNTERS 32
+struct counter {
+	const char *name;
+	uint64_t value;
+};
+
+size_t mount_counters(const struct mount *m, struct counter out[MAX_COUNTERS]);
 struct mount *mount_create(void);
 void mount_destroy(struct mount *m);
 int mount_start(struct mount *m);

@@ -172,15 +172,23 @@ static int add_hooks(struct chain *c, uint32_t id, PyObject *hooks)
 	return e;
 }
 
-static PyObject *Mount_set_chain(MountObject *self, PyObject *filters)
+static PyObject *Mount_set_chain(MountObject *self, PyObject *args, PyObject *kwargs)
 {
+	static char *names[] = { "filters", "keep_open_files", NULL };
 	struct mount *m = mount_of(self);
-	PyObject *list = m ? PySequence_Fast(filters, "filters is a sequence") : NULL;
+	int keeps_open_files = 0;
+	PyObject *filters;
+
+	if (!m || !PyArg_ParseTupleAndKeywords(args, kwargs, "O|$p", names, &filters, &keeps_open_files))
+		return NULL;
+	PyObject *list = PySequence_Fast(filters, "filters is a sequence");
 
 	if (!list)
 		return NULL;
 	struct chain *c = chain_create();
 	int e = c ? 0 : -ENOMEM;
+	if (c)
+		c->keeps_open_files = keeps_open_files;
 	for (Py_ssize_t i = 0; !e && i < PySequence_Fast_GET_SIZE(list); i++) {
 		unsigned int id, altitude, wants;
 		const char *name;
@@ -200,6 +208,54 @@ static PyObject *Mount_set_chain(MountObject *self, PyObject *filters)
 		return PyErr_Occurred() ? NULL : raise_chain(e);
 	}
 	return PyLong_FromUnsignedLong(chain_publish(m, c));
+}
+
+static PyObject *Mount_drain(MountObject *self, PyObject *args)
+{
+	struct mount *m = mount_of(self);
+	unsigned int revision, timeout_ms;
+	uint32_t n;
+
+	if (!m || !PyArg_ParseTuple(args, "II", &revision, &timeout_ms))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	n = chain_drain(m, revision, timeout_ms);
+	Py_END_ALLOW_THREADS
+	return PyLong_FromUnsignedLong(n);
+}
+
+static PyObject *Mount_oldest_revision(MountObject *self, PyObject *unused)
+{
+	struct mount *m = mount_of(self);
+
+	(void)unused;
+	return m ? PyLong_FromUnsignedLong(chain_oldest(m)) : NULL;
+}
+
+static PyObject *Mount_passed_through(MountObject *self, PyObject *unused)
+{
+	struct mount *m = mount_of(self);
+	struct inode **found;
+	char path[FB_PATH_SIZE];
+
+	(void)unused;
+	if (!m)
+		return NULL;
+	ssize_t n = inodes_passed_through(m, &found);
+	if (n < 0)
+		return PyErr_NoMemory();
+	PyObject *result = PyList_New(0);
+	for (ssize_t i = 0; i < n; i++) {
+		int len = inode_path(m, found[i], NULL, path);
+		PyObject *row = result ? Py_BuildValue("(KIy#)", (unsigned long long)found[i]->nodeid, found[i]->n_passthrough, path,
+						       (Py_ssize_t)(len < 0 ? 0 : len)) : NULL;
+		if (result && (!row || PyList_Append(result, row) < 0))
+			Py_CLEAR(result);
+		Py_XDECREF(row);
+		inode_release(m, found[i]);
+	}
+	free(found);
+	return result;
 }
 
 static PyObject *Mount_start(MountObject *self, PyObject *unused)
@@ -265,30 +321,10 @@ static PyObject *Mount_counters(MountObject *self, PyObject *unused)
 	(void)unused;
 	if (!m)
 		return NULL;
-	const struct {
-		const char *name;
-		uint64_t value;
-	} rows[] = {
-		{ "inodes", m->inodes.n_inodes },
-		{ "descriptors", m->fds.n_open },
-		{ "handles", m->handles.n_open },
-		{ "workers", m->workers.n },
-		{ "workers_parked", m->workers.n_parked },
-		{ "lock_owners", m->n_lock_owners },
-		{ "slots_in_use", m->has_shared ? FB_N_SLOTS - m->shared.n_free_slots : 0 },
-		{ "requests", m->n_requests },
-		{ "hook_runs", m->n_hook_runs },
-		{ "failed_closed", m->n_failed_closed },
-		{ "interrupts", m->n_interrupts },
-		{ "notifications", m->notifier.n_sent },
-		{ "changes_behind", m->watch.n_changes },
-		{ "watch_overflows", m->watch.n_overflows },
-		{ "passthrough", m->has_passthrough },
-		{ "passthrough_opens", m->n_passthrough_opens },
-		{ "protocol_minor", m->kernel_minor },
-	};
+	struct counter rows[MAX_COUNTERS];
+	size_t n = mount_counters(m, rows);
 	PyObject *result = PyDict_New();
-	for (size_t i = 0; result && i < sizeof(rows) / sizeof(*rows); i++) {
+	for (size_t i = 0; result && i < n; i++) {
 		PyObject *value = PyLong_FromUnsignedLongLong(rows[i].value);
 		if (!value || PyDict_SetItemString(result, rows[i].name, value) < 0)
 			Py_CLEAR(result);
@@ -334,8 +370,11 @@ static PyObject *Mount_rehearse(MountObject *self, PyObject *args, PyObject *kwa
 
 static PyMethodDef mount_methods[] = {
 	{ "share", (PyCFunction)(void (*)(void))Mount_share, METH_VARARGS | METH_KEYWORDS, NULL },
-	{ "set_chain", (PyCFunction)Mount_set_chain, METH_O, NULL },
 	{ "rehearse", (PyCFunction)(void (*)(void))Mount_rehearse, METH_VARARGS | METH_KEYWORDS, NULL },
+	{ "set_chain", (PyCFunction)(void (*)(void))Mount_set_chain, METH_VARARGS | METH_KEYWORDS, NULL },
+	{ "drain", (PyCFunction)Mount_drain, METH_VARARGS, NULL },
+	{ "oldest_revision", (PyCFunction)Mount_oldest_revision, METH_NOARGS, NULL },
+	{ "passed_through", (PyCFunction)Mount_passed_through, METH_NOARGS, NULL },
 	{ "start", (PyCFunction)Mount_start, METH_NOARGS, NULL },
 	{ "stop", (PyCFunction)Mount_stop, METH_NOARGS, NULL },
 	{ "invalidate", (PyCFunction)Mount_invalidate, METH_VARARGS, NULL },

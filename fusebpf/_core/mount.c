@@ -127,3 +127,31 @@ void mount_destroy(struct mount *m)
 	free(m->source);
 	free(m);
 }
+
+/** What a mount counts, by name. Returns how many there are; the values need not be of one moment. */
+size_t mount_counters(const struct mount *m, struct counter out[MAX_COUNTERS])
+{
+	const struct counter rows[] = {
+		{ "inodes", m->inodes.n_inodes },
+		{ "descriptors", m->fds.n_open },
+		{ "handles", m->handles.n_open },
+		{ "workers", m->workers.n },
+		{ "workers_parked", m->workers.n_parked },
+		{ "lock_owners", m->n_lock_owners },
+		{ "slots_in_use", m->has_shared ? FB_N_SLOTS - m->shared.n_free_slots : 0 },
+		{ "requests", m->n_requests },
+		{ "hook_runs", m->n_hook_runs },
+		{ "failed_closed", m->n_failed_closed },
+		{ "interrupts", m->n_interrupts },
+		{ "notifications", m->notifier.n_sent },
+		{ "changes_behind", m->watch.n_changes },
+		{ "watch_overflows", m->watch.n_overflows },
+		{ "passthrough", m->has_passthrough },
+		{ "passthrough_opens", m->n_passthrough_opens },
+		{ "protocol_minor", m->kernel_minor },
+	};
+	_Static_assert(sizeof(rows) <= MAX_COUNTERS * sizeof(*rows), "MAX_COUNTERS");
+
+	memcpy(out, rows, sizeof(rows));
+	return sizeof(rows) / sizeof(*rows);
+}

@@ -11,7 +11,6 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#define KICK_SIGNAL SIGURG /* default action: none; so a stray one harms nobody */
 #define KEEP_IDLE 2
 #define JANITOR_PERIOD_NS 500000000L
 #define INTERRUPT_PERIOD_NS 10000000L

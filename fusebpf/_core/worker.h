@@ -5,6 +5,8 @@
 
 #include "core.h"
 
+#define KICK_SIGNAL SIGURG /* ends a blocking system call; default action: none, so a stray one harms nobody */
+
 /* A worker that is in the backing file system, or waits for a slot, may be parked by another thread: it no longer counts
  * against the limit, and has no verdict ring until it comes back. */
 enum worker_state { WORKER_RUNS, WORKER_IN_BACKING, WORKER_PARKED };

@@ -1,0 +1,144 @@
+"""The commands for a mount that works: change its chain, look at what it does."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from fusebpf import checks, registry
+from fusebpf.tables import shown, table
+
+# Each command imports what it needs, as those of cli.py do.
+# ruff: noqa: PLC0415
+
+_TARGET = click.argument("target", metavar="MNT|NAME")
+_SETS = click.option("--set", "sets", multiple=True, metavar="FILTER.MAP=VALUE",
+                     help="Fill a map before the filter is attached.")  # fmt: skip
+_REVISION = click.option("--revision", type=click.IntRange(min=0), metavar="N",
+                         help="Fail if the chain has another revision by now.")  # fmt: skip
+_OPEN_FILES = click.option("--open-files", type=click.Choice(("fail", "keep")), default="fail", help=(
+    "Where the filter hooks read or write: new opens of files that are passed through to the kernel fail "
+    "with EBUSY until the last old one is closed (fail, if not said), or go on unseen (keep)."
+))  # fmt: skip
+_JSON = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+
+
+def _entry(target: str) -> registry.Entry:
+    checks.check_root()
+    return registry.find(target)
+
+
+# -------------------------------------------------------------------------------------- the chain
+
+
+@click.command("attach")
+@_TARGET
+@click.argument("filters", nargs=-1, required=True, metavar="FILTER…")
+@_SETS
+@_REVISION
+@_OPEN_FILES
+def attach_command(
+    target: str, *, filters: tuple[str, ...], sets: tuple[str, ...], revision: int | None, open_files: str
+) -> None:
+    """Put filters into the chain of a mount while it works.
+
+    FILTER is as for `fusebpf mount --filter`, and may end in @ALTITUDE, @above:NAME or @below:NAME. Several
+    are attached in one step. Returns when every op that begins sees them.
+    """
+    from fusebpf.chain import FilterSpec
+
+    texts = [FilterSpec.parse(text).text for text in filters]
+    _change(target, "attach", filters=texts, sets=sets, revision=revision, open_files=open_files)
+
+
+@click.command("detach")
+@_TARGET
+@click.argument("name")
+@_REVISION
+def detach_command(target: str, *, name: str, revision: int | None) -> None:
+    """Take the filter NAME out of the chain of a mount while it works.
+
+    Returns when no op uses it any more; an op that takes longer than 5 s (one that waits for a lock) is told
+    of instead, and keeps the filter's programs until it ends.
+    """
+    _change(target, "detach", name=name, revision=revision)
+
+
+@click.command("replace")
+@_TARGET
+@click.argument("name")
+@click.argument("filter_", metavar="FILTER")
+@_SETS
+@click.option("--fresh-maps", is_flag=True, help="Begin with empty maps.")
+@_REVISION
+@_OPEN_FILES
+def replace_command(
+    target: str,
+    *,
+    name: str,
+    filter_: str,
+    sets: tuple[str, ...],
+    fresh_maps: bool,
+    revision: int | None,
+    open_files: str,
+) -> None:
+    """Put FILTER in the place of the filter NAME while the mount works, in one step.
+
+    Maps of the same name and type keep their content. The altitude stays, unless FILTER ends in another.
+    """
+    from fusebpf.chain import FilterSpec
+
+    text = FilterSpec.parse(filter_).text
+    _change(
+        target, "replace", name=name, filter=text, sets=sets, fresh_maps=fresh_maps, revision=revision,
+        open_files=open_files,
+    )  # fmt: skip
+
+
+def _change(target: str, request: str, **arguments: Any) -> None:
+    """Ask for a change, and tell what the user should know of how it went."""
+    from fusebpf.control import ask
+
+    told = ask(_entry(target), request, **arguments)
+    remarks = [f"warning: {line}" for line in told["warnings"]]
+    if told["n_in_flight"]:
+        remarks.append(
+            f"done; ops that began before it still use the old chain ({told['n_in_flight']} in flight, "
+            f"waiting for a lock, say), which goes when they end"
+        )
+    if told["passed_through"]:
+        paths = ", ".join(shown(one["path"]) or f"inode {one['nodeid']}" for one in told["passed_through"])
+        meanwhile = "go on unseen" if arguments["open_files"] == "keep" else "fail with EBUSY"
+        remarks.append(
+            f"these files are open and passed through to the kernel, unseen by hooks until they are closed; "
+            f"new opens of them {meanwhile}: {paths}"
+        )
+    if told["fresh_maps"] and request == "replace" and not arguments["fresh_maps"]:
+        remarks.append(f"these maps took nothing over: {', '.join(told['fresh_maps'])}")
+    for line in remarks:
+        click.echo(f"fusebpf: {line}", err=True)
+
+
+@click.command("filters")
+@_TARGET
+@_JSON
+def filters_command(target: str, *, is_json: bool) -> None:
+    """Show the chain of a mount, top first, and its revision."""
+    from fusebpf.control import ask
+
+    told = ask(_entry(target), "filters")
+    if is_json:
+        click.echo(json.dumps(told, indent=1))
+        return
+    click.echo(f"revision {told['revision']}")
+    rows: list[tuple[Any, ...]] = [
+        (one["name"], one["altitude"], one["revision"], " ".join(one["hooks"]), shown(one["doc"]))
+        for one in told["filters"]
+    ]
+    if rows:
+        click.echo(table(rows, ("name", "altitude", "revision", "hooks", "doc")))
+
+
+COMMANDS: tuple[click.Command, ...] = (attach_command, detach_command, replace_command, filters_command)

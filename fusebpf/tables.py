@@ -1,0 +1,17 @@
+"""How the commands print rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tabulate import tabulate
+
+
+def shown(text: str) -> str:
+    """A text on one line, whatever bytes are in it."""
+    return text if text.isprintable() else ascii(text)
+
+
+def table(rows: list[tuple[Any, ...]], headers: tuple[str, ...]) -> str:
+    """Rows in columns below their headers."""
+    return tabulate(rows, headers, tablefmt="plain", disable_numparse=True)
