@@ -27,6 +27,7 @@
 #define FB_N_PATTERNS 64	/* patterns in a struct fb_patterns */
 #define FB_DATA_SIZE 65536	/* bytes of a payload that a hook sees at one time: a window */
 #define FB_N_WINDOWS 16		/* windows of one mount: more ops with payload wait for one */
+#define FB_MAX_DELAY 3600000000000ull /* an hour, in ns: the longest that one op is held up */
 #define FB_ANY 0xffffffffu	/* in policy maps: any uid, any op */
 
 #include "fusebpf_ops.h"
@@ -71,6 +72,7 @@ enum fb_edit {
 	FB_EDIT_TAG = 1 << 18,	  /* tag */
 	FB_EDIT_VIEW = 1 << 19,	  /* view */
 	FB_EDIT_DATA = 1 << 20,	  /* the window, data_len: the payload that fb_data(ctx) shows */
+	FB_EDIT_DELAY = 1 << 28,  /* delay_ns */
 };
 
 #define FB_ERRNOS(X)                                                                      \
@@ -176,6 +178,7 @@ struct fb_slot {
 	__u64 tag;    /* this filter's, of the inode: own or inherited; after an op that answers with an entry, of that */
 	__u64 tag2;   /* of the other inode: rename's new directory, what link links, where copy_file_range writes */
 	__u64 ttl_ns;
+	__u64 delay_ns; /* the op waits for so long before it is done (pre), or answered (post) */
 	__u32 view;
 	__u32 name_len;
 	__u32 name2_len;

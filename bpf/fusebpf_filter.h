@@ -306,6 +306,40 @@ FB_ALWAYS_INLINE u64 fb_bytes_between(u64 word, u8 low, u8 high)
 	return ((is_low & ~is_high & ~word & tops) >> 7) * 0xff;
 }
 
+/* Keep a value inside a mask that is a literal, where the verifier sees it: with it every path through the
+ * loops below reaches the next round in a state that it has seen, so it walks each round once. */
+#define FB_BOUND(value, mask) asm volatile("%0 &= " #mask : "+r"(value))
+
+/* Give an op without a name the last part of its path (FB_WANTS_PATH) as ctx->name: for looking it up, nothing else
+ * sees it. "" stays where there is no path, and for the root. */
+FB_ALWAYS_INLINE void fb_take_name(struct fb_slot *ctx)
+{
+	/* Read anew for each use: what a loop's end tells the verifier of it would make each end a state of its own. */
+	const volatile u32 *len = &ctx->path_len;
+	u64 last = ctx->zero, is_slash;
+	u32 i;
+
+	if (ctx->name_len)
+		return;
+#pragma clang loop unroll(disable)
+	for (i = 0; i < FB_PATH_SIZE - 1; i++) {
+		asm volatile("" : "+r"(i)); // as in fb_glob
+		if (i >= *len)
+			break;
+		is_slash = fb_is_zero((u8)ctx->path[i & (FB_PATH_SIZE - 1)] ^ '/');
+		last = (last & (is_slash - 1)) | ((i + 1) & -is_slash);
+		FB_BOUND(last, 0xfff);
+	}
+#pragma clang loop unroll(disable)
+	for (i = 0; i < FB_NAME_SIZE - 1; i++) {
+		asm volatile("" : "+r"(i));
+		if (last + i >= *len)
+			break;
+		ctx->name.text[FB_INDEX(i)] = ctx->path[(last + i) & (FB_PATH_SIZE - 1)];
+	}
+	ctx->name_len = i;
+}
+
 /* ------------------------------------------------------------------------ helpers: pattern maps */
 
 /* How many rounds one match may take in all: one for each byte of a pattern that fits, a pattern that does not, and
@@ -314,10 +348,6 @@ FB_ALWAYS_INLINE u64 fb_bytes_between(u64 word, u8 low, u8 high)
 #define FB_MATCH_STEPS 384
 
 enum fb_match { FB_MATCH_NONE = 0, FB_MATCH_FOUND = 1, FB_MATCH_TOO_LONG = 2 };
-
-/* Keep a value inside a mask that is a literal, where the verifier sees it: with it every path through the
- * loop below reaches the next round in a state that it has seen, so it walks each round once. */
-#define FB_BOUND(value, mask) asm volatile("%0 &= " #mask : "+r"(value))
 
 /* How else than whole a text may match. */
 enum fb_match_mode {

@@ -24,7 +24,7 @@ _FLAGS = {name: flags for name, _, _, flags, *_ in OPS}
 _OP_ENTRY, _OP_ATTR, _OP_XATTR = 1 << 0, 1 << 1, 1 << 12
 _HAS_PATH = 1 << 1
 _OWN = frozenset(
-    {"", "abi", "op", "phase", "filter", "unique", "edits", "error", "zero", "key", "args", "result"}
+    {"", "abi", "op", "phase", "filter", "unique", "tag2", "edits", "error", "zero", "key", "args", "result"}
 )
 """What the core fills in, and what callers have another word for."""
 

@@ -206,6 +206,12 @@ static const char *edit_numbers(struct request *rq, const struct fb_slot *slot, 
 		image->ttl_ns = slot->ttl_ns;
 		rq->entry_ttl_ns = rq->attr_ttl_ns = image->ttl_ns;
 	}
+	if (edits & FB_EDIT_DELAY) {
+		uint64_t delay_ns = slot->delay_ns;
+		if (delay_ns > FB_MAX_DELAY)
+			return "a delay is longer than an hour";
+		rq->delay_ns = image->delay_ns = delay_ns;
+	}
 	if (edits & FB_EDIT_BACKING && slot->backing != 0)
 		return "a rewritten backing root is out of range: the mount has one";
 	if (edits & FB_EDIT_STATFS)

@@ -117,6 +117,8 @@ static void request_describe(struct rehearsed *run, struct mount *m, const struc
 	run->op.run = answer;
 	run->in = (struct fuse_in_header){ .unique = r->slot.unique, .nodeid = r->slot.nodeid };
 	run->inode.type = r->slot.type;
+	run->inode.refs = 1;
+	run->inode.nodeid = UINT64_MAX; // no real one's: its tags go with it
 	run->worker.mount = m;
 	run->worker.payload = run->memory + REQUEST_BUFFER_SIZE;
 	// Or an EINTR that is described would be taken for a stray kick, and the op be tried again.
@@ -125,6 +127,8 @@ static void request_describe(struct rehearsed *run, struct mount *m, const struc
 	*rq = (struct request){ .mount = m, .worker = &run->worker, .op = &run->op, .in = &run->in,
 				.inode = &run->inode, .image = &run->image, .slot = NO_SLOT,
 				.create_uid = r->slot.uid, .create_gid = r->slot.gid, .chain = atomic_load(&m->chain) };
+	for (uint32_t i = 0; r->slot.tag && i < rq->chain->n_filters; i++)
+		tag_set(m, &run->inode, rq->chain->filters[i].owner, r->slot.tag);
 	rq->name = op->n_names >= 1 ? run->image.name.text : NULL;
 	rq->name2 = op->n_names >= 2 ? run->image.name2.text : NULL;
 	rq->text = op->canonical == FB_OP_symlink ? run->image.text : NULL;
@@ -135,9 +139,23 @@ static void request_describe(struct rehearsed *run, struct mount *m, const struc
 		rq->cookies[i] = r->slot.cookie;
 }
 
+/* Each filter has its own; the description is of one for all, so the one that somebody changed is told. */
+static uint64_t tag_after(const struct rehearsal *r, const struct request *rq)
+{
+	uint64_t tag = r->slot.tag;
+	bool is_mixed;
+
+	for (uint32_t i = 0; i < rq->chain->n_filters && tag == r->slot.tag; i++)
+		tag = tag_of(rq->mount, rq->inode, rq->chain->filters[i].owner, &is_mixed);
+	return tag;
+}
+
 static void outcome(struct rehearsal *r, const struct request *rq)
 {
+	uint64_t tag = tag_after(r, rq);
+
 	r->slot = *rq->image;
+	r->slot.tag = tag;
 	if (rq->op->flags & FB_OP_CREATES) {
 		r->slot.uid = rq->create_uid;
 		r->slot.gid = rq->create_gid;
@@ -209,6 +227,7 @@ int rehearse(struct mount *m, struct rehearsal *r)
 	if (!e)
 		e = data_outcome(r, &run->rq);
 	slot_release(&run->rq);
+	tags_forget(m, &run->inode);
 	hook_unmap_ring(&run->worker);
 	free(run->memory);
 	free(run);

@@ -63,6 +63,7 @@ struct request {
 	const struct op_hooks *hooks;
 	uint32_t slot;
 	bool has_path;
+	uint64_t delay_ns; /* to be waited for, 0: nothing */
 	enum fb_route route;
 	uint32_t reach;		   /* filters at positions below this one get their post hooks */
 	uint32_t no_post;	   /* by position: said FB_NOPOST */
@@ -93,6 +94,9 @@ void ttl_set(uint64_t ttl_ns, uint64_t *seconds, uint32_t *nanoseconds);
 int reply_opened(struct request *rq, struct inode *inode, int fd, bool is_dir, struct fb_fuse_open_out *out);
 int backing_open_flags(uint32_t flags);
 void listing_undo(struct request *rq);
+
+/* delay.c */
+int request_delay(struct request *rq);
 
 /* verdict.c */
 void fail_closed(struct request *rq, const struct op *op, const struct chain_hook *hook, enum fb_phase phase,

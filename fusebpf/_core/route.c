@@ -23,6 +23,7 @@ static void image_fill(struct request *rq)
 	image->tag = 0;
 	image->view = rq->inode ? rq->inode->view : 0;
 	image->ttl_ns = 0;
+	image->delay_ns = 0;
 	image->zero = 0;
 	image->path_len = image->path2_len = image->text_len = 0;
 	// Names are padded with zeros; only what the op before this one left there is to be cleared.
@@ -85,7 +86,7 @@ static bool pre_decide(struct request *rq, const struct chain_hook *hook, const 
 	const char *why = NULL;
 
 	if (is_reply && v->error)
-		edits = 0; // there is nothing left that they could apply to
+		edits &= FB_EDIT_DELAY; // there is nothing left that others could apply to
 	if (op->flags & FB_OP_UNREFUSABLE)
 		return true; // such hooks observe
 	if (v->flags & ~(uint32_t)(FB_REWRITE | FB_NOPOST))
@@ -173,7 +174,7 @@ static void post_decide(struct request *rq, const struct chain_hook *hook, const
 	if (rq->op->flags & FB_OP_UNREFUSABLE)
 		return;
 	if (v->verdict == FB_REPLY) // short for an edited errno
-		edits = v->error ? FB_EDIT_ERROR : edits | FB_EDIT_ERROR;
+		edits = (v->error ? v->edits & FB_EDIT_DELAY : edits) | FB_EDIT_ERROR;
 	if (v->flags & ~(uint32_t)(FB_REWRITE | FB_NOPOST))
 		why = "its verdict has unknown flags";
 	else if (v->flags & FB_REWRITE && !edits)
@@ -316,15 +317,18 @@ static bool acts_as_caller(const struct request *rq)
 static int op_run(struct request *rq)
 {
 	bool as_caller = acts_as_caller(rq);
-	int e;
+	int e = 0;
 
 	if (as_caller)
 		creds_enter(rq, rq->create_uid, rq->create_gid, false);
 	worker_enter_backing(rq->worker);
-	do {
+	if (rq->delay_ns)
+		e = request_delay(rq);
+	if (!e)
 		e = rq->op->run(rq);
-		// A kick that was meant for the op before this one, or for an idle worker, is not the caller's business.
-	} while (e == -EINTR && !request_is_interrupted(rq));
+	// A kick that was meant for the op before this one, or for an idle worker, is not the caller's business.
+	while (e == -EINTR && !request_is_interrupted(rq))
+		e = rq->op->run(rq);
 	worker_leave_backing(rq->worker);
 	if (as_caller)
 		creds_leave();
@@ -375,6 +379,11 @@ static void hooked_run(struct request *rq)
 	memset(rq->cookies, 0, sizeof(rq->cookies[0]) * rq->chain->n_filters);
 	request_route(rq);
 	slot_release(rq);
+	if (rq->delay_ns) {
+		worker_enter_backing(rq->worker);
+		request_delay(rq); // whoever interrupts it is answered at once: what is done is done
+		worker_leave_backing(rq->worker);
+	}
 }
 
 /* Which hooks stand at this op? */

@@ -57,7 +57,7 @@ void fail_closed(struct request *rq, const struct op *op, const struct chain_hoo
 
 static uint64_t edits_before(const struct op *op)
 {
-	uint64_t edits = FB_EDIT_BACKING | FB_EDIT_TAG;
+	uint64_t edits = FB_EDIT_BACKING | FB_EDIT_TAG | FB_EDIT_DELAY;
 
 	if (op->flags & (FB_OP_ENTRY | FB_OP_ATTR))
 		edits |= FB_EDIT_TTL;
@@ -105,7 +105,7 @@ static uint64_t edits_before(const struct op *op)
 
 static uint64_t edits_after(const struct request *rq, const struct op *op)
 {
-	uint64_t edits = FB_EDIT_ERROR;
+	uint64_t edits = FB_EDIT_ERROR | FB_EDIT_DELAY;
 
 	if (op->canonical == FB_OP_dirent)
 		return FB_EDIT_NAME;
@@ -132,7 +132,7 @@ static uint64_t edits_after(const struct request *rq, const struct op *op)
 /** Which edits may a hook of this op and phase make? With `is_reply` the results of an op that has not run. */
 uint64_t verdict_edits(const struct request *rq, const struct op *op, enum fb_phase phase, bool is_reply)
 {
-	uint64_t results = FB_EDIT_ERROR;
+	uint64_t results = FB_EDIT_ERROR | FB_EDIT_DELAY;
 
 	if (phase == FB_POST)
 		return edits_after(rq, op);
