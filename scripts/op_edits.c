@@ -3,9 +3,9 @@
  * Prints which edits each op takes, a line "op before reply after" with masks in hexadecimal. scripts/docs.py builds it
  * together with fusebpf/_core/verdict.c, whose function answers; what that file needs besides is empty here.
  */
-#include <stdio.h>
-
 #include "core.h"
+
+#include <stdio.h>
 
 #define ROW(op_name, number, args, names, op_flags)                                            \
 	[number] = { .name = #op_name, .opcode = number, .canonical = number, .n_names = names, \
