@@ -97,13 +97,13 @@ def errors_of(chain: Chain, n: int) -> list[int]:
 
 @pytest.mark.parametrize(
     ("when", "hits"),
-    [("0:3:0", "..XXX"), ("0:3:1", "..X.."), ("0:0:2", "XX..."), ("100:0:0", "XXXXX")],
+    [("0:3:0", "..!!!"), ("0:3:1", "..!.."), ("0:0:2", "!!..."), ("100:0:0", "!!!!!")],
 )
 def test_the_nth_occurrence_and_how_often(fault: Chain, when: str, hits: str) -> None:
     fault.map("fault.errors").set("write:*:*:EIO")
     fault.map("fault.when").set(f"write:*:*:{when}")
 
-    assert "".join("X" if error else "." for error in errors_of(fault, 5)) == hits
+    assert "".join("!" if error else "." for error in errors_of(fault, 5)) == hits
 
 
 def test_a_probability(fault: Chain) -> None:
