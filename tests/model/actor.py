@@ -114,7 +114,8 @@ class Actor:
         fd = self.fd(slot)
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         is_direct = flags & os.O_DIRECT and not flags & os.O_PATH
-        if is_direct and any(number % PAGE for number in (*numbers, self._position(fd))):
+        ends = self._position(fd), os.fstat(fd).st_size  # appends go to the latter
+        if is_direct and any(number % PAGE for number in (*numbers, *ends)):
             raise Empty
         return fd
 
@@ -359,6 +360,8 @@ class Actor:
         return sorted(os.listxattr(path, follow_symlinks=follows))
 
     def do_removexattr(self, path: bytes, name: str, follows: bool) -> Any:
+        if name == "system.posix_acl_default" and not os.path.isdir(path):
+            raise Empty  # the kernel answers it, and does not know of a FUSE file that it is immutable
         return os.removexattr(path, name, follow_symlinks=follows)
 
     # ----------------------------------------------------------------------------------- locks
