@@ -199,7 +199,7 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 	struct mount *m = rq->mount;
 	struct inode *inode = h->inode;
 	bool is_hooked = data_is_hooked(rq->worker->chain);
-	bool is_plain = !has_privilege_bits(rq, h->fd);
+	bool is_plain = !inode->is_append_only && !has_privilege_bits(rq, h->fd);
 	int e = 0;
 
 	out->open_flags = flush_flag(rq);

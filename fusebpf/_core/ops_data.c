@@ -58,6 +58,11 @@ int op_open(struct request *rq)
 	if (kills)
 		creds_drop_fsetid(opener_group(rq));
 	int fd = inode_open(rq->mount, rq->inode, flags);
+	// Without O_APPEND, as we open, nobody may write to an append-only file; with it we may, and op_write sees to the rest.
+	if (fd == -EPERM && rq->image->args.open.flags & O_APPEND) {
+		fd = inode_open(rq->mount, rq->inode, flags | O_APPEND);
+		atomic_store(&rq->inode->is_append_only, fd >= 0);
+	}
 	if (kills)
 		creds_raise_fsetid();
 	return fd < 0 ? fd : reply_opened(rq, rq->inode, fd, false, &rq->out.open);
@@ -122,6 +127,8 @@ int op_write(struct request *rq)
 	// An append is done as one, unless it is write-back of pages, whose offsets are what counts.
 	bool appends = in->flags & O_APPEND && !(in->write_flags & FUSE_WRITE_CACHE) &&
 		       !(rq->all_edits & FB_EDIT_OFFSET);
+	if (!appends && h->inode->is_append_only && fcntl(h->fd, F_GETFL) & O_APPEND)
+		return -EPERM; // its offset would be ignored
 	ssize_t n = AS_WRITER(rq, h, in->write_flags & FUSE_WRITE_KILL_SUIDGID,
 			      appends ? pwritev2(h->fd, &data, 1, 0, RWF_APPEND)
 				      : pwrite(h->fd, data.iov_base, data.iov_len, (off_t)args->offset));

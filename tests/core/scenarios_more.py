@@ -10,7 +10,31 @@ from typing import Any
 from core.table import attempt, checked, facts, in_child, libc, link_fd, opened, put, scenario
 
 FICLONE = 0x40049409
-FS_IOC_GETFLAGS = 0x80086601
+FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
+
+
+@scenario
+def an_append_only_file_is_appended_to_and_no_more(p: Path) -> Any:
+    append_only = 0x20
+
+    def flag(bits: int) -> None:
+        with opened(p / "f", os.O_RDONLY) as fd:
+            fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("l", bits))
+
+    def change(flags: int) -> Any:
+        with opened(p / "f", flags) as fd:
+            written = attempt(os.write, fd, b"more"), attempt(os.pwrite, fd, b"and more", 0)
+            return written, attempt(os.ftruncate, fd, 0)
+
+    put(p / "f", b"log\n")
+    flag(append_only)
+    try:
+        ways = (os.O_APPEND, 0, os.O_TRUNC, os.O_APPEND | os.O_TRUNC)
+        seen = [attempt(change, os.O_RDWR | way) for way in ways]
+        seen += [attempt(os.unlink, p / "f"), attempt(os.truncate, p / "f", 0), (p / "f").read_bytes()]
+    finally:
+        flag(0)
+    return seen, attempt(change, os.O_RDWR | os.O_APPEND), attempt(change, os.O_RDWR), (p / "f").read_bytes()
 
 
 @scenario
