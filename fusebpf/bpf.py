@@ -375,7 +375,7 @@ def ensure_bpffs() -> Path:
 
 def _is_bpffs(path: Path) -> bool:
     kind = ""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         fields, _, rest = line.partition(" - ")
         if fields.split()[4] == str(path):
             kind = rest.split()[0]

@@ -128,3 +128,17 @@ def test_a_busy_mount_is_refused_and_detached_when_lazy(bind: Path) -> None:
         assert user.poll() is None
 
     assert not mounts.unmount(there)
+
+
+def test_a_name_elsewhere_that_is_no_utf_8_is_in_nobodys_way(directory: Path, mount: support.Mounter) -> None:
+    odd = directory / os.fsdecode(b"odd \xff\n name")
+    odd.mkdir()
+    support.run("mount", "-t", "tmpfs", "tmpfs", odd)
+    try:
+        mounted = mount()
+        listed = support.run(support.COMMAND, "list").stdout
+        mounted.umount()
+    finally:
+        support.umount(odd, support.MNT_DETACH)
+
+    assert str(mounted.path) in listed

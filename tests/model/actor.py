@@ -24,6 +24,7 @@ STATX_BASIC_AND_BTIME = 0xFFF
 FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
 # What the file system sets by itself (extents, inline data) is left out.
 FLAGS_SEEN = 0x20 | 0x10 | 0x40 | 0x80  # append, immutable, nodump, noatime
+FS_IMMUTABLE_FL = 0x10
 LOCK_FORMAT = "hhqqi4x"
 
 libc.syscall.restype = ctypes.c_long
@@ -224,6 +225,8 @@ class Actor:
         st = os.fstat(fd)
         if not stat.S_ISREG(st.st_mode) or not 0 < size <= st.st_size - offset:
             raise Empty
+        if seed is not None and self.do_getflags(slot) & FS_IMMUTABLE_FL:
+            raise Empty  # SIGBUS
         prot = mmap.PROT_READ | (0 if seed is None else mmap.PROT_WRITE)
         with mmap.mmap(
             fd, size, mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE, prot, offset=offset
