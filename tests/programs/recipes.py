@@ -75,10 +75,12 @@ RECIPES = {
     "a_sqlite_lock_keeps_the_other_out": Recipe(
         """
         sqlite3 x.db 'create table t (n)'
-        mkfifo go; (echo 'begin exclusive; insert into t values (1);'; cat go; echo 'commit;') | sqlite3 x.db & holder=$!
+        mkfifo go
+        (echo 'begin exclusive; insert into t values (1);'; echo .shell touch held; cat go; echo 'commit;') |
+            sqlite3 x.db & holder=$!
         exec 3> go
-        until said=$(sqlite3 x.db 'begin immediate; commit;' 2>&1) && sleep 0.01 || [ -n "$said" ]; do :; done
-        echo "$said" | grep -o 'database is locked'
+        until [ -e held ]; do sleep 0.01; done
+        ! said=$(sqlite3 x.db 'begin immediate; commit;' 2>&1); echo "$said" | grep -o 'database is locked'
         exec 3>&-; wait "$holder"
         sqlite3 x.db 'select n from t'; rm go
         """,
