@@ -48,6 +48,16 @@ void proc_path(char out[PROC_PATH_SIZE], int fd)
 	*out = 0;
 }
 
+/** Another O_PATH descriptor of an open file, or -errno. */
+int reopen_as_path(int fd)
+{
+	char path[PROC_PATH_SIZE];
+
+	proc_path(path, fd);
+	fd = open(path, O_PATH | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
 static void clock_remove(struct fds *f, struct inode *inode)
 {
 	if (inode->clock_index < 0)

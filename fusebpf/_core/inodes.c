@@ -274,13 +274,27 @@ static struct inode *find_held(struct mount *m, const struct inode_key *key, uin
 	return inode;
 }
 
-static int reopen_as_path(int fd)
+/**
+ * The inode of a key, counted once more for the kernel; made if it is not known. *fd is an O_PATH descriptor that an inode
+ * without a way back by handle takes (then it is -1), or -1 where there is one. Returns NULL where memory is short.
+ */
+struct inode *inodes_enter_key(struct mount *m, const struct inode_key *key, uint32_t type, uint32_t view,
+			       struct inode *parent, const char *name, int *fd)
 {
-	char path[PROC_PATH_SIZE];
+	struct inode_shard *s = key_shard(m, key->hash);
+	struct inode *old_parent = NULL;
 
-	proc_path(path, fd);
-	fd = open(path, O_PATH | O_CLOEXEC);
-	return fd < 0 ? -errno : fd;
+	pthread_mutex_lock(&s->lock);
+	struct inode *inode = find_or_make_locked(m, key, type, view, fd);
+	if (inode) {
+		inode->n_lookup++;
+		old_parent = tags_judge_first(m, inode, parent) ? NULL : set_parent(m, inode, parent, name, false);
+	}
+	pthread_mutex_unlock(&s->lock);
+	if (old_parent)
+		tags_moved(m, inode);
+	inode_release(m, old_parent);
+	return inode;
 }
 
 /**
@@ -292,7 +306,6 @@ int inodes_enter(struct mount *m, int fd, uint32_t type, uint32_t view, struct i
 		 bool adopt_fd, struct inode **out)
 {
 	struct inode_key key;
-	struct inode *old_parent;
 	int id, e = inode_key_of(fd, "", &key, &id);
 
 	key.mnt = NULL;
@@ -308,26 +321,13 @@ int inodes_enter(struct mount *m, int fd, uint32_t type, uint32_t view, struct i
 			close(fd);
 		return e;
 	}
-	struct inode_shard *s = key_shard(m, key.hash);
-	pthread_mutex_lock(&s->lock);
-	struct inode *inode = find_or_make_locked(m, &key, type, view, &fd);
-	adopt_fd = adopt_fd && fd >= 0;
-	if (!inode) {
-		pthread_mutex_unlock(&s->lock);
-		if (adopt_fd)
-			close(fd);
-		return -ENOMEM;
-	}
-	inode->n_lookup++;
-	old_parent = tags_judge_first(m, inode, parent) ? NULL : set_parent(m, inode, parent, name, false);
-	pthread_mutex_unlock(&s->lock);
-	if (old_parent)
-		tags_moved(m, inode);
-	inode_release(m, old_parent);
-	*out = inode;
-	if (adopt_fd)
-		inode_fd_adopt(m, inode, fd);
-	return 0;
+	int given = adopt_fd ? fd : -1;
+	*out = inodes_enter_key(m, &key, type, view, parent, name, &given);
+	if (*out && given >= 0)
+		inode_fd_adopt(m, *out, given);
+	else if (given >= 0)
+		close(given);
+	return *out ? 0 : -ENOMEM;
 }
 
 /** The inode that a name leads to, if the kernel knows it; with a reference that the caller releases. */

@@ -115,6 +115,7 @@ void inode_fd_put(struct mount *m, struct inode *inode);
 void inode_fd_adopt(struct mount *m, struct inode *inode, int fd);
 void inode_fd_drop(struct mount *m, struct inode *inode);
 void inode_fd_pin(struct mount *m, struct inode *inode);
+int reopen_as_path(int fd);
 void proc_path(char out[PROC_PATH_SIZE], int fd);
 
 /* backing_mounts.c */
@@ -134,6 +135,8 @@ void inodes_deinit(struct mount *m);
 struct inode *inodes_get(struct mount *m, uint64_t nodeid);
 int inodes_enter(struct mount *m, int fd, uint32_t type, uint32_t view, struct inode *parent, const char *name,
 		 bool adopt_fd, struct inode **out);
+struct inode *inodes_enter_key(struct mount *m, const struct inode_key *key, uint32_t type, uint32_t view,
+			       struct inode *parent, const char *name, int *fd);
 int inodes_enter_view(struct mount *m, struct inode *like, uint32_t view, struct inode **out);
 struct inode *inodes_view_from(struct mount *m, const struct inode *like, uint32_t view);
 struct inode *inodes_find_handle(struct mount *m, struct backing_mount *b, const struct file_handle *handle,

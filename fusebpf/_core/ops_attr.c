@@ -9,12 +9,13 @@
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 
-/** The attributes of an open file, by one statx(2). */
-int attr_of_fd(struct request *rq, int fd, struct fuse_attr *out)
+/** The attributes of what a name leads to, "" for the descriptor's own file, by one statx(2). */
+int attr_at(struct request *rq, int fd, const char *name, struct fuse_attr *out)
 {
+	static const int flags = AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT;
 	struct statx st;
 
-	if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS | STATX_BTIME, &st) < 0)
+	if (syscall(SYS_statx, fd, name, flags, STATX_BASIC_STATS | STATX_BTIME, &st) < 0)
 		return -errno;
 	rq->btime = (struct timespec){ st.stx_btime.tv_sec, st.stx_mask & STATX_BTIME ? (long)st.stx_btime.tv_nsec : -1 };
 	uint32_t major = st.stx_rdev_major, minor = st.stx_rdev_minor;
@@ -34,6 +35,12 @@ int attr_of_fd(struct request *rq, int fd, struct fuse_attr *out)
 				   .rdev = (minor & 0xff) | major << 8 | (minor & ~0xffU) << 12,
 				   .blksize = st.stx_blksize };
 	return 0;
+}
+
+/** The attributes of an open file. */
+int attr_of_fd(struct request *rq, int fd, struct fuse_attr *out)
+{
+	return attr_at(rq, fd, "", out);
 }
 
 static int reply_attr(struct request *rq, int fd)

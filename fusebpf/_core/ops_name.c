@@ -24,55 +24,6 @@
 		result;                                                                    \
 	})
 
-void ttl_set(uint64_t ttl_ns, uint64_t *seconds, uint32_t *nanoseconds)
-{
-	*seconds = ttl_ns / 1000000000u;
-	*nanoseconds = (uint32_t)(ttl_ns % 1000000000u);
-}
-
-/** How long the kernel may keep a name of this inode: not at all where it depends on who looks, or from where. */
-uint64_t entry_ttl_ns(const struct request *rq, const struct inode *inode)
-{
-	return rq->mount->inodes.has_views || inode->tags & INODE_TAG_MIXED ? 0 : rq->entry_ttl_ns;
-}
-
-/** How long it may keep the inode's attributes: not at all where they change through another view. */
-uint64_t attr_ttl_ns(const struct request *rq, const struct inode *inode)
-{
-	return inode->is_viewed ? 0 : rq->attr_ttl_ns;
-}
-
-/** Fill an entry in from an open file; the inode is counted once. With adopt_fd, fd is O_PATH and given away. */
-int entry_of_fd(struct request *rq, int fd, const char *name, bool adopt_fd, struct fuse_entry_out *out,
-		struct inode **inode)
-{
-	memset(out, 0, sizeof(*out));
-	int e = attr_of_fd(rq, fd, &out->attr);
-	if (e) {
-		if (adopt_fd)
-			close(fd);
-		return e;
-	}
-	e = inodes_enter(rq->mount, fd, out->attr.mode & S_IFMT, entry_view(rq), rq->inode, name, adopt_fd, inode);
-	if (e)
-		return e;
-	if (tags_are_used(&rq->mount->tags))
-		tags_reached(rq, *inode, rq->inode, name, out->attr.nlink);
-	out->nodeid = (*inode)->nodeid;
-	cache_entry(rq, *inode, out);
-	return 0;
-}
-
-/** Look a name up in rq->inode, whose descriptor is parent_fd; the inode is counted once. */
-int entry_at(struct request *rq, int parent_fd, const char *name, struct fuse_entry_out *out, struct inode **inode)
-{
-	int fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-
-	if (fd < 0)
-		return -errno;
-	return entry_of_fd(rq, fd, name, true, out, inode);
-}
-
 /** Answer with the entry of a name. */
 int reply_entry(struct request *rq, int parent_fd, const char *name)
 {

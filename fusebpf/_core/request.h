@@ -87,6 +87,7 @@ int entry_of_fd(struct request *rq, int fd, const char *name, bool adopt_fd, str
 		struct inode **inode);
 void statx_finish(struct request *rq);
 int entry_at(struct request *rq, int parent_fd, const char *name, struct fuse_entry_out *out, struct inode **inode);
+int attr_at(struct request *rq, int fd, const char *name, struct fuse_attr *out);
 int attr_of_fd(struct request *rq, int fd, struct fuse_attr *out);
 uint64_t attr_ttl_ns(const struct request *rq, const struct inode *inode);
 uint64_t entry_ttl_ns(const struct request *rq, const struct inode *inode);

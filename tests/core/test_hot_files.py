@@ -1,7 +1,9 @@
 """A file that is opened again and again costs no open of the backing file; what that must not change."""
 
+import contextlib
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -115,3 +117,47 @@ def test_more_files_than_ids_are_kept_can_be_opened_again(directory: Path) -> No
             return len(os.listdir(served.path))
 
         assert in_child(remove_half, seconds=60) == N_KEPT
+
+
+def test_a_name_that_changes_hands_behind_the_mount_is_one_object_or_the_other(directory: Path) -> None:
+    with serving.serve(directory, "swaps", options="cache=none") as served:
+        behind, seen = served.src / "x", served.path / "x"
+
+        def swap(pipe: int) -> None:
+            for _ in range(3000):
+                behind.write_bytes(b"1")
+                behind.chmod(0o640)
+                behind.unlink()
+                behind.mkdir(mode=0o711)
+                behind.rmdir()
+            os.write(pipe, b".")
+
+        def look(pipe: int) -> set[tuple[bool, int]]:
+            os.set_blocking(pipe, False)
+            kinds = set()
+            while True:
+                with contextlib.suppress(FileNotFoundError):
+                    st = seen.lstat()
+                    kinds.add((stat.S_ISDIR(st.st_mode), stat.S_IMODE(st.st_mode)))
+                with contextlib.suppress(BlockingIOError):
+                    os.read(pipe, 1)
+                    return kinds
+
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            swap(writer)
+            os._exit(0)
+        kinds = in_child(look, reader, seconds=60)
+        os.waitpid(pid, 0)
+        os.close(reader)
+        os.close(writer)
+        umask_mode = 0o666 & ~own_umask()
+        assert kinds <= {(False, umask_mode), (False, 0o640), (True, 0o711 & ~own_umask())}
+
+
+def own_umask() -> int:
+    """This process's umask."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Entries: what a lookup, a listing with attributes and every op that makes a name answer with. Any worker.
+ */
+#include "core.h"
+
+/* Coarser than any clock that a local file system stamps its inodes with, and than what two calls take. */
+#define JUST_NOW_NS 50000000LL
+
+void ttl_set(uint64_t ttl_ns, uint64_t *seconds, uint32_t *nanoseconds)
+{
+	*seconds = ttl_ns / 1000000000u;
+	*nanoseconds = (uint32_t)(ttl_ns % 1000000000u);
+}
+
+/** How long the kernel may keep a name of this inode: not at all where it depends on who looks, or from where. */
+uint64_t entry_ttl_ns(const struct request *rq, const struct inode *inode)
+{
+	return rq->mount->inodes.has_views || inode->tags & INODE_TAG_MIXED ? 0 : rq->entry_ttl_ns;
+}
+
+/** How long it may keep the inode's attributes: not at all where they change through another view. */
+uint64_t attr_ttl_ns(const struct request *rq, const struct inode *inode)
+{
+	return inode->is_viewed ? 0 : rq->attr_ttl_ns;
+}
+
+/* Fill the rest of an entry in, whose attributes are there and whose inode is counted. */
+static void entry_finish(struct request *rq, const char *name, struct inode *inode, struct fuse_entry_out *out)
+{
+	if (tags_are_used(&rq->mount->tags))
+		tags_reached(rq, inode, rq->inode, name, out->attr.nlink);
+	out->nodeid = inode->nodeid;
+	cache_entry(rq, inode, out);
+}
+
+/** Fill an entry in from an open file; the inode is counted once. With adopt_fd, fd is O_PATH and given away. */
+int entry_of_fd(struct request *rq, int fd, const char *name, bool adopt_fd, struct fuse_entry_out *out,
+		struct inode **inode)
+{
+	memset(out, 0, sizeof(*out));
+	int e = attr_of_fd(rq, fd, &out->attr);
+	if (e) {
+		if (adopt_fd)
+			close(fd);
+		return e;
+	}
+	e = inodes_enter(rq->mount, fd, out->attr.mode & S_IFMT, entry_view(rq), rq->inode, name, adopt_fd, inode);
+	if (!e)
+		entry_finish(rq, name, *inode, out);
+	return e;
+}
+
+static int64_t now_coarse_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME_COARSE, &now);
+	return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+/*
+ * An entry without opening the file: its handle by name, then its attributes by name. Another file may have taken the name
+ * in between, made or renamed behind the mount; then its ctime is of this moment, so what was changed just now is not
+ * judged here. Returns false where it cannot say; *e is 0 or -errno where it can.
+ */
+static bool entry_by_handle(struct request *rq, int parent_fd, const char *name, struct fuse_entry_out *out,
+			    struct inode **inode, int *e)
+{
+	struct mount *m = rq->mount;
+	struct inode_key key;
+	int64_t before_ns = now_coarse_ns() - JUST_NOW_NS;
+	int id, none = -1;
+
+	*e = inode_key_of(parent_fd, name, &key, &id);
+	if (*e)
+		return true;
+	if (id < 0 || !(key.mnt = backing_mount_find(m, id)) || !key.mnt->can_reopen || key.mnt->is_remote ||
+	    key.mnt != rq->inode->mnt)
+		return false;
+	memset(out, 0, sizeof(*out));
+	if (attr_at(rq, parent_fd, name, &out->attr) ||
+	    (int64_t)out->attr.ctime * 1000000000LL + out->attr.ctimensec > before_ns)
+		return false;
+	*inode = inodes_enter_key(m, &key, out->attr.mode & S_IFMT, entry_view(rq), rq->inode, name, &none);
+	if (*inode)
+		entry_finish(rq, name, *inode, out);
+	*e = *inode ? 0 : -ENOMEM;
+	return true;
+}
+
+/** Look a name up in rq->inode, whose descriptor is parent_fd; the inode is counted once. */
+int entry_at(struct request *rq, int parent_fd, const char *name, struct fuse_entry_out *out, struct inode **inode)
+{
+	int e;
+
+	if (entry_by_handle(rq, parent_fd, name, out, inode, &e))
+		return e;
+	int fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	return entry_of_fd(rq, fd, name, true, out, inode);
+}
