@@ -54,25 +54,30 @@ enum fb_edit {
 	FB_EDIT_NAME = 1 << 0,	  /* name, name_len */
 	FB_EDIT_NAME2 = 1 << 1,	  /* name2, name2_len */
 	FB_EDIT_TEXT = 1 << 2,	  /* text, text_len */
-	FB_EDIT_MODE = 1 << 3,	  /* the mode among the arguments */
-	FB_EDIT_FLAGS = 1 << 4,	  /* the flags among the arguments */
+	FB_EDIT_MODE = 1 << 3,	  /* the mode among the arguments, fallocate's too */
+	FB_EDIT_FLAGS = 1 << 4,	  /* the flags among the arguments; setattr: valid */
 	FB_EDIT_UID = 1 << 5,	  /* setattr: args.setattr.uid; ops that create: the new owner, uid */
 	FB_EDIT_GID = 1 << 6,	  /* the same for gid */
 	FB_EDIT_SIZE = 1 << 7,	  /* the size among the arguments: setattr's any, the others' never larger than the caller's */
-	FB_EDIT_OFFSET = 1 << 8,  /* read, write: the offset */
+	FB_EDIT_OFFSET = 1 << 8,  /* the offset among the arguments; copy_file_range: in the source */
 	FB_EDIT_TIMES = 1 << 9,	  /* setattr: atime and mtime */
 	FB_EDIT_RDEV = 1 << 10,	  /* mknod: rdev */
-	FB_EDIT_MASK = 1 << 11,	  /* access: mask */
+	FB_EDIT_MASK = 1 << 11,	  /* access, statx: mask; poll: events */
 	FB_EDIT_ERROR = 1 << 12,  /* error; post: 0 after a failure only where the op has no result but success */
 	FB_EDIT_ATTR = 1 << 13,	  /* result.attr, all of it but ino and the file type */
 	FB_EDIT_STATFS = 1 << 14, /* result.statfs */
-	FB_EDIT_COUNT = 1 << 15,  /* result.count: never larger than it was */
+	FB_EDIT_COUNT = 1 << 15,  /* result.count: bytes never more than there were; lseek's offset, poll's events */
 	FB_EDIT_TTL = 1 << 16,	  /* ttl_ns */
 	FB_EDIT_BACKING = 1 << 17, /* backing */
 	FB_EDIT_TAG = 1 << 18,	  /* tag */
 	FB_EDIT_VIEW = 1 << 19,	  /* view */
 	FB_EDIT_DATA = 1 << 20,	  /* the window, data_len: the payload that fb_data(ctx) shows */
+	FB_EDIT_IO = 1 << 21,	  /* open, create, tmpfile: io_mode among the arguments */
+	FB_EDIT_LOCK = 1 << 22,	  /* setlk, getlk: start, end, type; flock: type; the answer of getlk: result.lock */
+	FB_EDIT_UMASK = 1 << 23,  /* umask, of ops that make files and directories */
 	FB_EDIT_DELAY = 1 << 28,  /* delay_ns */
+	FB_EDIT_OFFSET2 = 1 << 29, /* copy_file_range: offset_out */
+	FB_EDIT_WHENCE = 1 << 30, /* lseek: whence */
 };
 
 #define FB_ERRNOS(X)                                                                      \
@@ -132,6 +137,7 @@ struct fb_attr {
 	__u32 gid;
 	__u32 rdev;
 	__u32 blksize;
+	__u64 btime_ns; /* when it was made; 0 where the file system does not say. Only statx tells callers */
 };
 
 struct fb_statfs {
@@ -153,6 +159,14 @@ enum fb_slot_flags {
 	FB_KNOWN_EXEC = 1 << 3, /* open: the file is opened to be executed */
 	FB_TAG_MIXED = 1 << 4,	/* a file with links in directories of different tags: judge it at each lookup */
 	FB_HAS_DATA = 1 << 8,	/* window and data_… are filled in */
+};
+
+/* getlk: a lock that is in the way; type F_UNLCK: there is none. */
+struct fb_lock_found {
+	__u64 start;
+	__u64 end;
+	__u32 type;
+	__u32 pid;
 };
 
 /* One op as its hooks see it. The core fills it in anew before each hook from its own copy, so an edit that a
@@ -215,6 +229,7 @@ struct fb_slot {
 	union {
 		struct fb_attr attr;
 		struct fb_statfs statfs;
+		struct fb_lock_found lock;
 		__u64 count;
 		__u64 reserved[12];
 	} result;
@@ -231,7 +246,7 @@ struct fb_slot {
 	 * is about: nodeid, or where the op has a file name, that entry. `path2` is rename's and link's new entry. */
 	char path[FB_PATH_SIZE];
 	char path2[FB_PATH_SIZE];
-	char text[FB_PATH_SIZE]; /* symlink, readlink: the target; xattr values of up to 4,095 bytes */
+	char text[FB_PATH_SIZE]; /* symlink, readlink: the target; xattr values of up to 4,095 bytes; ioctl: its data */
 	/* With FB_HAS_DATA, for filters that want it: a part of the payload, in a window that fb_data(ctx) finds. */
 	__u64 data_offset; /* where it begins: in the file, or in the xattr's value or the link's target */
 	__u32 data_len;	   /* bytes of it; before the op, where there are none yet: how many an answer may have */
@@ -318,6 +333,8 @@ struct fb_record {
 	__u32 post_edited;
 	__u64 edits;	  /* all edits that were used */
 	__u64 result;	  /* bytes moved, entries listed */
+	enum fb_io_mode io_mode;     /* open: what the file got */
+	enum fb_io_reason io_reason; /* and why that is not what a filter asked for */
 	char name[FB_NAME_SIZE]; /* as it was used */
 	char name2[FB_NAME_SIZE];
 };

@@ -48,8 +48,8 @@
 	HOOK(create,          35, create,   1, FB_OP_ENTRY | FB_OP_OPENS | FB_OP_CREATES | FB_OP_MUTATES | FB_OP_DAEMON) \
 	PLAIN(interrupt,      36, nothing,  0, FB_OP_NO_REPLY | FB_OP_UNREFUSABLE)             \
 	PLAIN(destroy,        38, nothing,  0, FB_OP_NO_REPLY | FB_OP_UNREFUSABLE)             \
-	HOOK(ioctl,           39, ioctl,    0, 0)                                              \
-	HOOK(poll,            40, poll,     0, 0)                                              \
+	HOOK(ioctl,           39, ioctl,    0, FB_OP_TEXT)                                     \
+	HOOK(poll,            40, poll,     0, FB_OP_COUNT)                                    \
 	PLAIN(batch_forget,   42, nothing,  0, FB_OP_NO_REPLY | FB_OP_UNREFUSABLE)             \
 	HOOK(fallocate,       43, fallocate, 0, FB_OP_MUTATES)                                 \
 	HOOK(lseek,           46, lseek,    0, FB_OP_COUNT)                                    \
@@ -141,14 +141,35 @@ struct fb_link {
 	__u64 inode; /* nodeid of what is linked; ctx->nodeid is the new parent */
 };
 
+/* How the data of a file that is opened goes. Of what the kernel's rules forbid, the open gets what works. */
+enum fb_io_mode {
+	FB_IO_DEFAULT = 0,     /* passed through where it can be; direct where a filter hooks data; else cached */
+	FB_IO_PASSTHROUGH = 1, /* the kernel reads and writes the backing file itself */
+	FB_IO_DIRECT = 2,      /* each read and write of a program comes to the server */
+	FB_IO_CACHE = 3,       /* through the kernel's page cache */
+};
+
+enum fb_io_reason {
+	FB_IO_AS_ASKED = 0,
+	FB_IO_UNSUPPORTED = 1,	 /* the kernel or the mount has no passthrough */
+	FB_IO_DATA_HOOKED = 2,	 /* a filter hooks read or write: no file is passed through */
+	FB_IO_OTHERS_SERVED = 3, /* another open of the file is not passed through */
+	FB_IO_OTHERS_PASSED = 4, /* another open of the file is passed through: it cannot be cached */
+	FB_IO_SUID = 5,		 /* opened for writing, and writes have to clear its suid or sgid bit */
+	FB_IO_REFUSED = 6,	 /* the kernel refused to pass this file through */
+	FB_IO_VIEWED = 7,	 /* files of the mount have views, each with pages of its own */
+};
+
 struct fb_open {
-	__u32 flags; /* open(2)'s */
-	__u32 reserved0;
+	__u32 flags;   /* open(2)'s */
+	__u32 io_mode; /* enum fb_io_mode: what is asked for; in post what it got */
 };
 
 struct fb_create {
 	__u32 mode;
-	__u32 flags; /* open(2)'s */
+	__u32 flags;   /* open(2)'s */
+	__u32 io_mode; /* as in struct fb_open */
+	__u32 reserved0;
 };
 
 struct fb_rw {

@@ -131,6 +131,12 @@ static uint32_t flush_flag(const struct request *rq)
 	return wants_flush ? 0 : FB_FOPEN_NOFLUSH;
 }
 
+/* What a filter asked for in this open, and where it is told what it got. */
+static __u32 *io_mode_of(struct request *rq)
+{
+	return rq->op->canonical == FB_OP_open ? &rq->image->args.open.io_mode : &rq->image->args.create.io_mode;
+}
+
 /* Whether a write clears suid and sgid bits depends on who writes, and a backing id has one writer's rights for all. */
 static bool has_privilege_bits(const struct request *rq, int fd)
 {
@@ -140,6 +146,29 @@ static bool has_privilege_bits(const struct request *rq, int fd)
 	if ((flags & O_ACCMODE) == O_RDONLY)
 		return false;
 	return fstat(fd, &st) < 0 || st.st_mode & (S_ISUID | S_ISGID);
+}
+
+/* A filter asked for what the kernel's rules forbid: the open goes on with what works, and the log says so. */
+static void io_tell(struct request *rq, enum fb_io_mode mode, enum fb_io_reason reason)
+{
+	static const char *const modes[] = { "the default", "passthrough", "direct I/O", "the kernel's cache" };
+	static const char *const reasons[] = {
+		"as asked",
+		"the kernel or the mount has no passthrough",
+		"a filter hooks read or write",
+		"another open of the file is not passed through",
+		"another open of the file is passed through",
+		"writes have to clear the file's suid or sgid bit",
+		"the kernel refused to pass this file through",
+		"files of this mount have views",
+	};
+
+	rq->io_mode = mode;
+	rq->io_reason = reason;
+	if (reason)
+		mount_log(rq->mount, "WARNING", "filter %s: it asked for %s of a file, and the open got %s: %s",
+			  rq->io_asker ? rq->io_asker : "?", modes[*io_mode_of(rq)], modes[mode], reasons[reason]);
+	*io_mode_of(rq) = mode;
 }
 
 /* Note that a handle's data goes past the server. Called with the stripe held. */
@@ -165,7 +194,8 @@ bool passthrough_share(struct request *rq, int flags, struct fb_fuse_open_out *o
 
 	// Read without the lock, to turn most away: below it is read again.
 	if (__atomic_load_n(&inode->backing_id, __ATOMIC_RELAXED) <= 0 || flags & ~harmless || data_is_hooked(rq->worker->chain) ||
-	    !m->default_permissions || !inode->mnt || inode->mnt->is_remote || inode_fd_get(m, inode) < 0)
+	    *io_mode_of(rq) > FB_IO_PASSTHROUGH || !m->default_permissions || !inode->mnt || inode->mnt->is_remote ||
+	    inode_fd_get(m, inode) < 0)
 		return false;
 	struct handle *h = handle_create(m, inode, -1, false);
 	if (!h) {
@@ -185,11 +215,57 @@ bool passthrough_share(struct request *rq, int flags, struct fb_fuse_open_out *o
 	out->fh = handle_number(h);
 	out->open_flags |= flush_flag(rq);
 	rq->opened = h;
+	io_tell(rq, FB_IO_PASSTHROUGH, FB_IO_AS_ASKED);
 	return true;
 }
 
+/* A file that is being opened. */
+struct opening {
+	struct handle *h;
+	bool is_hooked, is_plain;
+	enum fb_io_reason reason; /* why it does not get what a filter asked for */
+};
+
+/* Why can this file not be passed through? Called with the stripe held; gets a backing id if it can. */
+static enum fb_io_reason obstacle(struct request *rq, const struct opening *o)
+{
+	struct inode *inode = o->h->inode;
+
+	if (o->is_hooked)
+		return FB_IO_DATA_HOOKED;
+	if (!rq->mount->has_passthrough || inode->type != S_IFREG)
+		return FB_IO_UNSUPPORTED;
+	if (inode->n_served)
+		return FB_IO_OTHERS_SERVED;
+	if (!inode->n_passthrough && !o->is_plain)
+		return FB_IO_SUID;
+	// What goes to the backing file at once we do not see, and another view would keep what it has cached.
+	if (!inode->n_passthrough && rq->mount->inodes.has_views)
+		return FB_IO_VIEWED;
+	return backing_id_get(rq->mount, inode, o->h->fd) > 0 ? FB_IO_AS_ASKED : FB_IO_REFUSED;
+}
+
+/* How the data of this open goes, and why not as asked. Called with the stripe held. */
+static enum fb_io_mode io_choose(struct request *rq, struct opening *o)
+{
+	enum fb_io_mode asked = (enum fb_io_mode)*io_mode_of(rq);
+
+	if (o->h->inode->n_passthrough && asked == FB_IO_CACHE) {
+		o->reason = FB_IO_OTHERS_PASSED;
+		return FB_IO_PASSTHROUGH;
+	}
+	if (asked == FB_IO_DIRECT || asked == FB_IO_CACHE)
+		return asked;
+	enum fb_io_reason why = obstacle(rq, o);
+	if (asked == FB_IO_PASSTHROUGH)
+		o->reason = why;
+	if (!why)
+		return FB_IO_PASSTHROUGH;
+	return o->is_hooked ? FB_IO_DIRECT : FB_IO_CACHE;
+}
+
 /**
- * Decide how the data of a regular file that is being opened goes, and count it.
+ * Decide how the data of a regular file that is being opened goes, as a filter asked if it did, and count it.
  *
  * Fills in the FOPEN_ flags of the reply, and its backing_id if FOPEN_PASSTHROUGH is among them. Returns 0, or -EBUSY where
  * a filter wants to see data of a file that other opens still pass through: the kernel cannot mix the two.
@@ -198,20 +274,20 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 {
 	struct mount *m = rq->mount;
 	struct inode *inode = h->inode;
-	bool is_hooked = data_is_hooked(rq->worker->chain);
-	bool is_plain = !inode->is_append_only && !has_privilege_bits(rq, h->fd);
-	int e = 0;
+	struct opening o = { .h = h, .is_hooked = data_is_hooked(rq->worker->chain) };
 
+	o.is_plain = !inode->is_append_only && !has_privilege_bits(rq, h->fd);
 	out->open_flags = flush_flag(rq);
-	if (!is_plain)
+	if (!o.is_plain)
 		atomic_store(&inode->has_bits, true);
 	pthread_mutex_lock(fds_stripe(m, inode));
-	// What goes to the backing file at once we do not see, and another view would keep what it has cached.
-	bool may = m->has_passthrough && inode->type == S_IFREG && inode->n_served == 0 && !is_hooked &&
-		   ((is_plain && !m->inodes.has_views) || inode->n_passthrough > 0);
-	if (is_hooked && inode->n_passthrough > 0) {
-		e = -EBUSY;
-	} else if (may && backing_id_get(m, inode, h->fd) > 0) {
+	if (o.is_hooked && inode->n_passthrough > 0) {
+		pthread_mutex_unlock(fds_stripe(m, inode));
+		return -EBUSY;
+	}
+	enum fb_io_mode mode = io_choose(rq, &o);
+	// While the inode is passed through every open of it must be; DIRECT_IO beside it has its calls come here all the same.
+	if (mode == FB_IO_PASSTHROUGH || inode->n_passthrough) {
 		passthrough_count(rq, h, out);
 		// What is cached of it for ever is to be asked for anew while it is written (cache.c).
 		if (inode->mnt && inode->mnt->is_watched && (fcntl(h->fd, F_GETFL) & O_ACCMODE) != O_RDONLY)
@@ -219,11 +295,25 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 	} else {
 		inode->n_served++;
 		h->is_served = true;
-		if (is_hooked)
-			out->open_flags |= FOPEN_DIRECT_IO | FB_FOPEN_PARALLEL_DIRECT_WRITES;
 	}
+	if (mode == FB_IO_DIRECT)
+		out->open_flags |= FOPEN_DIRECT_IO | FB_FOPEN_PARALLEL_DIRECT_WRITES;
 	pthread_mutex_unlock(fds_stripe(m, inode));
-	return e;
+	io_tell(rq, mode, o.reason);
+	return 0;
+}
+
+/** A post hook asked for another I/O mode of what was opened. Returns 0 or -errno. */
+int passthrough_reopen(struct request *rq)
+{
+	struct fb_fuse_open_out *out = rq->op->canonical == FB_OP_open ? &rq->out.open : &rq->out.create.open;
+	struct handle *h = handle_get(rq->mount, out->fh, false); // with a descriptor, which a shared one lacks
+
+	if (!h)
+		return -errno;
+	passthrough_close(rq->mount, h);
+	out->backing_id = 0;
+	return passthrough_open(rq, h, out);
 }
 
 void passthrough_close(struct mount *m, struct handle *h)

@@ -67,6 +67,7 @@ extern const struct op ops[256]; /* by opcode; name is NULL where there is none 
 #include "data.h"
 #include "chain.h"
 #include "request.h"
+#include "edits.h"
 #include "worker.h"
 #include "notify.h"
 #include "watch.h"

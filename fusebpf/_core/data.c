@@ -77,25 +77,6 @@ static bool is_value(const struct op *op)
 	return op->canonical != FB_OP_read && op->canonical != FB_OP_write;
 }
 
-/** Is a hook there shown the payload, if its filter wants it? */
-bool data_is_seen(const struct op *op, enum fb_phase phase, uint32_t wants)
-{
-	if (!(wants & FB_WANTS_DATA))
-		return false;
-	switch (op->canonical) {
-	case FB_OP_write:
-	case FB_OP_setxattr:
-		return phase == FB_PRE;
-	case FB_OP_read:
-	case FB_OP_getxattr:
-	case FB_OP_listxattr:
-	case FB_OP_readlink:
-		return true;
-	default:
-		return false;
-	}
-}
-
 /* The most that the payload may become: the caller's buffer, or what the kernel takes. */
 static uint64_t capacity(const struct request *rq)
 {
@@ -205,16 +186,6 @@ void data_after(struct request *rq, const struct chain_hook *hook)
 }
 
 /* --------------------------------------------------------------------------------- edits */
-
-/* Is a value one that the kernel can take? NULL, or why not. */
-static const char *value_check(const struct op *op, const char *value, uint32_t len)
-{
-	if (op->canonical == FB_OP_readlink && (len == 0 || memchr(value, 0, len)))
-		return "a rewritten link target is empty or has a zero byte in it";
-	if (op->canonical == FB_OP_listxattr && !xattr_list_is_whole(value, len))
-		return "a rewritten list of xattrs has an empty name, or no zero byte at its end";
-	return NULL;
-}
 
 /* What was read, or is to be written, is the window's content now. */
 static void stream_take(struct request *rq, char *to, uint32_t len)

@@ -58,6 +58,7 @@ bool passthrough_share(struct request *rq, int flags, struct fb_fuse_open_out *o
 void passthrough_sweep(struct mount *m);
 void passthrough_unlinked(struct mount *m, struct inode *inode);
 void passthrough_forget(struct mount *m, struct inode *inode);
+int passthrough_reopen(struct request *rq);
 void passthrough_close(struct mount *m, struct handle *h);
 
 #endif

@@ -72,7 +72,8 @@ int op_statx(struct request *rq)
 void statx_finish(struct request *rq)
 {
 	const struct fuse_attr *a = &rq->out.attr.attr;
-	bool has_btime = rq->btime.tv_nsec >= 0 && rq->reply_len && rq->route == FB_ROUTE_BACKING;
+	bool is_wanted = !(rq->all_edits & FB_EDIT_MASK) || rq->image->args.statx.mask & STATX_BTIME;
+	bool has_btime = rq->btime.tv_nsec >= 0 && is_wanted;
 
 	rq->statx = (struct fb_fuse_statx_out){
 		.attr_valid = rq->out.attr.attr_valid,
@@ -99,7 +100,8 @@ void statx_finish(struct request *rq)
 	rq->reply_len = sizeof(rq->statx);
 }
 
-static struct timespec time_of_ns(uint64_t ns)
+/** A filter's time. */
+struct timespec time_of_ns(uint64_t ns)
 {
 	// A filter's time before 1970 is a negative number of nanoseconds.
 	int64_t seconds = (int64_t)ns / 1000000000, rest = (int64_t)ns % 1000000000;

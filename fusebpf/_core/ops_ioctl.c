@@ -19,7 +19,7 @@ static struct handle *any_handle(struct request *rq, uint64_t fh)
 int op_ioctl(struct request *rq)
 {
 	const struct fb_ioctl *args = &rq->image->args.ioctl;
-	const char *in = rq->body + rq->body_at;
+	const char *in = rq->input ? rq->input : rq->body + rq->body_at;
 	struct handle *h = any_handle(rq, args->fh);
 	union {
 		int flags;
@@ -74,7 +74,8 @@ int op_poll(struct request *rq)
 		return -errno;
 	if (poll(&one, 1, 0) < 0)
 		return -errno;
-	rq->out.poll = (struct fuse_poll_out){ .revents = (uint32_t)one.revents };
+	rq->count = (uint16_t)one.revents;
+	rq->out.poll = (struct fuse_poll_out){ .revents = (uint32_t)rq->count };
 	rq->reply = &rq->out.poll;
 	rq->reply_len = sizeof(rq->out.poll);
 	return 0;

@@ -37,7 +37,7 @@ struct request {
 	uint64_t count;	       /* FB_OP_COUNT: bytes moved, or lseek's offset */
 	struct timespec btime; /* statx: when the inode was made; tv_nsec -1: the file system does not say */
 	uint64_t n_listed;     /* entries */
-	char *input;	       /* what write and setxattr take; NULL: what the request brought, behind its arguments */
+	char *input;	       /* what write, setxattr and ioctl take; NULL: what the request brought, behind its arguments */
 	struct shown shown;    /* what of the payload the hook that runs is shown */
 	bool has_plus_entries; /* the payload counts inodes: taken back if it does not arrive */
 	union {
@@ -71,6 +71,9 @@ struct request {
 	uint64_t all_edits;
 	enum fb_verdict verdict;
 	const char *decider;
+	const char *io_asker; /* the filter that asked for an I/O mode */
+	enum fb_io_mode io_mode;
+	enum fb_io_reason io_reason;
 	uint64_t cookies[FB_MAX_FILTERS]; /* by position */
 	int error;		  /* 0 or a positive errno: the result so far */
 
@@ -86,6 +89,7 @@ int reply_entry(struct request *rq, int parent_fd, const char *name);
 int entry_of_fd(struct request *rq, int fd, const char *name, bool adopt_fd, struct fuse_entry_out *out,
 		struct inode **inode);
 void statx_finish(struct request *rq);
+struct timespec time_of_ns(uint64_t ns);
 int entry_at(struct request *rq, int parent_fd, const char *name, struct fuse_entry_out *out, struct inode **inode);
 int attr_at(struct request *rq, int fd, const char *name, struct fuse_attr *out);
 int attr_of_fd(struct request *rq, int fd, struct fuse_attr *out);
@@ -104,18 +108,15 @@ void fail_closed(struct request *rq, const struct op *op, const struct chain_hoo
 		 const char *why);
 uint64_t verdict_edits(const struct request *rq, const struct op *op, enum fb_phase phase, bool is_reply);
 int errno_for_kernel(uint32_t error);
+bool data_is_seen(const struct op *op, enum fb_phase phase, uint32_t wants);
 
 /* state.c */
 struct inode *op_subject(const struct request *rq, const struct op *op, enum fb_phase phase);
 void tags_to_slot(struct request *rq, const struct op *op, enum fb_phase phase, uint32_t owner);
 const char *tag_edit(struct request *rq, uint64_t tag, const struct op *op, enum fb_phase phase);
 
-/* edits.c */
-const char *verdict_edit(struct request *rq, const struct op *op, enum fb_phase phase, uint64_t edits);
-
 /* result.c */
 void text_show(struct request *rq, const char *text, size_t len);
-bool xattr_list_is_whole(const char *list, size_t len);
 void value_finish(struct request *rq);
 const char *result_missing(const struct request *rq, uint64_t edits);
 void result_to_slot(struct request *rq);

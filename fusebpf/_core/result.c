@@ -23,15 +23,17 @@ static void attr_to_slot(const struct fuse_attr *a, struct fb_attr *out)
 
 static void attr_from_slot(const struct fb_attr *a, struct fuse_attr *out)
 {
+	struct timespec atime = time_of_ns(a->atime_ns), mtime = time_of_ns(a->mtime_ns), ctime = time_of_ns(a->ctime_ns);
+
 	*out = (struct fuse_attr){ .ino = a->ino,
 				   .size = a->size,
 				   .blocks = a->blocks,
-				   .atime = a->atime_ns / 1000000000u,
-				   .mtime = a->mtime_ns / 1000000000u,
-				   .ctime = a->ctime_ns / 1000000000u,
-				   .atimensec = (uint32_t)(a->atime_ns % 1000000000u),
-				   .mtimensec = (uint32_t)(a->mtime_ns % 1000000000u),
-				   .ctimensec = (uint32_t)(a->ctime_ns % 1000000000u),
+				   .atime = (uint64_t)atime.tv_sec,
+				   .mtime = (uint64_t)mtime.tv_sec,
+				   .ctime = (uint64_t)ctime.tv_sec,
+				   .atimensec = (uint32_t)atime.tv_nsec,
+				   .mtimensec = (uint32_t)mtime.tv_nsec,
+				   .ctimensec = (uint32_t)ctime.tv_nsec,
 				   .mode = a->mode,
 				   .nlink = a->nlink,
 				   .uid = a->uid,
@@ -45,6 +47,12 @@ static struct fuse_attr *reply_attr(struct request *rq)
 	return rq->op->flags & FB_OP_ENTRY ? &rq->out.create.entry.attr : &rq->out.attr.attr;
 }
 
+/* When the file was made; 0: nobody says. */
+static uint64_t btime_ns(const struct request *rq)
+{
+	return rq->btime.tv_nsec < 0 ? 0 : (uint64_t)rq->btime.tv_sec * 1000000000u + (uint64_t)rq->btime.tv_nsec;
+}
+
 /** Show a value or a target as text, if the slot can hold it. */
 void text_show(struct request *rq, const char *text, size_t len)
 {
@@ -54,18 +62,6 @@ void text_show(struct request *rq, const char *text, size_t len)
 	if (text != image->text)
 		memcpy(image->text, text, image->text_len);
 	image->text[image->text_len] = 0;
-}
-
-/** Is it names with a zero byte behind each, as listxattr(2) gives them? */
-bool xattr_list_is_whole(const char *list, size_t len)
-{
-	for (size_t at = 0; at < len;) {
-		size_t n = strnlen(list + at, len - at);
-		if (n == 0 || n == len - at)
-			return false;
-		at += n + 1;
-	}
-	return true;
 }
 
 /** Show the result of an op that succeeded to the post hooks. */
@@ -78,6 +74,7 @@ void result_to_slot(struct request *rq)
 		attr_to_slot(reply_attr(rq), &image->result.attr);
 		if (rq->entry)
 			image->view = rq->entry->view;
+		image->result.attr.btime_ns = btime_ns(rq);
 	} else if (flags & FB_OP_STATFS) {
 		const struct fuse_kstatfs *st = &rq->out.statfs.st;
 		image->result.statfs = (struct fb_statfs){ .blocks = st->blocks, .bfree = st->bfree,
@@ -86,6 +83,9 @@ void result_to_slot(struct request *rq)
 							   .namelen = st->namelen, .frsize = st->frsize };
 	} else if (flags & FB_OP_COUNT) {
 		image->result.count = rq->count;
+	} else if (rq->op->canonical == FB_OP_getlk) {
+		const struct fuse_file_lock *lk = &rq->out.lock.lk;
+		image->result.lock = (struct fb_lock_found){ lk->start, lk->end, lk->type, lk->pid };
 	} else if (flags & FB_OP_TEXT) {
 		image->result.count = rq->payload_len;
 		text_show(rq, rq->payload, rq->payload_len);
@@ -95,12 +95,40 @@ void result_to_slot(struct request *rq)
 /** Where the caller asks how long a value is, that is the answer, and not the value. Once the hooks have left it. */
 void value_finish(struct request *rq)
 {
-	if (rq->op->canonical == FB_OP_readlink || rq->image->args.xattr.size)
+	bool has_size = rq->op->canonical == FB_OP_getxattr || rq->op->canonical == FB_OP_listxattr;
+
+	if (!has_size || rq->image->args.xattr.size)
 		return;
 	rq->out.xattr = (struct fuse_getxattr_out){ .size = (uint32_t)rq->payload_len };
 	rq->reply = &rq->out.xattr;
 	rq->reply_len = sizeof(rq->out.xattr);
 	rq->payload_len = 0;
+}
+
+/* What the result of an op is that answers with a number. */
+static void count_from_slot(struct request *rq)
+{
+	uint64_t count = rq->image->result.count;
+
+	rq->count = count;
+	switch (rq->op->canonical) {
+	case FB_OP_read:
+		rq->payload_len = count;
+		return;
+	case FB_OP_lseek:
+		rq->out.lseek = (struct fuse_lseek_out){ .offset = count };
+		rq->reply_len = sizeof(rq->out.lseek);
+		break;
+	case FB_OP_poll:
+		rq->out.poll = (struct fuse_poll_out){ .revents = (uint32_t)count };
+		rq->reply_len = sizeof(rq->out.poll);
+		break;
+	default:
+		rq->out.write = (struct fuse_write_out){ .size = (uint32_t)count };
+		rq->reply_len = sizeof(rq->out.write);
+		break;
+	}
+	rq->reply = &rq->out; // a union
 }
 
 /** Bring what hooks edited, or answered in the op's stead, into the reply. */
@@ -110,6 +138,8 @@ void result_from_slot(struct request *rq, uint64_t edits)
 
 	if (edits & FB_EDIT_ATTR) {
 		attr_from_slot(&image->result.attr, reply_attr(rq));
+		rq->btime = image->result.attr.btime_ns ? time_of_ns(image->result.attr.btime_ns)
+							: (struct timespec){ .tv_nsec = -1 };
 		if (!rq->reply_len) {
 			rq->reply = &rq->out.attr;
 			rq->reply_len = sizeof(rq->out.attr);
@@ -132,17 +162,21 @@ void result_from_slot(struct request *rq, uint64_t edits)
 		rq->reply_len = sizeof(rq->out.statfs);
 	}
 	if (edits & FB_EDIT_COUNT)
-		rq->count = image->result.count;
-	if (edits & FB_EDIT_COUNT && rq->op->canonical != FB_OP_read) {
-		rq->out.write = (struct fuse_write_out){ .size = (uint32_t)image->result.count };
-		rq->reply = &rq->out.write;
-		rq->reply_len = sizeof(rq->out.write);
-	} else if (edits & FB_EDIT_COUNT) {
-		rq->payload_len = image->result.count;
+		count_from_slot(rq);
+	if (edits & FB_EDIT_LOCK && rq->op->canonical == FB_OP_getlk) {
+		const struct fb_lock_found *lock = &image->result.lock;
+		rq->out.lock.lk = (struct fuse_file_lock){ lock->start, lock->end, lock->type, lock->pid };
+		rq->reply = &rq->out.lock;
+		rq->reply_len = sizeof(rq->out.lock);
 	}
 	if (edits & FB_EDIT_TEXT && rq->op->flags & FB_OP_TEXT) {
 		rq->payload = image->text;
 		rq->payload_len = image->result.count = image->text_len;
+		if (rq->op->canonical == FB_OP_ioctl && !rq->reply_len) {
+			rq->out.ioctl = (struct fuse_ioctl_out){ 0 };
+			rq->reply = &rq->out.ioctl;
+			rq->reply_len = sizeof(rq->out.ioctl);
+		}
 	}
 }
 
@@ -175,9 +209,12 @@ const char *result_missing(const struct request *rq, uint64_t edits)
 		return "it answered success and no text";
 	if ((op->canonical == FB_OP_write || op->canonical == FB_OP_copy_file_range) && !(edits & FB_EDIT_COUNT))
 		return "it answered success and no count of bytes written";
-	if (op->canonical == FB_OP_lseek || op->canonical == FB_OP_getlk || op->canonical == FB_OP_ioctl ||
-	    op->canonical == FB_OP_poll)
-		return "it answered success, which for this op only the backing root can";
+	if (op->canonical == FB_OP_lseek && !(edits & FB_EDIT_COUNT))
+		return "it answered success and no offset";
+	if (op->canonical == FB_OP_poll && !(edits & FB_EDIT_COUNT))
+		return "it answered success and no events";
+	if (op->canonical == FB_OP_getlk && !(edits & FB_EDIT_LOCK))
+		return "it answered success and no lock";
 	return NULL;
 }
 

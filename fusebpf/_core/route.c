@@ -44,6 +44,8 @@ static void image_fill(struct request *rq)
 		memcpy(image->text, rq->text, image->text_len + 1);
 	} else if (rq->op->canonical == FB_OP_setxattr) {
 		text_show(rq, rq->body + rq->body_at, image->args.xattr.size);
+	} else if (rq->op->canonical == FB_OP_ioctl) {
+		text_show(rq, rq->body + rq->body_at, image->args.ioctl.in_size);
 	}
 }
 
@@ -96,7 +98,7 @@ static bool pre_decide(struct request *rq, const struct chain_hook *hook, const 
 	else if (edits & ~verdict_edits(rq, op, FB_PRE, is_reply))
 		why = "it edited what this op does not have, or not before it runs";
 	else if (edits)
-		why = verdict_edit(rq, op, FB_PRE, edits);
+		why = verdict_edit(rq, op, FB_PRE, is_reply, edits);
 	if (!why && v->verdict == FB_DAEMON)
 		why = "it says FB_DAEMON, and the mount has no daemon";
 	if (!why && v->verdict == FB_NEGATIVE && op->canonical != FB_OP_lookup)
@@ -115,6 +117,8 @@ static bool pre_decide(struct request *rq, const struct chain_hook *hook, const 
 		rq->pre_edited |= 1U << filter->id;
 		rq->all_edits |= edits;
 		rq->decider = filter->name;
+		if (edits & FB_EDIT_IO)
+			rq->io_asker = filter->name;
 	}
 	if (v->flags & FB_NOPOST)
 		rq->no_post |= 1U << hook->position;
@@ -188,7 +192,7 @@ static void post_decide(struct request *rq, const struct chain_hook *hook, const
 	else if (edits & FB_EDIT_ERROR && !v->error && rq->error && rq->op->flags & with_result)
 		why = "it made a failed op a success that has no result";
 	else if (edits)
-		why = verdict_edit(rq, rq->op, FB_POST, edits);
+		why = verdict_edit(rq, rq->op, FB_POST, false, edits);
 	if (why) {
 		fail_closed(rq, rq->op, hook, FB_POST, why);
 		rq->error = EIO;
@@ -200,6 +204,10 @@ static void post_decide(struct request *rq, const struct chain_hook *hook, const
 			rq->error = errno_for_kernel(v->error);
 		if (!rq->error)
 			result_from_slot(rq, edits);
+		if (edits & FB_EDIT_IO && !rq->error) {
+			rq->io_asker = filter->name;
+			rq->error = -passthrough_reopen(rq);
+		}
 	}
 	if (rq->error)
 		result_undo(rq);
@@ -272,7 +280,7 @@ static bool dirent_ask(struct request *rq, uint64_t ino, uint32_t type, const ch
 		else if (edits & ~verdict_edits(rq, dirent, FB_POST, false) || (v.flags & FB_REWRITE && !edits))
 			why = "it edited something else than the name";
 		else if (edits)
-			why = verdict_edit(rq, dirent, FB_POST, edits);
+			why = verdict_edit(rq, dirent, FB_POST, false, edits);
 		if (why) {
 			fail_closed(rq, dirent, hook, FB_POST, why);
 			rq->error = EIO;

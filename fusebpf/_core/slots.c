@@ -180,6 +180,8 @@ void watch_record(const struct request *rq)
 	record->result = rq->op->canonical == FB_OP_readdir ? rq->n_listed
 			 : rq->op->flags & FB_OP_COUNT	    ? rq->count
 							    : 0;
+	record->io_mode = rq->io_mode;
+	record->io_reason = rq->io_reason;
 	memcpy(record->name, image->name.text, image->name_len + 1);
 	memcpy(record->name2, image->name2.text, image->name2_len + 1);
 	__atomic_store_n(&record->sequence, sequence, __ATOMIC_RELEASE);

@@ -55,6 +55,25 @@ void fail_closed(struct request *rq, const struct op *op, const struct chain_hoo
 
 /* ------------------------------------------------------------------------------- which edits */
 
+/** Is a hook there shown the payload, if its filter wants it? */
+bool data_is_seen(const struct op *op, enum fb_phase phase, uint32_t wants)
+{
+	if (!(wants & FB_WANTS_DATA))
+		return false;
+	switch (op->canonical) {
+	case FB_OP_write:
+	case FB_OP_setxattr:
+		return phase == FB_PRE;
+	case FB_OP_read:
+	case FB_OP_getxattr:
+	case FB_OP_listxattr:
+	case FB_OP_readlink:
+		return true;
+	default:
+		return false;
+	}
+}
+
 static uint64_t edits_before(const struct op *op)
 {
 	uint64_t edits = FB_EDIT_BACKING | FB_EDIT_TAG | FB_EDIT_DELAY;
@@ -69,31 +88,51 @@ static uint64_t edits_before(const struct op *op)
 		edits |= FB_EDIT_NAME;
 	if (op->n_names >= 2)
 		edits |= FB_EDIT_NAME2;
-	if (op->canonical == FB_OP_write || op->canonical == FB_OP_setxattr)
-		edits |= FB_EDIT_DATA;
 	switch (op->canonical) {
 	case FB_OP_setattr:
-		return edits | FB_EDIT_MODE | FB_EDIT_UID | FB_EDIT_GID | FB_EDIT_SIZE | FB_EDIT_TIMES;
+		return edits | FB_EDIT_MODE | FB_EDIT_UID | FB_EDIT_GID | FB_EDIT_SIZE | FB_EDIT_TIMES | FB_EDIT_FLAGS;
 	case FB_OP_symlink:
 		return edits | FB_EDIT_TEXT;
 	case FB_OP_mknod:
-		return edits | FB_EDIT_MODE | FB_EDIT_RDEV;
+		return edits | FB_EDIT_MODE | FB_EDIT_RDEV | FB_EDIT_UMASK;
 	case FB_OP_mkdir:
-		return edits | FB_EDIT_MODE;
+		return edits | FB_EDIT_MODE | FB_EDIT_UMASK;
 	case FB_OP_create:
 	case FB_OP_tmpfile:
-		return edits | FB_EDIT_MODE | FB_EDIT_FLAGS;
+		return edits | FB_EDIT_MODE | FB_EDIT_FLAGS | FB_EDIT_UMASK | FB_EDIT_IO;
 	case FB_OP_open:
+		return edits | FB_EDIT_FLAGS | FB_EDIT_IO;
+	case FB_OP_opendir:
 	case FB_OP_rename:
 	case FB_OP_fsync:
 	case FB_OP_fsyncdir:
 		return edits | FB_EDIT_FLAGS;
 	case FB_OP_setxattr:
-		return edits | FB_EDIT_FLAGS | FB_EDIT_SIZE;
+		return edits | FB_EDIT_FLAGS | FB_EDIT_SIZE | FB_EDIT_TEXT | FB_EDIT_DATA;
+	case FB_OP_getxattr:
+	case FB_OP_listxattr:
+		return edits | FB_EDIT_SIZE;
 	case FB_OP_read:
-	case FB_OP_write:
+	case FB_OP_readdir:
 		return edits | FB_EDIT_SIZE | FB_EDIT_OFFSET;
+	case FB_OP_write:
+		return edits | FB_EDIT_SIZE | FB_EDIT_OFFSET | FB_EDIT_FLAGS | FB_EDIT_DATA;
+	case FB_OP_fallocate:
+		return edits | FB_EDIT_SIZE | FB_EDIT_OFFSET | FB_EDIT_MODE;
+	case FB_OP_lseek:
+		return edits | FB_EDIT_OFFSET | FB_EDIT_WHENCE;
+	case FB_OP_copy_file_range:
+		return edits | FB_EDIT_SIZE | FB_EDIT_OFFSET | FB_EDIT_OFFSET2;
+	case FB_OP_getlk:
+		return edits | FB_EDIT_LOCK;
+	case FB_OP_setlk:
+	case FB_OP_flock:
+		return edits | FB_EDIT_LOCK | FB_EDIT_FLAGS;
+	case FB_OP_ioctl:
+		return edits | FB_EDIT_FLAGS | FB_EDIT_TEXT;
 	case FB_OP_access:
+	case FB_OP_statx:
+	case FB_OP_poll:
 		return edits | FB_EDIT_MASK;
 	case FB_OP_release:
 	case FB_OP_releasedir:
@@ -101,6 +140,24 @@ static uint64_t edits_before(const struct op *op)
 	default:
 		return edits;
 	}
+}
+
+/* What an op answers with but for inodes, handles and the attributes that come with those. */
+static uint64_t results(const struct op *op)
+{
+	uint64_t edits = 0;
+
+	if (op->flags & FB_OP_STATFS)
+		edits |= FB_EDIT_STATFS;
+	if (op->flags & FB_OP_TEXT)
+		edits |= FB_EDIT_TEXT;
+	if (data_is_seen(op, FB_POST, FB_WANTS_DATA))
+		edits |= FB_EDIT_DATA;
+	if (op->flags & FB_OP_COUNT && op->canonical != FB_OP_read && op->canonical != FB_OP_readdir)
+		edits |= FB_EDIT_COUNT;
+	if (op->canonical == FB_OP_getlk)
+		edits |= FB_EDIT_LOCK;
+	return edits;
 }
 
 static uint64_t edits_after(const struct request *rq, const struct op *op)
@@ -117,36 +174,19 @@ static uint64_t edits_after(const struct request *rq, const struct op *op)
 		edits |= FB_EDIT_ATTR | FB_EDIT_TTL;
 	if (op->flags & FB_OP_ENTRY && !(op->flags & FB_OP_OPENS))
 		edits |= FB_EDIT_VIEW;
-	if (op->flags & FB_OP_TEXT)
-		edits |= FB_EDIT_TEXT | FB_EDIT_DATA;
-	edits |= FB_EDIT_TAG;
+	if (op->flags & FB_OP_OPENS && op->canonical != FB_OP_opendir)
+		edits |= FB_EDIT_IO;
 	if (op->canonical == FB_OP_read)
-		edits |= FB_EDIT_DATA;
-	if (op->flags & FB_OP_STATFS)
-		edits |= FB_EDIT_STATFS;
-	if (op->canonical == FB_OP_read || op->canonical == FB_OP_write || op->canonical == FB_OP_copy_file_range)
 		edits |= FB_EDIT_COUNT;
-	return edits;
+	return edits | FB_EDIT_TAG | results(op);
 }
 
 /** Which edits may a hook of this op and phase make? With `is_reply` the results of an op that has not run. */
 uint64_t verdict_edits(const struct request *rq, const struct op *op, enum fb_phase phase, bool is_reply)
 {
-	uint64_t results = FB_EDIT_ERROR | FB_EDIT_DELAY;
-
 	if (phase == FB_POST)
 		return edits_after(rq, op);
 	if (!is_reply)
 		return edits_before(op);
-	if (op->flags & FB_OP_ATTR)
-		results |= FB_EDIT_ATTR | FB_EDIT_TTL;
-	if (op->flags & FB_OP_TEXT)
-		results |= FB_EDIT_TEXT | FB_EDIT_DATA;
-	if (op->canonical == FB_OP_read)
-		results |= FB_EDIT_DATA;
-	if (op->flags & FB_OP_STATFS)
-		results |= FB_EDIT_STATFS;
-	if (op->canonical == FB_OP_write || op->canonical == FB_OP_copy_file_range)
-		results |= FB_EDIT_COUNT;
-	return results;
+	return FB_EDIT_ERROR | FB_EDIT_DELAY | results(op) | (op->flags & FB_OP_ATTR ? FB_EDIT_ATTR | FB_EDIT_TTL : 0);
 }
