@@ -187,7 +187,9 @@ PRE(edit, write)
 	case 3: ctx->result.count = 5; ctx->edits = FB_EDIT_COUNT; return FB_REPLY; /* thrown away */
 	case 20: ctx->args.rw.size += 1; return USE(FB_EDIT_SIZE);
 	case 21: ctx->result.count = ctx->args.rw.size + 1; ctx->edits = FB_EDIT_COUNT; return FB_REPLY;
+	case 4: ctx->args.rw.flags |= 02000; return USE(FB_EDIT_FLAGS); /* O_APPEND */
 	case 22: return FB_REPLY;
+	case 23: ctx->args.rw.flags |= 01000; return USE(FB_EDIT_FLAGS);
 	}
 	return FB_CONTINUE;
 }
