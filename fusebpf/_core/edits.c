@@ -439,8 +439,6 @@ const char *verdict_edit(struct request *rq, const struct op *op, enum fb_phase 
 	struct fb_slot *image = rq->image;
 	const char *why = NULL;
 
-	if (edits & FB_EDIT_VIEW)
-		return "it edited view, which this version does not keep";
 	if (edits & FB_EDIT_DATA && edits & FB_EDIT_TEXT)
 		return "it edited both text and data, which are the same";
 	if (edits & FB_EDIT_NAME)

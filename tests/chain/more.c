@@ -231,10 +231,10 @@ PRE(more, ioctl)
 	switch (now()) {
 	case 1: ctx->text[0] |= 0x40; return USE(FB_EDIT_TEXT); /* chattr +d, however asked */
 	case 2: if (ctx->args.ioctl.command != 0x40086602) return FB_CONTINUE;
-		ctx->args.ioctl.command = 0x40086699; return USE(FB_EDIT_COMMAND);
+		ctx->args.ioctl.command = 0x40086699; return USE(FB_EDIT_FLAGS);
 	case 3: __builtin_memcpy(ctx->text, "\x40\0\0\0", 4); ctx->text_len = 4; return ANSWER(FB_EDIT_TEXT);
 	case 20: ctx->text_len += 1; return USE(FB_EDIT_TEXT);
-	case 21: ctx->args.ioctl.command ^= 1 << 20; return USE(FB_EDIT_COMMAND);
+	case 21: ctx->args.ioctl.command ^= 1 << 20; return USE(FB_EDIT_FLAGS);
 	case 22: ctx->args.ioctl.flags |= 0x80; return USE(FB_EDIT_FLAGS);
 	case 23: ctx->text_len = 100; return ANSWER(FB_EDIT_TEXT);
 	}

@@ -1,4 +1,4 @@
-"""Passthrough, direct I/O or the kernel's cache for one open, as a filter asks and the kernel's rules allow."""
+"""Passthrough, direct I/O or the kernel's cache for one open, as filters ask and the kernel's rules allow."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -127,10 +127,11 @@ SECOND = [
 ]
 
 
-@pytest.mark.parametrize(("one", "two", "mode", "reason", "words"), SECOND)
+@pytest.mark.parametrize("row", SECOND)
 def test_what_the_rules_forbid_beside_another_open_is_recorded(
-    io: Chained, one: int, two: int, mode: str, reason: str, words: str
+    io: Chained, row: tuple[int, int, str, str, str]
 ) -> None:
+    one, two, mode, reason, words = row
     through, behind = io.fresh()
     put(behind / "f", b"")
     want = io.map("io/want")

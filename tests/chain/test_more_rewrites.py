@@ -87,7 +87,7 @@ def poll(events: int) -> Callable[[Path], Any]:
 
 
 def flags(fd: int) -> int:
-    return struct.unpack("q", fcntl.ioctl(fd, GETFLAGS, bytes(8)))[0] & NODUMP
+    return int(struct.unpack("q", fcntl.ioctl(fd, GETFLAGS, bytes(8)))[0]) & NODUMP
 
 
 def set_flags(fd: int) -> Any:
