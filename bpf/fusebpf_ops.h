@@ -155,7 +155,7 @@ enum fb_io_reason {
 	FB_IO_DATA_HOOKED = 2,	 /* a filter hooks read or write: no file is passed through */
 	FB_IO_OTHERS_SERVED = 3, /* another open of the file is not passed through */
 	FB_IO_OTHERS_PASSED = 4, /* another open of the file is passed through: it cannot be cached */
-	FB_IO_SUID = 5,		 /* opened for writing, and writes have to clear its suid or sgid bit */
+	FB_IO_NOT_PLAIN = 5,	 /* opened for writing, and it has a suid or sgid bit, or is append-only */
 	FB_IO_REFUSED = 6,	 /* the kernel refused to pass this file through */
 	FB_IO_VIEWED = 7,	 /* files of the mount have views, each with pages of its own */
 };

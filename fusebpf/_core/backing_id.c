@@ -158,7 +158,7 @@ static void io_tell(struct request *rq, enum fb_io_mode mode, enum fb_io_reason 
 		"a filter hooks read or write",
 		"another open of the file is not passed through",
 		"another open of the file is passed through",
-		"writes have to clear the file's suid or sgid bit",
+		"the file has a suid or sgid bit, or is append-only",
 		"the kernel refused to pass this file through",
 		"files of this mount have views",
 	};
@@ -238,7 +238,7 @@ static enum fb_io_reason obstacle(struct request *rq, const struct opening *o)
 	if (inode->n_served)
 		return FB_IO_OTHERS_SERVED;
 	if (!inode->n_passthrough && !o->is_plain)
-		return FB_IO_SUID;
+		return FB_IO_NOT_PLAIN;
 	// What goes to the backing file at once we do not see, and another view would keep what it has cached.
 	if (!inode->n_passthrough && rq->mount->inodes.has_views)
 		return FB_IO_VIEWED;

@@ -154,7 +154,7 @@ def test_a_file_whose_suid_bit_writes_must_clear_is_not_passed_through(io: Chain
 
     with io.map("io/want").put(BEFORE, PASSTHROUGH):
         in_child(lambda: os.close(os.open(through / "f", os.O_WRONLY)))
-    assert last_open(io) == ("FB_IO_CACHE", "FB_IO_SUID")
+    assert last_open(io) == ("FB_IO_CACHE", "FB_IO_NOT_PLAIN")
 
 
 def test_a_mode_that_does_not_exist_fails_the_open(io: Chained) -> None:
