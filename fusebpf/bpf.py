@@ -244,6 +244,11 @@ def map_info(fd: int) -> MapInfo:
     return MapInfo(kind, number, key_size, value_size, max_entries, flags, text, btf_id, btf_key, btf_value)
 
 
+def is_map(fd: int) -> bool:
+    """Whether a descriptor is a map's."""
+    return "map_type:" in Path(f"/proc/self/fdinfo/{fd}").read_text()
+
+
 # ------------------------------------------------------------------------------------- programs
 
 

@@ -120,6 +120,11 @@ class Btf:
         types = raw[header + type_offset : header + type_offset + type_bytes]
         self._types = [Type(0, Kind.VOID, "void"), *self._parse(types)]
 
+    @classmethod
+    def empty(cls) -> "Btf":
+        """No types at all."""
+        return cls(_HEADER.pack(_MAGIC, 1, 0, _HEADER.size, 0, 0, 0, 0))
+
     def find(self, kind: Kind, name: str) -> int:
         """The id of a type.
 
@@ -282,20 +287,31 @@ class Btf:
             return ANY.to_bytes(4, "little")
         if found.kind in _ENUMS:
             return _number_bytes(_enum_number(found, text), size, is_signed=found.is_signed)
+        if found.kind == Kind.ARRAY and self.size(found.of) == 1:
+            return hex_bytes(text, size)
         if found.kind != Kind.INT:
             raise ValueError(f"a value of type {self.name(type_id)} cannot be said in text")
         if found.is_bool:
             if text.lower() not in _BOOLS:
                 raise ValueError(f"{text!r} is not yes or no")
             return bytes([_BOOLS[text.lower()]])
-        number = number_from_text(text)
-        if number is None:
-            raise ValueError(f"{text!r} is not a number")
-        low = -(1 << size * 8 - 1) if found.is_signed else 0
-        high = (1 << size * 8 - (1 if found.is_signed else 0)) - 1
-        if not low <= number <= high:
-            raise ValueError(f"{text!r} is out of range, {low} to {high}")
-        return _number_bytes(number, size, is_signed=found.is_signed)
+        return _int_bytes(text, size, is_signed=found.is_signed)
+
+    def to_text(self, type_id: int, raw: bytes, *, may_be_any: bool = False) -> str:
+        """One leaf as `from_text` reads it."""
+        found = self.resolve(type_id)
+        if self.is_text(type_id):
+            text = os.fsdecode(raw.partition(b"\0")[0])
+            return "*" if may_be_any and not text else text
+        if found.kind in {Kind.ARRAY, *_COMPOUNDS}:
+            return raw.hex()
+        number = int.from_bytes(raw, "little", signed=found.is_signed)
+        if may_be_any and len(raw) == 4 and not found.is_bool and number & ANY == ANY:
+            return "*"
+        if found.kind not in _ENUMS:
+            return str(number)
+        names = {value: name for name, value in _short_names(found).items()}
+        return names.get(number, str(number))
 
     # --------------------------------------------------------------------------------- reading
 
@@ -365,6 +381,37 @@ def _number_bytes(number: int, size: int, *, is_signed: bool) -> bytes:
         raise ValueError(f"{number} does not fit into {size} bytes") from None
 
 
+def _int_bytes(text: str, size: int, *, is_signed: bool) -> bytes:
+    number = number_from_text(text)
+    if number is None:
+        raise ValueError(f"{text!r} is not a number")
+    low = -(1 << size * 8 - 1) if is_signed else 0
+    high = (1 << size * 8 - (1 if is_signed else 0)) - 1
+    if not low <= number <= high:
+        raise ValueError(f"{text!r} is out of range, {low} to {high}")
+    return _number_bytes(number, size, is_signed=is_signed)
+
+
+def hex_bytes(text: str, size: int) -> bytes:
+    """Bytes from hexadecimal digits, two for each; blanks between them do not count."""
+    try:
+        raw = bytes.fromhex(text.removeprefix("0x"))
+    except ValueError:
+        raise ValueError(f"{text!r} is not in hexadecimal digits") from None
+    if len(raw) != size:
+        raise ValueError(f"{text!r} has {len(raw)} bytes, {size} are wanted")
+    return raw
+
+
+def _short_names(found: Type) -> dict[str, int]:
+    """An enum's names without the prefix that they share."""
+    names_in_order = sorted(found.values)
+    first, last = names_in_order[0], names_in_order[-1]
+    n_shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    prefix = first[: first.rfind("_", 0, n_shared) + 1]
+    return {name.removeprefix(prefix): value for name, value in found.values.items()}
+
+
 def _enum_number(found: Type, text: str) -> int:
     """The value of an enum's name, given with or without the prefix that its names share, or as a number."""
     number = number_from_text(text)
@@ -374,11 +421,7 @@ def _enum_number(found: Type, text: str) -> int:
     are_bits = all(value > 0 and value & (value - 1) == 0 for value in found.values.values())
     if number is not None and (number in found.values.values() or (are_bits and number & ~bits == 0)):
         return number
-    names_in_order = sorted(found.values)
-    first, last = names_in_order[0], names_in_order[-1]
-    n_shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    prefix = first[: first.rfind("_", 0, n_shared) + 1]
-    short = {name.removeprefix(prefix): value for name, value in found.values.items()}
+    short = _short_names(found)
     for names in (found.values, short, {name.removeprefix("FB_"): v for name, v in found.values.items()}):
         if text in names:
             return names[text]

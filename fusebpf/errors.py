@@ -45,6 +45,13 @@ class MapValueError(UsageError):
     """A value for a policy map does not fit the map's type."""
 
 
+class NoSuchElement(FusebpfError, KeyError):  # noqa: N818 - it names what is wrong
+    """A map has no such key."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)
+
+
 class ChainError(FusebpfError):
     """The filters do not form a chain: two of one name or altitude, too many, a daemon that is not there."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fusebpf import checks, registry
+from fusebpf.errors import UsageError
 from fusebpf.tables import shown, table
 
 # Each command imports what it needs, as those of cli.py do.
@@ -141,4 +142,57 @@ def filters_command(target: str, *, is_json: bool) -> None:
         click.echo(table(rows, ("name", "altitude", "revision", "hooks", "doc")))
 
 
-COMMANDS: tuple[click.Command, ...] = (attach_command, detach_command, replace_command, filters_command)
+# -------------------------------------------------------------------------------------- the maps
+
+
+@click.command("map", context_settings={"ignore_unknown_options": True})
+@_TARGET
+@click.argument("filter_", metavar="FILTER")
+@click.argument("map_name", metavar="MAP")
+@click.argument("verb", type=click.Choice(("list", "get", "set", "delete")), default="list")
+@click.argument("words", nargs=-1, metavar="[KEY [VALUE]]")
+@_JSON
+def map_command(
+    target: str, *, filter_: str, map_name: str, verb: str, words: tuple[str, ...], is_json: bool
+) -> None:
+    """Look at a policy map of a filter, or change it; what is set holds for the next op.
+
+    \b
+    list               all of it, an item on each line, as `--set` takes them
+    get KEY            one value
+    set KEY VALUE      a number, a name, or fields: 1:2 in their order, or a=1:b=2
+    set PATTERN        adds to a list of names or patterns
+    delete KEY         takes a key, or a pattern, out
+    """  # noqa: D301 - click's own mark
+    from fusebpf import map_view
+
+    n_words = {"list": (0,), "get": (1,), "set": (1, 2), "delete": (1,)}[verb]
+    if len(words) not in n_words:
+        wanted = {"list": "nothing", "get": "KEY", "set": "KEY VALUE", "delete": "KEY"}[verb]
+        raise UsageError(f"`{verb}` takes {wanted}, and there are {len(words)} words after it")
+    found = map_view.pinned(registry.pins(_entry(target).name), filter_, map_name)
+    view = map_view.MapView(lambda: found)
+    try:
+        if verb == "list":
+            lines = [json.dumps(view.rows(), indent=1)] if is_json else view.items_as_text()
+            for line in lines:
+                click.echo(line)
+        elif verb == "get":
+            click.echo(json.dumps(map_view.for_json(view[words[0]])) if is_json else view.get_as_text(*words))
+        elif verb == "delete":
+            del view[words[0]]
+        else:
+            if len(words) == 1 and not (found.is_pattern_list or found.is_set):
+                raise UsageError(f"{found.shown}: `set` takes KEY VALUE; it is a {found.describe()}")
+            view[words[0]] = words[1] if len(words) > 1 else "1"
+    finally:
+        found.close()
+
+
+COMMANDS: tuple[click.Command, ...] = (
+    attach_command,
+    detach_command,
+    replace_command,
+    filters_command,
+    map_command,
+)

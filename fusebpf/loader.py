@@ -102,11 +102,19 @@ class Filter:
             MapValueError: There is no such map, or the value does not fit it.
             OSError: The kernel refused an element.
         """
-        if map_name not in self.maps:
-            known = ", ".join(f"{name} ({each.describe()})" for name, each in self.maps.items())
+        self.map(map_name).set(value)
+
+    def map(self, name: str) -> PolicyMap:
+        """One of its maps.
+
+        Raises:
+            MapValueError: There is no such map.
+        """
+        if name not in self.maps:
+            known = ", ".join(f"{one} ({each.describe()})" for one, each in self.maps.items())
             has = f"it has: {known}" if known else "it has none"
-            raise MapValueError(f"the filter {self.name!r} has no map {map_name!r}; {has}")
-        self.maps[map_name].set(value)
+            raise MapValueError(f"the filter {self.name!r} has no map {name!r}; {has}")
+        return self.maps[name]
 
     def pins(self) -> list[tuple[str, int]]:
         """What is pinned of it: maps and programs by the names that they get (`names`, `pre_lookup`)."""

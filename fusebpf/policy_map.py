@@ -4,24 +4,23 @@ The text of a map is a list, separated by commas. A backslash takes the meaning 
 sign, blank or backslash behind it; blanks around an item do not count.
 """
 
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fusebpf import bpf
 from fusebpf.bpf import MapType
-from fusebpf.btf import Btf, Kind, Leaf, number_from_text
-from fusebpf.errors import MapValueError
+from fusebpf.btf import Btf, Kind, Leaf, hex_bytes, number_from_text
+from fusebpf.errors import MapValueError, NoSuchElement
+from fusebpf.set_text import Text, characters, cut, escaped, join, split, strip
 
 _HASHES = frozenset({MapType.HASH, MapType.LRU_HASH})
 _PERCPU = frozenset({MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH})
+_ARRAYS = frozenset({MapType.ARRAY, MapType.PERCPU_ARRAY})
 _WITH_KEYS = _HASHES | _PERCPU | {MapType.ARRAY}
-_ESCAPABLE = frozenset(",:= \\")
 _POSSIBLE_CPUS = Path("/sys/devices/system/cpu/possible")
-
-_Text = list[tuple[str, bool]]
-"""Characters, and whether each stands for itself because a backslash says so."""
 
 
 class PolicyMap:
@@ -87,21 +86,183 @@ class PolicyMap:
 
         A value of a per-CPU map is a list, one for each possible CPU.
         """
-        if self.type not in _WITH_KEYS:
-            return
-        is_percpu = self.type in _PERCPU
+        for key in self.raw_keys():
+            raw = self.lookup(key)
+            if raw is not None:
+                yield self.key_value(key), raw if isinstance(raw, list) else self.value_value(raw)
+
+    def raw_keys(self) -> list[bytes]:
+        """The bytes of all keys."""
+        return list(bpf.map_keys(self.fd, self.key_size)) if self.type in _WITH_KEYS else []
+
+    def lookup(self, key: bytes) -> bytes | list[Any] | None:
+        """The bytes of a key's value, None if it is not there; of a per-CPU map a list of typed values."""
+        if self.type not in _PERCPU:
+            return bpf.map_lookup(self.fd, key, self.value_size)
         step = -(-self.value_size // 8) * 8
-        size = step * _n_possible_cpus() if is_percpu else self.value_size
-        for key in list(bpf.map_keys(self.fd, self.key_size)):
-            raw = bpf.map_lookup(self.fd, key, size)
-            if raw is None:
-                continue
-            parts = [raw[i : i + self.value_size] for i in range(0, size, step)] if is_percpu else [raw]
-            shown = [self._btf.unpack(self._value, part) if self._value else part for part in parts]
-            shown_key = self._btf.unpack(self._key, key) if self._key else key
-            yield shown_key, shown if is_percpu else shown[0]
+        raw = bpf.map_lookup(self.fd, key, step * _n_possible_cpus())
+        if raw is None:
+            return None
+        return [self.value_value(raw[i : i + self.value_size]) for i in range(0, len(raw), step)]
+
+    @property
+    def shown(self) -> str:
+        """How messages call it."""
+        return self._shown
+
+    @property
+    def is_array(self) -> bool:
+        """Whether its keys are indexes."""
+        return self.type in _ARRAYS
+
+    @property
+    def is_set(self) -> bool:
+        """Whether a key may be given without a value, which is 1 then."""
+        try:
+            return self._defaults_to_one(*self._leaves()) if self._key and self._value else False
+        except ValueError:
+            return False
+
+    def item_text(self, key: str, value: Any) -> str:
+        """A key and its value as an item of a `set`."""
+        try:
+            keys, values = self._leaves() if self._key and self._value else ([], [])
+        except ValueError:
+            keys, values = [], []
+        key = escaped(key) if len(keys) == 1 else key
+        value = escaped(value) if len(values) == 1 and isinstance(value, str) else value
+        return f"{key}{':' if len(keys) + len(values) > 2 and keys else '='}{value}"
 
     # ------------------------------------------------------------------------------- writing
+
+    def check_writable(self) -> None:
+        """See that it is a map that is set from outside.
+
+        Raises:
+            MapValueError: It is none.
+        """
+        if self.type not in {*_HASHES, MapType.ARRAY}:
+            raise MapValueError(
+                f"{self._shown}: a {self.describe()} cannot be set; only arrays and hashes can"
+            )
+
+    def key_bytes(self, key: Any) -> bytes:
+        """One key, from its text as in `set`, a number, fields by name or in order, or bytes as they are.
+
+        Raises:
+            MapValueError: It does not fit the type.
+            NoSuchElement: An array has no such index.
+        """
+        if self.type in _ARRAYS:
+            index = key if isinstance(key, int) else number_from_text(str(key))
+            if index is None:
+                raise MapValueError(f"{self._shown}: {str(key)!r} is no index of an array")
+            if not 0 <= index < self.max_entries:
+                raise NoSuchElement(
+                    f"{self._shown} has no element {index}: there are {self.max_entries}, from 0"
+                )
+            return index.to_bytes(4, "little")
+        return self._one(key, is_key=True)
+
+    def value_bytes(self, value: Any) -> bytes:
+        """One value, given like a key.
+
+        Raises:
+            MapValueError: It does not fit the type.
+        """
+        return self._one(value, is_key=False)
+
+    def _one(self, given: Any, *, is_key: bool) -> bytes:
+        size = self.key_size if is_key else self.value_size
+        if isinstance(given, bytes) and len(given) == size:
+            return given
+        if isinstance(given, bytes):
+            given = os.fsdecode(given)
+        shown = str(given)
+        if not (self._key and self._value):
+            try:
+                return hex_bytes(shown, size)
+            except ValueError as error:
+                raise MapValueError(f"{self._shown} has no type information: {error}") from None
+        leaves = self._leaves_or_refuse()[0 if is_key else 1]
+        names = [leaf.name for leaf in leaves]
+        if isinstance(given, Mapping):
+            said = dict(_flat(given))
+            wrong = [name for name in said if name not in names]
+            wrong = wrong or ([] if is_key else [name for name in names if name not in said])
+            if wrong:
+                raise MapValueError(
+                    f"{self._shown}: {wrong[0]!r} in {shown}; the fields are {', '.join(names)}"
+                )
+            said = dict.fromkeys(names, "") | said
+        elif isinstance(given, (tuple, list)):
+            if len(given) != len(names):
+                raise MapValueError(
+                    f"{self._shown}: {shown} has {len(given)} fields, wanted are {':'.join(names)}"
+                )
+            said = dict(zip(names, map(_plain, given), strict=True))
+        elif len(leaves) == 1 and (self._btf.is_text(leaves[0].type) or "=" not in shown):
+            said = {names[0]: _plain(given)}
+        else:
+            # Fields by name may stand with commas between as well: there is only one item here.
+            parts = shown.split(",")
+            text = ":".join(parts) if all("=" in part for part in parts) else shown
+            said = self._fields(shown, characters(text), *((leaves, []) if is_key else ([], leaves)))
+        return self._packed(shown, leaves, said, size, may_be_any=is_key)
+
+    def key_text(self, raw: bytes) -> str:
+        """A key as `key_bytes` reads it."""
+        if self.type in _ARRAYS:
+            return str(int.from_bytes(raw, "little"))
+        return self._text(raw, is_key=True)
+
+    def value_text(self, raw: bytes) -> str:
+        """A value as `value_bytes` reads it."""
+        return self._text(raw, is_key=False)
+
+    def _text(self, raw: bytes, *, is_key: bool) -> str:
+        try:
+            leaves = self._leaves()[0 if is_key else 1] if self._key and self._value else []
+        except ValueError:
+            leaves = []
+        if not leaves:
+            return raw.hex()
+        parts = [
+            self._btf.to_text(
+                leaf.type, raw[leaf.offset : leaf.offset + self._btf.size(leaf.type)], may_be_any=is_key
+            )
+            for leaf in leaves
+        ]
+        return parts[0] if len(parts) == 1 else ":".join(escaped(part) for part in parts)
+
+    def key_value(self, raw: bytes) -> Any:
+        """A key as Python's view of its type."""
+        return self._btf.unpack(self._key, raw) if self._key else raw
+
+    def value_value(self, raw: bytes) -> Any:
+        """A value as Python's view of its type."""
+        return self._btf.unpack(self._value, raw) if self._value else raw
+
+    @property
+    def is_pattern_list(self) -> bool:
+        """Whether it is one list of names or patterns: a struct fb_patterns."""
+        return self._list_of_texts() is not None
+
+    @property
+    def patterns(self) -> list[str]:
+        """The list, where it is one."""
+        raw = bpf.map_lookup(self.fd, bytes(4), self.value_size) or b""
+        n, text_type = self._list_of_texts() or (0, 0)
+        step = self._btf.size(text_type)
+        texts = (self._btf.to_text(text_type, raw[i * step : (i + 1) * step]) for i in range(n))
+        return list(itertools.takewhile(bool, texts))
+
+    @patterns.setter
+    def patterns(self, texts: list[str]) -> None:
+        items = [[(character, True) for character in text] for text in texts]
+        if not all(items):
+            raise MapValueError(f"{self._shown}: an empty text matches nothing")
+        bpf.map_update(self.fd, bytes(4), self._text_list(items))
 
     def clear(self) -> None:
         """Take everything out; an array is zeroed."""
@@ -118,13 +279,10 @@ class PolicyMap:
             MapValueError: The text does not fit the map's types.
             OSError: The kernel refused an element.
         """
-        if self.type not in {*_HASHES, MapType.ARRAY}:
-            raise MapValueError(
-                f"{self._shown}: a {self.describe()} cannot be set; only arrays and hashes can"
-            )
+        self.check_writable()
         if not self._value or not self._key:
             raise MapValueError(f"{self._shown}: cannot be set, it has no type information")
-        items = [_strip(item) for item in _split(_characters(text), ",")] if text.strip() else []
+        items = [strip(item) for item in split(characters(text), ",")] if text.strip() else []
         for item in items:
             if not item:
                 raise MapValueError(
@@ -165,18 +323,21 @@ class PolicyMap:
         is_list = inner.kind == Kind.ARRAY and self._btf.is_text(inner.of)
         return (inner.n, inner.of) if is_list else None
 
-    def _text_list(self, items: list[_Text]) -> bytes:
+    def as_pattern(self, text: str) -> str:
+        """A text as the list has it: paths have no slash at their ends."""
+        return text.removeprefix("/").removesuffix("/") if self.name == "paths" else text
+
+    def _text_list(self, items: list[Text]) -> bytes:
         n, text_type = self._list_of_texts() or (0, 0)
         if len(items) >= n:
             raise MapValueError(f"{self._shown}: {len(items)} items, at most {n - 1} fit")
         packed = b""
         for item in items:
-            text = _join(item)
+            text = self.as_pattern(join(item))
             if self.name == "paths":
-                text = text.removeprefix("/").removesuffix("/")
                 if not text:
                     raise MapValueError(
-                        f"{self._shown}: {_join(item)!r} is the root itself; name what is below it"
+                        f"{self._shown}: {join(item)!r} is the root itself; name what is below it"
                     )
             elif self.name == "names" and ("/" in text or text in {".", ".."}):
                 raise MapValueError(
@@ -185,12 +346,12 @@ class PolicyMap:
             packed += self._from_text(text_type, text, "")
         return packed.ljust(self.value_size, b"\0")
 
-    def _elements(self, items: list[_Text]) -> dict[int, bytes]:
+    def _elements(self, items: list[Text]) -> dict[int, bytes]:
         elements: dict[int, bytes] = {}
         for position, item in enumerate(items):
-            shown = _join(item)
-            left, right = _cut(item, "=")
-            index = number_from_text(_join(left)) if right is not None else None
+            shown = join(item)
+            left, right = cut(item, "=")
+            index = number_from_text(join(left)) if right is not None else None
             if index is None or right is None:
                 index, right = position, item
             if not 0 <= index < self.max_entries:
@@ -204,13 +365,13 @@ class PolicyMap:
             elements[index] = self._packed(shown, values, said, self.value_size)
         return elements
 
-    def _entries(self, items: list[_Text]) -> dict[bytes, bytes]:
+    def _entries(self, items: list[Text]) -> dict[bytes, bytes]:
         if len(items) > self.max_entries:
             raise MapValueError(f"{self._shown}: {len(items)} items, at most {self.max_entries} fit")
         keys, values = self._leaves_or_refuse()
         entries: dict[bytes, bytes] = {}
         for item in items:
-            shown = _join(item)
+            shown = join(item)
             said = self._fields(shown, item, keys, values)
             key = self._packed(shown, keys, said, self.key_size, may_be_any=True)
             if key in entries:
@@ -218,12 +379,12 @@ class PolicyMap:
             entries[key] = self._packed(shown, values, said, self.value_size)
         return entries
 
-    def _fields(self, shown: str, item: _Text, keys: list[Leaf], values: list[Leaf]) -> dict[str, str]:
+    def _fields(self, shown: str, item: Text, keys: list[Leaf], values: list[Leaf]) -> dict[str, str]:
         """What an item says, by the names of fields."""
         names = [leaf.name for leaf in keys + values]
-        parts = [_cut(part, "=") for part in _split(item, ":")]
-        if all(right is not None and _join(left) in names for left, right in parts):
-            said = {_join(left): _join(right or []) for left, right in parts}
+        parts = [cut(part, "=") for part in split(item, ":")]
+        if all(right is not None and join(left) in names for left, right in parts):
+            said = {join(left): join(right or []) for left, right in parts}
             missing = [
                 leaf.name
                 for leaf in values
@@ -233,10 +394,10 @@ class PolicyMap:
                 fault = f"{missing[0]} is missing" if missing else "a field is said twice"
                 raise MapValueError(f"{self._shown}: {shown!r}: {fault}; the fields are {', '.join(names)}")
             return {**{leaf.name: "" for leaf in keys}, **said}
-        texts = [_join(part) for part in _split(item, ":")]
+        texts = [join(part) for part in split(item, ":")]
         if len(names) == len(texts) + 1 == 2 and keys:
-            left, right = _cut(item, "=")
-            texts = [_join(left), _join(right)] if right is not None else texts
+            left, right = cut(item, "=")
+            texts = [join(left), join(right)] if right is not None else texts
         if len(texts) == len(keys) and self._defaults_to_one(keys, values):
             texts.append("1")
         if len(texts) != len(names):
@@ -281,49 +442,25 @@ class PolicyMap:
         return keys if self.type != MapType.ARRAY else [], values
 
 
-# ------------------------------------------------------------------------------ lists with escapes
+def _plain(given: Any) -> str:
+    """A number, name or text as text; None is any."""
+    if given is None:
+        return ""
+    if isinstance(given, bytes):
+        return os.fsdecode(given)
+    if isinstance(given, list):
+        return bytes(given).hex()
+    return str(int(given)) if isinstance(given, bool) else str(given)
 
 
-def _characters(text: str) -> _Text:
-    found: _Text = []
-    position = 0
-    while position < len(text):
-        is_escape = text[position] == "\\" and text[position + 1 : position + 2] in {*_ESCAPABLE}
-        position += is_escape
-        found.append((text[position], is_escape))
-        position += 1
-    return found
-
-
-def _split(text: _Text, separator: str) -> list[_Text]:
-    parts: list[_Text] = [[]]
-    for character in text:
-        if character == (separator, False):
-            parts.append([])
+def _flat(given: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Fields by their path, those of fields that are structs among them."""
+    for name, value in given.items():
+        path = f"{above}.{name}" if above else str(name)
+        if isinstance(value, Mapping):
+            yield from _flat(value, path)
         else:
-            parts[-1].append(character)
-    return parts
-
-
-def _cut(text: _Text, separator: str) -> tuple[_Text, _Text | None]:
-    """What stands before and after the first separator; None if there is none."""
-    mark = (separator, False)
-    if mark not in text:
-        return text, None
-    return text[: text.index(mark)], text[text.index(mark) + 1 :]
-
-
-def _strip(text: _Text) -> _Text:
-    blank = (" ", False)
-    while text and text[0] == blank:
-        text = text[1:]
-    while text and text[-1] == blank:
-        text = text[:-1]
-    return text
-
-
-def _join(text: _Text) -> str:
-    return "".join(character for character, _ in text)
+            yield path, _plain(value)
 
 
 def _n_possible_cpus() -> int:

@@ -21,6 +21,7 @@ from fusebpf.chain import FilterSpec, Link, MapSetting
 from fusebpf.core_log import CoreLog
 from fusebpf.errors import FusebpfError, MountError, UsageError
 from fusebpf.live_chain import Change, LiveChain, pick_of
+from fusebpf.map_view import MapView
 from fusebpf.options import MountOptions, parse
 from fusebpf.watching import Statistic
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from fusebpf.loader import Filter
+    from fusebpf.policy_map import PolicyMap
 
 UNMOUNT_SECONDS = 10.0
 """How long an unmount may take (it writes back what is dirty) before the core is stopped regardless."""
@@ -147,6 +149,22 @@ class Stack:
     def counters(self) -> dict[str, int]:
         """The counters of the core, by name: inodes, requests, failed_closed and others."""
         return self._started_core().counters()
+
+    def map(self, filter: str, name: str) -> MapView:  # noqa: A002 - it is one
+        """A policy map of a filter in the chain, as a dictionary: `stack.map("hide", "names")["*.k"] = True`.
+
+        Raises:
+            ChainError: There is no such filter.
+            MapValueError: It has no such map.
+        """
+
+        def find() -> PolicyMap:
+            if self._live is None:
+                raise MountError("the mount is not there")
+            return self._live.link(filter).filter.map(name)
+
+        find()
+        return MapView(find)
 
     def stats(self) -> list[Statistic]:
         """How often each hook gave which verdict: the map `stats`; empty without filters."""

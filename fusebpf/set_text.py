@@ -1,0 +1,61 @@
+"""The text of a map's content: a list with escapes, taken apart.
+
+A backslash takes the meaning from a comma, colon, equals sign, blank or backslash behind it; blanks around an
+item do not count.
+"""
+
+_ESCAPABLE = frozenset(",:= \\")
+
+Text = list[tuple[str, bool]]
+"""Characters, and whether each stands for itself because a backslash says so."""
+
+
+def escaped(text: str) -> str:
+    """A text that stands for itself among others."""
+    return "".join(f"\\{character}" if character in _ESCAPABLE else character for character in text)
+
+
+def characters(text: str) -> Text:
+    """A text, its escapes undone."""
+    found: Text = []
+    position = 0
+    while position < len(text):
+        is_escape = text[position] == "\\" and text[position + 1 : position + 2] in {*_ESCAPABLE}
+        position += is_escape
+        found.append((text[position], is_escape))
+        position += 1
+    return found
+
+
+def split(text: Text, separator: str) -> list[Text]:
+    """The parts between separators that mean one."""
+    parts: list[Text] = [[]]
+    for character in text:
+        if character == (separator, False):
+            parts.append([])
+        else:
+            parts[-1].append(character)
+    return parts
+
+
+def cut(text: Text, separator: str) -> tuple[Text, Text | None]:
+    """What stands before and after the first separator; None if there is none."""
+    mark = (separator, False)
+    if mark not in text:
+        return text, None
+    return text[: text.index(mark)], text[text.index(mark) + 1 :]
+
+
+def strip(text: Text) -> Text:
+    """Without the blanks around it."""
+    blank = (" ", False)
+    while text and text[0] == blank:
+        text = text[1:]
+    while text and text[-1] == blank:
+        text = text[:-1]
+    return text
+
+
+def join(text: Text) -> str:
+    """The text that it stands for."""
+    return "".join(character for character, _ in text)
