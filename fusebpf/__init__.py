@@ -34,12 +34,14 @@ if TYPE_CHECKING:
     from fusebpf.chain import FilterSpec
     from fusebpf.options import MountOptions
     from fusebpf.stack import Stack, Statistic
+    from fusebpf.watching import Event
 
     __version__: str
 
 __all__ = [
     "ChainError",
     "CompileError",
+    "Event",
     "FilterError",
     "FilterSpec",
     "FusebpfError",
@@ -58,6 +60,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Event": "fusebpf.watching",
     "FilterSpec": "fusebpf.chain",
     "MountOptions": "fusebpf.options",
     "Stack": "fusebpf.stack",

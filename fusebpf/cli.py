@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import fusebpf
-from fusebpf import checks, live_commands, registry
+from fusebpf import checks, live_commands, registry, watch_commands
 from fusebpf.errors import UsageError
 from fusebpf.options import CACHES, LOCKS, parse
 from fusebpf.tables import shown, table
@@ -245,7 +245,7 @@ def mount_helper_command(
         click.echo(line)
 
 
-for _command in live_commands.COMMANDS:
+for _command in (*live_commands.COMMANDS, *watch_commands.COMMANDS):
     cli.add_command(_command)
 
 

@@ -23,7 +23,7 @@ from fusebpf.errors import FusebpfError, MountError, UsageError
 from fusebpf.live_chain import Change, LiveChain, pick_of
 from fusebpf.map_view import MapView
 from fusebpf.options import MountOptions, parse
-from fusebpf.watching import Statistic
+from fusebpf.watching import Events, Records, Statistic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -165,6 +165,20 @@ class Stack:
 
         find()
         return MapView(find)
+
+    def events(self) -> Events:
+        """The records of ops from now on, as an async iterator that ends with the mount.
+
+        Of ops that at least one hook saw. Where they come faster than they are read, each Event says how many
+        before it were missed.
+        """
+        is_new = self._live is None or self._live.shared is None
+
+        def find() -> Records | None:
+            shared = self._live.shared if self._live else None
+            return Records(shared.recent, shared.filters, is_new=is_new) if shared else None
+
+        return Events(find, lambda: not self._is_started)
 
     def stats(self) -> list[Statistic]:
         """How often each hook gave which verdict: the map `stats`; empty without filters."""

@@ -15,7 +15,6 @@ import contextlib
 import errno
 import functools
 import os
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -24,9 +23,9 @@ from fusebpf._core import SIZES, Mount
 from fusebpf.btf import Btf, Kind
 from fusebpf.chain import FilterSpec, MapSetting
 from fusebpf.errors import PlatformError, UsageError
-from fusebpf.paths import bpf_dir
 from fusebpf.shared_maps import SharedMaps
 from fusebpf.slot import OPCODES, SlotType
+from fusebpf.watching import edit_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -189,7 +188,7 @@ class Chain:
             self.filter(setting.filter).set(setting.map, setting.value)
         self._types = Btf(types.btf)
         self._slot = SlotType(self._types)
-        self._edit_names = _edit_names()
+        self._edit_names = edit_names()
         self._core = _core_of(self._shared, self._links)
         undo.callback(self._core.stop)
         self._log_fd = self._core.log_fileno()
@@ -368,12 +367,6 @@ def _core_of(shared: SharedMaps, links: list[Link]) -> Mount:
         described.append((index, one.name, altitude, one.wants, hooks))
     core.set_chain(described)
     return core
-
-
-def _edit_names() -> dict[int, str]:
-    """The bits of enum fb_edit, by their names without FB_EDIT_."""
-    header = (bpf_dir() / "fusebpf.h").read_text()
-    return {1 << int(bit): name for name, bit in re.findall(r"FB_EDIT_(\w+) = 1 << (\d+)", header)}
 
 
 def _phases(phase: str | None) -> tuple[str, ...]:

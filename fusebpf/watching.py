@@ -7,18 +7,25 @@ wait.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 import os
+import re
 import struct
+import weakref
+from collections import deque
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import trio
 
 from fusebpf import bpf
 from fusebpf._core import OPS, SIZES
 from fusebpf.btf import Btf, Kind
+from fusebpf.paths import bpf_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 VERDICTS = {0: "continue", 1: "backing", 2: "daemon", 3: "reply", 4: "negative", 5: "drop", 15: "broken"}
@@ -26,6 +33,7 @@ PHASES = ("pre", "post")
 
 _OP_NAMES = {opcode: name for name, opcode, *_ in OPS}
 _N_RECENT = SIZES["n_recent"]
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.05
 
 
 class Statistic(NamedTuple):
@@ -69,6 +77,25 @@ def filter_names(filters_fd: int) -> dict[int, str]:
     return names
 
 
+def edit_names() -> dict[int, str]:
+    """The bits of enum fb_edit, by their names without FB_EDIT_."""
+    header = (bpf_dir() / "fusebpf.h").read_text()
+    return {1 << int(bit): name for name, bit in re.findall(r"FB_EDIT_(\w+) = 1 << (\d+)", header)}
+
+
+def pinned_statistics(pins: Path) -> list[Statistic]:
+    """The counts of a mount, by its directory of pins; none where it has no filter yet."""
+    with contextlib.ExitStack() as undo:
+        fds = []
+        for name in ("stats", "filters"):
+            try:
+                fds.append(bpf.obj_get(pins / name))
+            except FileNotFoundError:
+                return []
+            undo.callback(os.close, fds[-1])
+        return statistics(fds[0], filter_names(fds[1]))
+
+
 @dataclass(frozen=True)
 class Event:
     """One finished op that at least one hook saw; docs/abi.md, "Records", says what each field is.
@@ -99,9 +126,14 @@ class Event:
     post_edited: tuple[str, ...]
     missed: int = 0
 
+    @property
+    def seen_by(self) -> frozenset[str]:
+        """The filters whose hooks ran."""
+        return frozenset(self.pre_ran) | frozenset(self.post_ran)
+
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """For JSON; without `missed`."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "missed"}
 
 
 class _Layout:
@@ -120,7 +152,7 @@ class _Layout:
             parts.append(f"{size}s" if is_text or size not in numbers else numbers[size])
             at = start + size
         self._struct = struct.Struct("=" + "".join(parts))
-        self._edits = self._enum("fb_edit")
+        self._edits = edit_names()
         self._errnos = self._enum("fb_errno")
         self._routes = self._enum("fb_route")
 
@@ -145,11 +177,7 @@ class _Layout:
             gid=_signed(row["gid"]),
             name=_text(row["name"]),
             name2=_text(row["name2"]),
-            edits=tuple(
-                word.removeprefix("FB_EDIT_").lower()
-                for bit, word in sorted(self._edits.items())
-                if row["edits"] & bit
-            ),
+            edits=tuple(word.lower() for bit, word in self._edits.items() if row["edits"] & bit),
             missed=missed,
             **names,
             **{key: row[key] for key in ("sequence", "time_ns", "unique", "nodeid", "pid", "result")},
@@ -166,10 +194,10 @@ def _signed(number: int) -> int:
 
 
 class Records:
-    """The map `recent`, read from where it is now on. It owns its mapping and descriptors."""
+    """The map `recent`, read from where it is now on. It owns its mapping and descriptor."""
 
-    def __init__(self, recent_fd: int, filters_fd: int) -> None:
-        """Take duplicates of the descriptors.
+    def __init__(self, recent_fd: int, filters_fd: int, *, is_new: bool = False) -> None:
+        """Take duplicates of the descriptors. With `is_new` all that was ever written is to be read.
 
         Raises:
             OSError: They are not those of such maps.
@@ -181,12 +209,13 @@ class Records:
         length = -(-self._stride * _N_RECENT // mmap.PAGESIZE) * mmap.PAGESIZE
         self._memory = mmap.mmap(recent_fd, length, mmap.MAP_SHARED, mmap.PROT_READ)
         self._filters_fd = os.dup(filters_fd)
+        self._close_fd = weakref.finalize(self, os.close, self._filters_fd)
         self._filters: dict[int, str] = {}
-        self._next = self._newest() + 1
+        self._next = 1 if is_new else self._newest() + 1
         self._n_missed = 0
 
     @classmethod
-    def pinned(cls, pins: Path) -> Self:
+    def pinned(cls, pins: Path, *, is_new: bool = False) -> Self:
         """Those of a mount, by its directory of pins.
 
         Raises:
@@ -197,14 +226,12 @@ class Records:
             for name in ("recent", "filters"):
                 fds.append(bpf.obj_get(pins / name))
                 undo.callback(os.close, fds[-1])
-            return cls(*fds)
+            return cls(*fds, is_new=is_new)
 
     def close(self) -> None:
         """Give everything back."""
-        if self._filters_fd >= 0:
-            self._memory.close()
-            os.close(self._filters_fd)
-            self._filters_fd = -1
+        self._memory.close()
+        self._close_fd()
 
     def __enter__(self) -> Self:
         return self
@@ -252,3 +279,51 @@ class Records:
             return wanted, raw
         # It was overwritten while it was copied; 0 says that the next one is being written.
         return after or wanted + _N_RECENT, b""
+
+
+class Events:
+    """The records of a mount as an async iterator; it ends with the mount.
+
+    The records begin where it was made, not where the first one is asked for. What comes faster than it is
+    read is overwritten: `Event.missed` says how many were.
+    """
+
+    def __init__(self, find: Callable[[], Records | None], is_over: Callable[[], bool]) -> None:
+        """`find` gives the records as soon as there are maps; after `is_over` nothing is written any more."""
+        self._find = find
+        self._is_over = is_over
+        self._records = find()
+        self._read: deque[Event] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        pause = _FIRST_PAUSE_S
+        while not self._read:
+            is_last = self._is_over()
+            if self._records is None and not is_last:
+                self._records = self._find()
+            if self._records is not None:
+                self._read.extend(itertools.islice(self._records.read(), _N_RECENT))
+            if self._read:
+                break
+            if is_last:
+                self.close()
+                raise StopAsyncIteration
+            await trio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        await trio.lowlevel.checkpoint()
+        return self._read.popleft()
+
+    def close(self) -> None:
+        """Give back what it holds; it is over then."""
+        self._is_over = lambda: True
+        if self._records is not None:
+            self._records.close()
+        self._records = None
+
+    async def aclose(self) -> None:
+        """Like `close`, for contextlib.aclosing."""
+        self.close()
+        await trio.lowlevel.checkpoint()
