@@ -1,5 +1,6 @@
 """trace, top, stats and Stack.events: what they show, that losses are said, that they end with the mount."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -78,7 +79,7 @@ def test_what_is_overwritten_unread_is_counted(directory: Path) -> None:
 
     assert sum(event.missed for event in found) > N_RECENT
     assert sum(event.missed for event in found) + len(found) == found[-1].sequence
-    for earlier, later in zip(found, found[1:], strict=False):
+    for earlier, later in itertools.pairwise(found):
         assert later.sequence == earlier.sequence + 1 + later.missed
 
 
