@@ -37,6 +37,7 @@ class Mount:
         ttl_ns: int = 1_000_000_000,
         backing_locks: bool = True,
         watch: bool = False,
+        transport: str = "dev",
     ) -> None:
         """Prepare a mount of the directory `root_fd` (duplicated, so the caller may close its own).
 
@@ -49,6 +50,7 @@ class Mount:
                 alone. flock(2)'s always come to the mount.
             watch: The kernel caches without end what no filter hooks; fanotify tells what changed behind
                 the mount.
+            transport: "dev": /dev/fuse; "uring": FUSE over io_uring; "auto": that where it can be had.
 
         Raises:
             OSError: root_fd is no directory, or memory is short.

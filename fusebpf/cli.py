@@ -19,7 +19,7 @@ import click
 import fusebpf
 from fusebpf import checks, live_commands, registry, watch_commands
 from fusebpf.errors import UsageError
-from fusebpf.options import CACHES, LOCKS, parse
+from fusebpf.options import CACHES, LOCKS, TRANSPORTS, parse
 from fusebpf.tables import shown, table
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def cli() -> None:
               help="Keep entries and attributes for a time; not at all; or without end, with a watch for "
                    "changes behind the mount.")  # fmt: skip
 @click.option("--cache-ttl", metavar="SECONDS", help="For how long with --cache normal; 1 if not said.")
+@click.option("--transport", type=click.Choice(TRANSPORTS),
+              help="How requests come: over io_uring, over /dev/fuse, or the better one of those there are.")  # fmt: skip
 @click.option("--root-fd", type=click.IntRange(min=0), metavar="N",
               help="The open directory N is the source: fusebpf mount --root-fd N MNT.")  # fmt: skip
 @click.option("--foreground", "-f", is_flag=True, help="Serve in this process; ^C unmounts.")
@@ -70,6 +72,7 @@ def mount_command(
     locks: str | None,
     cache: str | None,
     cache_ttl: str | None,
+    transport: str | None,
     root_fd: int | None,
     foreground: bool,
 ) -> None:
@@ -77,12 +80,8 @@ def mount_command(
     from fusebpf import server
     from fusebpf.stack import Stack
 
-    ours = [
-        f"{key}={value}"
-        for key, value in (("locks", locks), ("cache", cache), ("ttl", cache_ttl))
-        if value is not None
-    ]
-    options = parse([*texts, *ours])
+    ours = {"locks": locks, "cache": cache, "ttl": cache_ttl, "transport": transport}
+    options = parse([*texts, *(f"{key}={value}" for key, value in ours.items() if value is not None)])
     if options.is_remount:
         raise UsageError("a remount is mount(8)'s: mount -o remount,… MNT")
     if root_fd is not None:

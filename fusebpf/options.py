@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SUBTYPE = "fusebpf"
 CACHES = ("normal", "none", "watch")
 LOCKS = ("backing", "local")
+TRANSPORTS = ("auto", "uring", "dev")
 
 _SECURE = mounts.MS_NOSUID | mounts.MS_NODEV
 _ATIMES = mounts.MS_NOATIME | mounts.MS_RELATIME | mounts.MS_STRICTATIME
@@ -99,6 +100,8 @@ class MountOptions:
             caches them without end, and is told of changes behind the mount; `ttl` is for the rest.
         locks: "backing": locks are held on the backing files, for programs there to see; "local": the kernel
             keeps those of ranges for this mount alone.
+        transport: How requests come: "uring", FUSE over io_uring; "dev", /dev/fuse; "auto", io_uring where the
+            kernel has it.
         name: The mount's name; None: from MNT.
         filters: Filters as for --filter.
         sets: Map values as for --set.
@@ -115,6 +118,7 @@ class MountOptions:
     ttl: float = 1.0
     cache: str = "normal"
     locks: str = "backing"
+    transport: str = "dev"
     name: str | None = None
     filters: tuple[str, ...] = field(default=())
     sets: tuple[str, ...] = field(default=())
@@ -236,7 +240,7 @@ def _ttl(options: MountOptions, option: str, value: str) -> MountOptions:
 
 def _choice(option: str, value: str, *choices: str) -> str:
     if value not in choices:
-        raise UsageError(f"mount option {option!r}: {' or '.join(choices)} is wanted")
+        raise UsageError(f"mount option {option!r}: {', '.join(choices[:-1])} or {choices[-1]} is wanted")
     return value
 
 
@@ -246,6 +250,10 @@ def _cache(options: MountOptions, option: str, value: str) -> MountOptions:
 
 def _locks(options: MountOptions, option: str, value: str) -> MountOptions:
     return replace(options, locks=_choice(option, value, *LOCKS))
+
+
+def _transport(options: MountOptions, option: str, value: str) -> MountOptions:
+    return replace(options, transport=_choice(option, value, *TRANSPORTS))
 
 
 def _name(options: MountOptions, option: str, value: str) -> MountOptions:
@@ -281,6 +289,7 @@ _VALUES: dict[str, Callable[[MountOptions, str, str], MountOptions]] = {
     "ttl": _ttl,
     "cache": _cache,
     "locks": _locks,
+    "transport": _transport,
     "name": _name,
     "filter": _filter,
     "set": _set,

@@ -366,6 +366,7 @@ class Stack:
                 ttl_ns=0 if options.cache == "none" else round(options.ttl * 1e9),
                 backing_locks=options.locks == "backing",
                 watch=options.cache == "watch",
+                transport=options.transport,
             )
         except OSError as error:
             raise MountError(f"a mount of {self.src!r} cannot be prepared: {error.strerror}") from error

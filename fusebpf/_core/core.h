@@ -3,7 +3,7 @@
  * The engine's types and the functions that its files offer one another: the mount itself and what every file uses
  * are here, the rest in the header of its part. Nothing here knows Python; module.c is the border.
  *
- * Threads: the thread that calls mount_* (control path), the workers (op path), one janitor (worker.c).
+ * Threads: the thread that calls mount_* (control path), the workers (op path), one janitor (janitor.c).
  * Errors: the op path returns 0 or -errno; the control path returns -errno and puts the failing call into
  * mount->failed_call.
  */
@@ -68,6 +68,7 @@ extern const struct op ops[256]; /* by opcode; name is NULL where there is none 
 #include "chain.h"
 #include "request.h"
 #include "edits.h"
+#include "transport.h"
 #include "worker.h"
 #include "notify.h"
 #include "watch.h"
@@ -79,15 +80,20 @@ struct mount {
 	bool allow_other, default_permissions, wants_passthrough, wants_backing_locks, wants_watch;
 	uint32_t max_read;
 	uint64_t ttl_ns;
+	enum transport_choice transport;
 	/* The connection. */
 	int root_fd, device_fd;
 	uint32_t kernel_minor;
-	uint64_t features; /* FUSE_ init flags that both sides have */
+	uint64_t offered;  /* FUSE_ init flags of the kernel */
+	uint64_t features; /* those that both sides have */
+	uint64_t init_unique;
+	uint32_t max_readahead;
 	bool has_passthrough, is_started, is_stopped, is_mounted;
 	int ended_fd; /* eventfd */
 	int log_read_fd, log_write_fd;
 	_Atomic uint64_t log_window; /* rate limit: the second << 32 | lines in it */
 	const char *failed_call;
+	char failed_text[256]; /* where failed_call is no constant */
 	/* What it holds. */
 	struct inodes inodes;
 	struct tags tags;
@@ -102,6 +108,9 @@ struct mount {
 	struct workers workers;
 	struct notifier notifier;
 	struct watch watch;
+	struct queue queues[1 + FB_MAX_WORKERS]; /* /dev/fuse, and of FUSE over io_uring one for each core */
+	uint32_t n_queues;
+	_Atomic uint64_t n_nudges; /* messages of our own to them */
 	pthread_mutex_t locks_lock;
 	_Atomic uint32_t n_lock_owners;
 	/* What it counts. */
@@ -125,9 +134,8 @@ void creds_raise_fsetid(void);
 
 /* device.c */
 int device_mount(struct mount *m);
-int device_handshake(struct mount *m);
-int device_clone(struct mount *m);
-int device_reply(struct request *rq, int error);
+int device_hear(struct mount *m);
+int device_answer(struct mount *m);
 void device_reply_raw(int fd, uint64_t unique, int error);
 
 /* mount.c: the control path */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * /dev/fuse: mount(2), the INIT handshake, clones, and the one place that writes replies. A reply must go out on the
- * descriptor that its request came from (fs/fuse/dev.c: a clone has its own processing queue).
+ * /dev/fuse: mount(2), the INIT handshake, and the transport by reading and writing clones of the descriptor. A reply must
+ * go out on the one that its request came from (fs/fuse/dev.c: a clone has its own processing queue).
  */
 #include "core.h"
 
@@ -62,6 +62,8 @@ static uint64_t wanted_features(const struct mount *m)
 		wanted |= FUSE_POSIX_ACL;
 	if (m->wants_passthrough)
 		wanted |= FB_FUSE_PASSTHROUGH;
+	if (m->n_queues > 1)
+		wanted |= FB_FUSE_OVER_IO_URING;
 	return wanted;
 }
 
@@ -90,12 +92,11 @@ static int read_init(struct mount *m, struct fuse_in_header *in, struct fuse_ini
 	return e;
 }
 
-/** Answer INIT: agree on the version and the features. */
-int device_handshake(struct mount *m)
+/** Read INIT: what the kernel offers. */
+int device_hear(struct mount *m)
 {
 	struct fuse_in_header in;
 	struct fuse_init_in init;
-	struct fb_fuse_init_out out = { .major = FUSE_KERNEL_VERSION };
 	size_t len;
 
 	m->failed_call = "the FUSE handshake";
@@ -107,11 +108,22 @@ int device_handshake(struct mount *m)
 		return -EPROTO;
 	}
 	m->kernel_minor = init.minor < FB_FUSE_MINOR ? init.minor : FB_FUSE_MINOR;
-	uint64_t offered = init.flags | (init.flags & FUSE_INIT_EXT ? (uint64_t)init.flags2 << 32 : 0);
-	m->features = offered & wanted_features(m);
+	m->offered = init.flags | (init.flags & FUSE_INIT_EXT ? (uint64_t)init.flags2 << 32 : 0);
+	m->init_unique = in.unique;
+	m->max_readahead = init.max_readahead;
+	return 0;
+}
+
+/** Answer INIT: agree on the version and the features. */
+int device_answer(struct mount *m)
+{
+	struct fb_fuse_init_out out = { .major = FUSE_KERNEL_VERSION };
+
+	m->failed_call = "the FUSE handshake";
+	m->features = m->offered & wanted_features(m);
 	m->has_passthrough = m->features & FB_FUSE_PASSTHROUGH;
 	out.minor = m->kernel_minor;
-	out.max_readahead = init.max_readahead;
+	out.max_readahead = m->max_readahead;
 	out.flags = (uint32_t)m->features;
 	out.flags2 = (uint32_t)(m->features >> 32);
 	out.max_background = 64;
@@ -120,58 +132,56 @@ int device_handshake(struct mount *m)
 	out.max_pages = MAX_WRITE / 4096;
 	out.time_gran = 1;
 	out.max_stack_depth = m->has_passthrough ? stack_depth(m) : 0;
-	struct fuse_out_header header = { .len = sizeof(header) + sizeof(out), .unique = in.unique };
+	struct fuse_out_header header = { .len = sizeof(header) + sizeof(out), .unique = m->init_unique };
 	struct iovec iov[] = { { &header, sizeof(header) }, { &out, sizeof(out) } };
 	return writev(m->device_fd, iov, 2) < 0 ? -errno : 0;
 }
 
-/** A further descriptor of the connection. */
-int device_clone(struct mount *m)
+/* A further descriptor of the connection. */
+static int clone_open(struct worker *w)
 {
-	int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+	uint32_t source = (uint32_t)w->mount->device_fd;
 
-	if (fd < 0)
+	w->device_fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+	if (w->device_fd < 0)
 		return -errno;
-	uint32_t source = (uint32_t)m->device_fd;
-	if (ioctl(fd, FUSE_DEV_IOC_CLONE, &source) < 0) {
-		int e = -errno;
-		close(fd);
-		return e;
-	}
-	return fd;
+	return ioctl(w->device_fd, FUSE_DEV_IOC_CLONE, &source) < 0 ? -errno : 0;
 }
 
+/* Returns its length, or -errno: -ENODEV when the connection has ended. */
+static ssize_t clone_receive(struct worker *w)
+{
+	ssize_t n = read(w->device_fd, w->buffer, REQUEST_BUFFER_SIZE);
+
+	if (n < 0)
+		return -errno;
+	w->request = w->buffer;
+	w->payload = w->own_payload;
+	return n < (ssize_t)sizeof(struct fuse_in_header) ? -EIO : n;
+}
+
+static int clone_reply(struct worker *w, const struct fuse_out_header *header, const struct iovec body[2])
+{
+	struct iovec iov[] = { { (void *)header, sizeof(*header) }, body[0], body[1] };
+
+	return writev(w->device_fd, iov, body[1].iov_len ? 3 : body[0].iov_len ? 2 : 1) < 0 ? -errno : 0;
+}
+
+static void clone_close(struct worker *w)
+{
+	if (w->device_fd >= 0)
+		close(w->device_fd);
+}
+
+const struct transport device_transport = {
+	.open = clone_open, .receive = clone_receive, .reply = clone_reply, .close = clone_close
+};
+
+/** Answer a request that came over /dev/fuse with an errno alone. */
 void device_reply_raw(int fd, uint64_t unique, int error)
 {
 	struct fuse_out_header header = { .len = sizeof(header), .error = -error, .unique = unique };
 
 	if (write(fd, &header, sizeof(header)) < 0)
 		return; // ENOENT: the request is gone, nobody waits
-}
-
-/**
- * Send the reply: error, a positive errno, or 0 and what rq->reply and rq->payload say.
- *
- * Returns 0, or -ENOENT if nobody waits for it any more (an interrupted or aborted request). A reply that the kernel
- * refuses for another reason is sent again as EIO, since the caller would wait for ever.
- */
-int device_reply(struct request *rq, int error)
-{
-	struct fuse_out_header header = { .error = -error, .unique = rq->in->unique };
-	struct iovec iov[] = { { &header, sizeof(header) },
-			       { (void *)rq->reply, rq->reply_len },
-			       { (void *)rq->payload, rq->payload_len } };
-	int n_iov = error ? 1 : rq->payload_len ? 3 : rq->reply_len ? 2 : 1;
-
-	header.len = (uint32_t)sizeof(header);
-	if (!error)
-		header.len += (uint32_t)(rq->reply_len + rq->payload_len);
-	if (writev(rq->worker->device_fd, iov, n_iov) >= 0)
-		return 0;
-	if (errno == ENOENT || errno == ENODEV)
-		return -ENOENT;
-	mount_log(rq->mount, "ERROR", "the kernel refused the reply to %s (%s); it was failed with EIO",
-		  rq->op ? rq->op->name : "a request", strerror(errno));
-	device_reply_raw(rq->worker->device_fd, rq->in->unique, EIO);
-	return -ENOENT; // what the reply handed out did not arrive
 }

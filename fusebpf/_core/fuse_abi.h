@@ -14,6 +14,7 @@
 #define FB_FUSE_CREATE_SUPP_GROUP (1ULL << 34)	  /* 7.38 */
 #define FB_FUSE_DIRECT_IO_ALLOW_MMAP (1ULL << 36) /* 7.39 */
 #define FB_FUSE_PASSTHROUGH (1ULL << 37)	  /* 7.40 */
+#define FB_FUSE_OVER_IO_URING (1ULL << 41)	  /* 7.42 */
 
 #define FB_FOPEN_NOFLUSH (1 << 5)		  /* 7.35 */
 #define FB_FOPEN_PARALLEL_DIRECT_WRITES (1 << 6)  /* 7.36 */
@@ -103,6 +104,31 @@ struct fb_fuse_statx_out {
 	uint64_t spare[2];
 	struct fb_fuse_statx stat;
 };
+
+/* 7.42: FUSE over io_uring. What an entry's first buffer holds: */
+#define FB_URING_OP_SIZE 128
+
+struct fb_uring_headers {
+	char in_out[128]; /* fuse_in_header, fuse_out_header */
+	char op_in[FB_URING_OP_SIZE]; /* the op's own struct */
+	struct {
+		uint64_t flags;
+		uint64_t commit_id;
+		uint32_t payload_size; /* of what is in the second buffer */
+		uint32_t padding;
+		uint64_t reserved;
+	} entry;
+};
+
+/* What stands behind a submission entry's first 48 bytes. */
+struct fb_uring_command {
+	uint64_t flags;
+	uint64_t commit_id;
+	uint16_t queue;
+	uint8_t padding[6];
+};
+
+enum { FB_URING_REGISTER = 1, FB_URING_COMMIT_AND_FETCH = 2 };
 
 #define FB_FUSE_DEV_IOC_BACKING_OPEN _IOW(229, 1, struct fb_fuse_backing_map)
 #define FB_FUSE_DEV_IOC_BACKING_CLOSE _IOW(229, 2, uint32_t)

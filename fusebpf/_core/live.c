@@ -29,7 +29,7 @@ static void wake_idle(struct workers *p)
 {
 	pthread_mutex_lock(&p->lock);
 	for (struct worker *w = p->all; w; w = w->next)
-		if (atomic_load(&w->is_idle))
+		if (!atomic_load(&w->unique))
 			pthread_kill(w->thread, KICK_SIGNAL);
 	pthread_mutex_unlock(&p->lock);
 }

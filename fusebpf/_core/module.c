@@ -44,22 +44,24 @@ static struct mount *mount_of(MountObject *self)
 
 static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = { "root_fd", "mountpoint", "source", "flags", "allow_other", "default_permissions",
-				 "max_read", "passthrough", "max_workers", "ttl_ns", "backing_locks", "watch", NULL };
+	static char *names[] = { "root_fd", "mountpoint", "source", "flags", "allow_other", "default_permissions", "max_read",
+				 "passthrough", "max_workers", "ttl_ns", "backing_locks", "watch", "transport", NULL };
 	int root_fd, allow_other = 1, default_permissions = 1, passthrough = 1, backing_locks = 1, watch = 0;
 	unsigned int max_read = 0, max_workers = FB_MAX_WORKERS;
 	unsigned long flags = 0;
 	unsigned long long ttl_ns = 1000000000;
+	const char *transport = "dev";
 	PyObject *mountpoint = NULL, *source = NULL;
+	struct stat st;
 
 	if (self->mount) {
 		PyErr_SetString(PyExc_ValueError, "the mount is made already");
 		return -1;
 	}
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO&|$O&kppIpIKpp", names, &root_fd, PyUnicode_FSConverter,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO&|$O&kppIpIKpps", names, &root_fd, PyUnicode_FSConverter,
 					 &mountpoint, PyUnicode_FSConverter, &source, &flags, &allow_other,
 					 &default_permissions, &max_read, &passthrough, &max_workers, &ttl_ns,
-					 &backing_locks, &watch)) {
+					 &backing_locks, &watch, &transport)) {
 		Py_XDECREF(mountpoint);
 		return -1;
 	}
@@ -73,11 +75,8 @@ static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 	}
 	Py_XDECREF(mountpoint);
 	Py_XDECREF(source);
-	struct stat st;
-	if (!e && fstat(m->root_fd, &st) < 0)
-		e = errno;
-	else if (!e && !S_ISDIR(st.st_mode))
-		e = ENOTDIR;
+	if (!e)
+		e = fstat(m->root_fd, &st) < 0 ? errno : S_ISDIR(st.st_mode) ? 0 : ENOTDIR;
 	if (!e && (max_workers < 1 || max_workers > FB_MAX_WORKERS))
 		e = EINVAL;
 	if (e) {
@@ -95,6 +94,7 @@ static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 	m->ttl_ns = ttl_ns;
 	m->wants_backing_locks = backing_locks;
 	m->wants_watch = watch;
+	m->transport = transport_named(transport);
 	self->mount = m;
 	return 0;
 }

@@ -63,15 +63,21 @@ int mount_start(struct mount *m)
 	if (e)
 		return e;
 	m->is_started = true;
+	if (m->transport != TRANSPORT_DEV)
+		transport_enable_uring(m);
 	e = device_mount(m);
 	if (!e)
-		e = device_handshake(m);
+		e = device_hear(m);
+	if (!e)
+		e = workers_start(m);
+	if (!e)
+		e = device_answer(m);
 	if (!e)
 		e = notifier_start(m);
 	if (!e)
 		e = watch_start(m);
 	if (!e)
-		e = workers_start(m);
+		workers_open(m);
 	if (e) {
 		if (m->is_mounted)
 			umount2(m->mountpoint, MNT_DETACH | UMOUNT_NOFOLLOW);
@@ -137,6 +143,7 @@ size_t mount_counters(const struct mount *m, struct counter out[MAX_COUNTERS])
 		{ "handles", m->handles.n_open },
 		{ "workers", m->workers.n },
 		{ "workers_parked", m->workers.n_parked },
+		{ "queues", m->n_queues },
 		{ "lock_owners", m->n_lock_owners },
 		{ "slots_in_use", m->has_shared ? FB_N_SLOTS - m->shared.n_free_slots : 0 },
 		{ "requests", m->n_requests },

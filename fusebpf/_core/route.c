@@ -416,7 +416,7 @@ void request_run(struct request *rq)
 	atomic_fetch_add_explicit(&rq->mount->n_requests, 1, memory_order_relaxed);
 	if (e) {
 		if (!rq->op || !(rq->op->flags & FB_OP_NO_REPLY))
-			device_reply_raw(rq->worker->device_fd, rq->in->unique, -e);
+			reply_error(rq, -e);
 		return;
 	}
 	if (rq->op->flags & FB_OP_NO_REPLY) {
@@ -441,7 +441,7 @@ void request_run(struct request *rq)
 	bool is_negative = rq->verdict == FB_NEGATIVE && rq->error == ENOENT && rq->all_edits & FB_EDIT_TTL;
 	if (is_negative)
 		result_negative(rq);
-	if (device_reply(rq, is_negative ? 0 : rq->error))
+	if (reply_send(rq, is_negative ? 0 : rq->error))
 		result_undo(rq);
 	if (rq->chain)
 		watch_record(rq);

@@ -4,26 +4,36 @@
 #define FUSEBPF_WORKER_H
 
 #include "core.h"
+#include "uring_ring.h"
 
-#define KICK_SIGNAL SIGURG /* ends a blocking system call; default action: none, so a stray one harms nobody */
+#define KICK_SIGNAL SIGURG /* default action: none; so a stray one harms nobody */
+#define KEEP_IDLE 2
+#define INTERRUPT_PERIOD_NS 10000000L
 
-/* A worker that is in the backing file system, or waits for a slot, may be parked by another thread: it no longer counts
- * against the limit, and has no verdict ring until it comes back. */
-enum worker_state { WORKER_RUNS, WORKER_IN_BACKING, WORKER_PARKED };
+/* A worker that is idle, in the backing file system, or waits for a slot, may be parked by another thread: it no longer
+ * counts against the limit, and has no verdict ring until it comes back. */
+enum worker_state { WORKER_IDLE, WORKER_RUNS, WORKER_IN_BACKING, WORKER_PARKED };
 
 struct worker {
 	struct mount *mount;
 	struct worker *next;
 	pthread_t thread;
 	uint32_t index; /* of its verdict ring */
-	int device_fd;	/* a clone of the connection's descriptor */
-	char *buffer;	/* REQUEST_BUFFER_SIZE, a request */
-	char *payload;	/* REQUEST_BUFFER_SIZE, a reply's bytes */
+	struct queue *queue;
+	char *buffer;	      /* REQUEST_BUFFER_SIZE, what comes */
+	char *own_payload;    /* REQUEST_BUFFER_SIZE, for a reply's bytes */
+	const char *request;  /* what was received last: a fuse_in_header and what follows it */
+	char *payload;	      /* where the bytes of its reply are to be put */
+	int device_fd;	      /* its clone of the connection's descriptor, or: */
+	struct uring uring;
+	struct iovec entry[2]; /* the buffers that the kernel was given */
+	bool is_registered, is_unanswered;
 	struct fb_slot *image;
 	struct chain *chain; /* the snapshot that it holds */
 	_Atomic uint64_t unique; /* of the request that it serves, 0: none */
+	_Atomic uint64_t nodeid; /* that it is about */
 	_Atomic uint64_t interrupted; /* the request that the kernel wants interrupted, 0: none */
-	_Atomic bool is_retiring, is_idle;
+	_Atomic bool is_retiring;
 	_Atomic int state;	 /* enum worker_state */
 	_Atomic int64_t since_ms; /* when it entered the state */
 	/* Its verdict ring, mapped when it first runs a hook: */
@@ -33,29 +43,55 @@ struct worker {
 	unsigned long ring_mask;
 };
 
+/* An interrupt of a request that no worker has taken up yet. */
+struct early_interrupt {
+	uint64_t unique; /* 0: none */
+	int64_t since_ms;
+};
+
+enum { N_EARLY = 16 };
+
 struct workers {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
 	struct worker *all;
 	uint64_t rings_taken; /* a bit for each index */
 	uint32_t n, limit;
-	_Atomic uint32_t n_returning; /* parked ones that wait for a ring: whoever is done leaves his */
+	_Atomic uint32_t n_returning; /* parked ones that wait for a ring */
 	uint32_t n_parked; /* of n: blocked for as long as it takes; not counted against the limit */
-	_Atomic uint32_t n_idle;
+	bool is_open; /* requests may come */
 	_Atomic bool is_stopping;
+	struct early_interrupt early[N_EARLY];
+	uint32_t next_early;
+	_Atomic bool has_early;
 	_Atomic uint32_t n_interrupted;
 	pthread_t janitor;
 	bool has_janitor;
 };
 
-/* worker.c */
-int64_t now_ms(void);
+/* pool.c */
 int workers_start(struct mount *m);
+void workers_open(struct mount *m);
 void workers_stop(struct mount *m);
-void worker_interrupt(struct worker *by, uint64_t unique, uint64_t own_unique);
+
+/* worker.c */
+int worker_create(struct mount *m, struct queue *q, struct worker **out);
+int worker_begin(struct worker *w);
+void worker_destroy(struct worker *w);
+bool workers_are_full(const struct workers *p);
+int worker_start(struct mount *m, struct queue *q);
+bool worker_park_locked(struct worker *w, int expected);
 void worker_park(struct worker *w);
 void worker_enter_backing(struct worker *w);
 void worker_leave_backing(struct worker *w);
+int64_t now_ms(void);
+
+/* janitor.c */
+int janitor_start(struct mount *m);
+void janitor_stop(struct mount *m);
+void workers_wait(struct workers *p, long ns);
+void workers_kick(struct workers *p, bool all);
+void worker_interrupt(struct worker *by, uint64_t unique, uint64_t own_unique);
 bool request_is_interrupted(const struct request *rq);
 
 #endif

@@ -25,7 +25,7 @@ Tree = dict[bytes, table.Seen]
 _on_bare: dict[str, tuple[Any, Tree, Tree]] = {}
 
 
-def _run(name: str, top: Path) -> tuple[Any, Tree]:
+def run(name: str, top: Path) -> tuple[Any, Tree]:
     """The scenario's result, and the tree that it leaves."""
     return table.in_child(table.SCENARIOS[name], top), table.in_child(table.tree, top)
 
@@ -42,10 +42,10 @@ def test_an_op_does_the_same_as_on_the_bare_directory(variant: Variant, bare: Pa
     through = mounted.path / directory
     through.mkdir()
     if name not in _on_bare:
-        _on_bare[name] = (*_run(name, bare), _behind(bare))
+        _on_bare[name] = (*run(name, bare), _behind(bare))
     expected, expected_tree, expected_behind = _on_bare[name]
 
-    result, left = _run(name, through)
+    result, left = run(name, through)
 
     assert expected == result
     assert expected_tree == left

@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The janitor: sends idle workers away, signals those whose request was interrupted until they leave their system call,
+ * and where a queue has no idle worker and there may be no more, parks those that block. Interrupts are here too.
+ * Lock: workers.lock.
+ */
+#include "core.h"
+
+#include <signal.h>
+#include <time.h>
+
+#define JANITOR_PERIOD_NS 500000000L
+#define BLOCKED_MS 20 /* an op that takes longer blocks: its worker is parked where the pool is at its limit */
+#define EARLY_MS 1000 /* how long an interrupt waits for its request to be taken up */
+
+/* ---------------------------------------------------------------------------- interrupting */
+
+/* Interrupt whoever serves `unique`. Called with the lock held. */
+static bool interrupt(struct workers *p, uint64_t unique)
+{
+	for (struct worker *w = p->all; w; w = w->next) {
+		if (atomic_load(&w->unique) != unique)
+			continue;
+		if (!atomic_exchange(&w->interrupted, unique))
+			atomic_fetch_add(&p->n_interrupted, 1);
+		pthread_kill(w->thread, KICK_SIGNAL);
+		pthread_cond_broadcast(&p->changed);
+		return true;
+	}
+	return false;
+}
+
+/* Keep an interrupt until its request is taken up. Called with the lock held. */
+static void keep_early(struct workers *p, uint64_t unique)
+{
+	struct early_interrupt *at = &p->early[p->next_early++ % N_EARLY];
+
+	*at = (struct early_interrupt){ .unique = unique, .since_ms = now_ms() };
+	atomic_store(&p->has_early, true);
+	pthread_cond_broadcast(&p->changed);
+}
+
+/* See whether the requests of early interrupts have been taken up. Called with the lock held. */
+static void retry_early(struct workers *p)
+{
+	bool any = false;
+
+	for (int i = 0; i < N_EARLY; i++) {
+		struct early_interrupt *at = &p->early[i];
+		if (at->unique && (interrupt(p, at->unique) || now_ms() - at->since_ms > EARLY_MS))
+			at->unique = 0;
+		any |= at->unique != 0;
+	}
+	atomic_store(&p->has_early, any);
+}
+
+/**
+ * INTERRUPT: end the blocking system call of the worker that serves `unique`. Where no worker does, it may not have got
+ * that far. Then the kernel is told to ask again (EAGAIN; it does not if the request is answered meanwhile); for requests
+ * that come over io_uring it knows no such answer, so those are kept here.
+ */
+void worker_interrupt(struct worker *by, uint64_t unique, uint64_t own_unique)
+{
+	struct workers *p = &by->mount->workers;
+
+	atomic_fetch_add(&by->mount->n_interrupts, 1);
+	pthread_mutex_lock(&p->lock);
+	bool found = interrupt(p, unique);
+	if (!found && by->mount->n_queues > 1)
+		keep_early(p, unique);
+	pthread_mutex_unlock(&p->lock);
+	if (!found)
+		device_reply_raw(by->device_fd, own_unique, EAGAIN);
+}
+
+/** Is the op to end early: its caller was interrupted, or the mount stops? */
+bool request_is_interrupted(const struct request *rq)
+{
+	const struct worker *w = rq->worker;
+
+	return atomic_load_explicit(&w->interrupted, memory_order_relaxed) == rq->in->unique ||
+	       atomic_load_explicit(&rq->mount->workers.is_stopping, memory_order_relaxed);
+}
+
+/* -------------------------------------------------------------------------------- the janitor */
+
+/** Wait until something changes, but not longer. Called with the lock held. */
+void workers_wait(struct workers *p, long ns)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_nsec += ns;
+	until.tv_sec += until.tv_nsec / 1000000000L;
+	until.tv_nsec %= 1000000000L;
+	pthread_cond_timedwait(&p->changed, &p->lock, &until);
+}
+
+/** Signal those that must leave their system call: the signal may have come before the call began. */
+void workers_kick(struct workers *p, bool all)
+{
+	for (struct worker *w = p->all; w; w = w->next) {
+		uint64_t interrupted = atomic_load(&w->interrupted);
+		// One that has answered its request just before it was marked goes on.
+		if (interrupted && atomic_load(&w->unique) != interrupted &&
+		    atomic_compare_exchange_strong(&w->interrupted, &interrupted, 0))
+			atomic_fetch_sub(&p->n_interrupted, 1);
+		if (all || atomic_load(&w->interrupted))
+			pthread_kill(w->thread, KICK_SIGNAL);
+	}
+}
+
+/* Send idle workers of /dev/fuse away, but for the few that the next requests find. */
+static void retire(struct mount *m)
+{
+	struct queue *q = &m->queues[0];
+	uint32_t n_idle = atomic_load(&q->n_idle), spare = n_idle > KEEP_IDLE ? n_idle - KEEP_IDLE : 0;
+
+	for (struct worker *w = m->workers.all; w && spare; w = w->next) {
+		if (w->queue != q || atomic_load(&w->unique))
+			continue;
+		atomic_store(&w->is_retiring, true);
+		pthread_kill(w->thread, KICK_SIGNAL);
+		spare--;
+	}
+}
+
+/* All workers are busy, and there may be no more: park those that block, and start one in their place. Without it the
+ * requests that would end the blocking (INTERRUPT, an unlock, a release) would wait behind it. Called with the lock held. */
+static bool relieve(struct workers *p)
+{
+	int64_t before = now_ms() - BLOCKED_MS;
+	bool any = false;
+
+	for (struct worker *w = p->all; w; w = w->next)
+		if (atomic_load(&w->state) == WORKER_IN_BACKING && atomic_load(&w->since_ms) < before)
+			any |= worker_park_locked(w, WORKER_IN_BACKING);
+	return any;
+}
+
+/* A queue whose workers are all busy, or NULL. */
+static struct queue *starved(struct mount *m)
+{
+	for (uint32_t i = 0; i < m->n_queues; i++)
+		if (!atomic_load(&m->queues[i].n_idle) && !atomic_load(&m->queues[i].is_closed))
+			return &m->queues[i];
+	return NULL;
+}
+
+/* One round. Called with the lock held, which it lets go meanwhile. */
+static void look_after(struct mount *m)
+{
+	struct workers *p = &m->workers;
+	bool is_urgent = atomic_load(&p->n_interrupted) || atomic_load(&p->has_early) || starved(m);
+
+	workers_wait(p, is_urgent ? INTERRUPT_PERIOD_NS : JANITOR_PERIOD_NS);
+	pthread_mutex_unlock(&p->lock);
+	passthrough_sweep(m);
+	pthread_mutex_lock(&p->lock);
+	if (atomic_load(&p->has_early))
+		retry_early(p);
+	if (atomic_load(&p->n_interrupted))
+		workers_kick(p, false);
+	else
+		retire(m);
+	struct queue *q = starved(m);
+	if (!q || !p->is_open || (workers_are_full(p) && !relieve(p)))
+		return;
+	pthread_mutex_unlock(&p->lock);
+	worker_start(m, q); // also where an earlier start failed
+	pthread_mutex_lock(&p->lock);
+}
+
+static void *janitor_main(void *argument)
+{
+	struct mount *m = argument;
+	struct workers *p = &m->workers;
+
+	pthread_mutex_lock(&p->lock);
+	while (!atomic_load(&p->is_stopping))
+		look_after(m);
+	pthread_mutex_unlock(&p->lock);
+	return NULL;
+}
+
+int janitor_start(struct mount *m)
+{
+	int e = -pthread_create(&m->workers.janitor, NULL, janitor_main, m);
+
+	m->workers.has_janitor = !e;
+	return e;
+}
+
+void janitor_stop(struct mount *m)
+{
+	if (m->workers.has_janitor)
+		pthread_join(m->workers.janitor, NULL);
+	m->workers.has_janitor = false;
+}

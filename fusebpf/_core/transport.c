@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What both transports share: which one it is to be, and the composing of replies. The choice is made by the control
+ * path, replies are sent by the worker that serves the request.
+ */
+#include "core.h"
+
+#include <stdio.h>
+
+#define URING_SWITCH "/sys/module/fuse/parameters/enable_uring"
+#define POSSIBLE_CORES "/sys/devices/system/cpu/possible"
+
+enum transport_choice transport_named(const char *name)
+{
+	return !strcmp(name, "dev") ? TRANSPORT_DEV : !strcmp(name, "uring") ? TRANSPORT_URING : TRANSPORT_AUTO;
+}
+
+/** Turn FUSE over io_uring on for this machine, where the kernel has it and it is off. It heeds this at INIT. */
+void transport_enable_uring(struct mount *m)
+{
+	int fd = open(URING_SWITCH, O_RDWR | O_CLOEXEC);
+	char is_on = 'Y';
+
+	if (fd < 0)
+		return; // then INIT does not offer it, and that is said there
+	if (read(fd, &is_on, 1) == 1 && is_on == 'N' && pwrite(fd, "Y", 1, 0) == 1)
+		mount_log(m, "WARNING", "FUSE over io_uring was off on this machine and is on now (" URING_SWITCH ")");
+	close(fd);
+}
+
+/** How many queues the kernel has: one for each core that there may be (num_possible_cpus). 0: it cannot be found out. */
+uint32_t transport_n_cores(void)
+{
+	char text[256];
+	unsigned int first = 0, last = 0;
+	int fd = open(POSSIBLE_CORES, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+
+	if (fd >= 0)
+		close(fd);
+	if (n <= 0)
+		return 0;
+	text[n] = 0;
+	// With gaps between them the kernel counts fewer queues than the highest core's number says.
+	int fields = strchr(text, ',') ? 0 : sscanf(text, "%u-%u", &first, &last);
+	return fields < 1 || first ? 0 : last + 1;
+}
+
+/** FUSE over io_uring cannot be had: an error where nothing else will do, else a line in the log. */
+int transport_refuse_uring(struct mount *m, const char *why)
+{
+	if (m->transport != TRANSPORT_URING) {
+		mount_log(m, "WARNING", "served over /dev/fuse, not over io_uring: %s", why);
+		return 0;
+	}
+	mount_log(m, "ERROR", "FUSE over io_uring: %s", why);
+	snprintf(m->failed_text, sizeof(m->failed_text), "FUSE over io_uring: %s (transport=auto does without)", why);
+	m->failed_call = m->failed_text;
+	return -EOPNOTSUPP;
+}
+
+/** Answer a request with an errno alone. */
+void reply_error(struct request *rq, int error)
+{
+	static const struct iovec nothing[2];
+	struct worker *w = rq->worker;
+	struct fuse_out_header header = { .len = sizeof(header), .error = -error, .unique = rq->in->unique };
+
+	w->queue->transport->reply(w, &header, nothing);
+}
+
+/**
+ * Send the reply: error, a positive errno, or 0 and what rq->reply and rq->payload say.
+ *
+ * Returns 0, or -ENOENT if nobody waits for it any more (an interrupted or aborted request). A reply that the kernel
+ * refuses for another reason is sent again as EIO, since the caller would wait for ever.
+ */
+int reply_send(struct request *rq, int error)
+{
+	struct worker *w = rq->worker;
+	struct iovec body[2] = { { (void *)rq->reply, error ? 0 : rq->reply_len },
+				 { (void *)rq->payload, error ? 0 : rq->payload_len } };
+	struct fuse_out_header header = { .error = -error, .unique = rq->in->unique };
+
+	header.len = (uint32_t)(sizeof(header) + body[0].iov_len + body[1].iov_len);
+	int e = w->queue->transport->reply(w, &header, body);
+	if (!e || e == -ENOENT || e == -ENODEV)
+		return e ? -ENOENT : 0;
+	mount_log(rq->mount, "ERROR", "the kernel refused the reply to %s (%s); it was failed with EIO",
+		  rq->op ? rq->op->name : "a request", strerror(-e));
+	reply_error(rq, EIO);
+	return -ENOENT; // what the reply handed out did not arrive
+}

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* How requests come and how replies go: over /dev/fuse (device.c), or over an io_uring (uring.c). */
+#ifndef FUSEBPF_TRANSPORT_H
+#define FUSEBPF_TRANSPORT_H
+
+#include "core.h"
+
+/* What was asked for. */
+enum transport_choice { TRANSPORT_AUTO, TRANSPORT_URING, TRANSPORT_DEV };
+
+struct transport {
+	/* What a worker needs, made by the thread that starts it: whatever may fail, fails here. 0 or -errno. */
+	int (*open)(struct worker *w);
+	/* Wait for a request: sets w->request and w->payload, returns the length; or -errno. On the worker's thread. */
+	ssize_t (*receive)(struct worker *w);
+	/* Answer the request that was received last: header, then two parts. 0 or -errno. On the worker's thread. */
+	int (*reply)(struct worker *w, const struct fuse_out_header *header, const struct iovec body[2]);
+	/* Undo open, and send what reply left to be sent. On the worker's thread, if it has started. */
+	void (*close)(struct worker *w);
+};
+
+/* Where requests of certain callers wait, and who serves them: all at /dev/fuse, or those on one core. Its workers run
+ * one request each; the last idle one that takes a request starts another, so that none waits behind one that blocks. */
+struct queue {
+	const struct transport *transport;
+	int core; /* that its workers are pinned to; -1: none */
+	_Atomic uint32_t n_idle;
+	_Atomic bool is_in_use; /* has a worker that was registered */
+	_Atomic bool is_closed; /* the kernel wants nothing to do with it */
+};
+
+extern const struct transport device_transport; /* device.c */
+extern const struct transport uring_transport;	/* uring.c */
+
+/* transport.c */
+enum transport_choice transport_named(const char *name);
+void transport_enable_uring(struct mount *m);
+uint32_t transport_n_cores(void);
+int transport_refuse_uring(struct mount *m, const char *why);
+int reply_send(struct request *rq, int error);
+void reply_error(struct request *rq, int error);
+
+#endif

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * FUSE over io_uring: the kernel has a queue for each core and gives a request to an entry of the caller's core. Each
+ * worker is pinned to a core and has a ring of its own with one entry, so that one that blocks holds up no other: the
+ * kernel's list of entries that wait is what says who is next, last in first out, which keeps the busiest warm. A reply
+ * and the wait for the next request are one system call. Source: fs/fuse/dev_uring.c.
+ *
+ * A worker's buffer: what the kernel calls the entry's headers, at PAYLOAD_AT its payload. Threads: the worker's own,
+ * but for open.
+ */
+#include "core.h"
+
+#define PAYLOAD_AT 4096
+#define PAYLOAD_SIZE (REQUEST_BUFFER_SIZE - PAYLOAD_AT)
+
+_Static_assert(PAYLOAD_SIZE >= MAX_WRITE, "the kernel wants room for the largest request");
+_Static_assert(sizeof(struct fb_uring_headers) + sizeof(struct fuse_in_header) + FB_URING_OP_SIZE < PAYLOAD_AT,
+	       "a request is put together before its payload");
+
+static struct fb_uring_headers *headers_of(const struct worker *w)
+{
+	return (struct fb_uring_headers *)w->buffer;
+}
+
+static int entry_open(struct worker *w)
+{
+	return uring_open(&w->uring, w->mount->device_fd);
+}
+
+static struct io_uring_sqe *prepare(struct worker *w, uint32_t command, uint64_t commit_id)
+{
+	struct io_uring_sqe *sqe = uring_prepare(&w->uring);
+	struct fb_uring_command *request = (struct fb_uring_command *)(void *)sqe->cmd;
+
+	sqe->opcode = IORING_OP_URING_CMD;
+	sqe->flags = IOSQE_FIXED_FILE; // the only one
+	sqe->cmd_op = command;
+	request->commit_id = commit_id;
+	request->queue = (uint16_t)w->queue->core;
+	return sqe;
+}
+
+/* Have the kernel send this core's queue a message of ours: a NOTIFY_REPLY for an inode. 0, or -errno. */
+static int notify(struct worker *w, uint64_t nodeid)
+{
+	struct mount *m = w->mount;
+	struct fuse_notify_retrieve_out retrieve = { .nodeid = nodeid };
+	struct fuse_out_header header = { .len = sizeof(header) + sizeof(retrieve), .error = FUSE_NOTIFY_RETRIEVE };
+	struct iovec iov[] = { { &header, sizeof(header) }, { &retrieve, sizeof(retrieve) } };
+
+	// The kernel's own numbers count up from 0.
+	retrieve.notify_unique = 1ULL << 63 | atomic_fetch_add(&m->n_nudges, 1) << 1;
+	return writev(m->device_fd, iov, 2) < 0 ? -errno : 0;
+}
+
+/* Make the kernel look into the queue. Requests that came while it had no entry that was free wait for a commit, a new entry
+ * does not get them (fuse_uring_do_register): so there shall be a commit. Newer kernels want a regular file for it: one
+ * that a worker is busy with. */
+static void nudge(struct worker *w)
+{
+	struct workers *p = &w->mount->workers;
+	uint64_t nodeids[FB_MAX_WORKERS];
+	int n = 0;
+
+	pthread_mutex_lock(&p->lock);
+	for (struct worker *other = p->all; other && n < FB_MAX_WORKERS; other = other->next)
+		if (other->queue == w->queue && atomic_load(&other->unique))
+			nodeids[n++] = atomic_load_explicit(&other->nodeid, memory_order_relaxed);
+	pthread_mutex_unlock(&p->lock);
+	int e = notify(w, ROOT_NODEID);
+	while (e && n > 0)
+		e = notify(w, nodeids[--n]);
+}
+
+/* Give the kernel this worker's entry. */
+static int entry_register(struct worker *w)
+{
+	int e = uring_enable(&w->uring);
+
+	if (e)
+		return e;
+	w->entry[0] = (struct iovec){ w->buffer, sizeof(struct fb_uring_headers) };
+	w->entry[1] = (struct iovec){ w->buffer + PAYLOAD_AT, PAYLOAD_SIZE };
+	struct io_uring_sqe *sqe = prepare(w, FB_URING_REGISTER, 0);
+	sqe->addr = (uint64_t)(uintptr_t)w->entry;
+	sqe->len = 2;
+	w->is_registered = true;
+	if (!atomic_exchange(&w->queue->is_in_use, true))
+		return 0; // the first one: nothing comes before all cores have one
+	e = uring_submit(&w->uring, false);
+	nudge(w);
+	return e;
+}
+
+/* The kernel did not take a command. Returns what the worker is to make of it. */
+static int refused(struct worker *w, int error)
+{
+	if (error == ENOTCONN || error == ECONNABORTED || error == ECANCELED)
+		return -ENODEV;
+	mount_log(w->mount, "ERROR", "the kernel refused an entry of core %d's queue: %s", w->queue->core, strerror(error));
+	// If it was the first one, the kernel goes over to /dev/fuse, for the whole mount.
+	if (error != ENOMEM)
+		atomic_store(&w->queue->is_closed, true);
+	return -ESHUTDOWN;
+}
+
+/* Put the request together before its payload: header, op's struct, payload, as /dev/fuse would give it. */
+static ssize_t assemble(struct worker *w)
+{
+	const struct fb_uring_headers *headers = headers_of(w);
+	const struct fuse_in_header *in = (const struct fuse_in_header *)headers->in_out;
+	size_t payload = headers->entry.payload_size;
+
+	if (in->len < sizeof(*in) + payload || in->len > sizeof(*in) + payload + FB_URING_OP_SIZE)
+		return -EPROTO;
+	size_t op_size = in->len - sizeof(*in) - payload;
+	char *at = w->buffer + PAYLOAD_AT - op_size;
+	memcpy(at, headers->op_in, op_size);
+	at -= sizeof(*in);
+	memcpy(at, in, sizeof(*in));
+	w->request = at;
+	// Results go straight to where the kernel takes them from, unless the arguments lie there.
+	w->payload = payload ? w->own_payload : w->buffer + PAYLOAD_AT;
+	return in->len;
+}
+
+static int entry_reply(struct worker *w, const struct fuse_out_header *header, const struct iovec body[2])
+{
+	struct fb_uring_headers *headers = headers_of(w);
+	char *payload = w->buffer + PAYLOAD_AT;
+
+	if (body[1].iov_len && (body[0].iov_len || body[1].iov_base != payload))
+		memmove(payload + body[0].iov_len, body[1].iov_base, body[1].iov_len);
+	if (body[0].iov_len)
+		memcpy(payload, body[0].iov_base, body[0].iov_len);
+	memcpy(headers->in_out, header, sizeof(*header));
+	headers->entry.payload_size = (uint32_t)(body[0].iov_len + body[1].iov_len);
+	prepare(w, FB_URING_COMMIT_AND_FETCH, headers->entry.commit_id);
+	w->is_unanswered = false;
+	return 0;
+}
+
+static ssize_t entry_receive(struct worker *w)
+{
+	static const struct iovec nothing[2];
+	int result, e = w->is_registered ? 0 : entry_register(w);
+
+	if (w->is_unanswered) // by this transport all are, even DESTROY and our own messages
+		entry_reply(w, &(struct fuse_out_header){ .len = sizeof(struct fuse_out_header),
+							  .unique = headers_of(w)->entry.commit_id }, nothing);
+	if (!e)
+		e = uring_submit(&w->uring, true);
+	if (!uring_take(&w->uring, &result))
+		return e ? e : -EINTR;
+	if (result < 0)
+		return refused(w, -result);
+	w->is_unanswered = true;
+	return ((struct fuse_in_header *)headers_of(w)->in_out)->opcode == FUSE_NOTIFY_REPLY ? -EINTR : assemble(w);
+}
+
+static void entry_close(struct worker *w)
+{
+	if (w->uring.n_prepared)
+		uring_submit(&w->uring, false);
+	uring_close(&w->uring);
+}
+
+const struct transport uring_transport = {
+	.open = entry_open, .receive = entry_receive, .reply = entry_reply, .close = entry_close
+};

@@ -1,0 +1,135 @@
+"""Which transport a mount gets, and what it says about it."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import serving
+import support
+from transport.conftest import SWITCH
+
+has_uring = pytest.mark.skipif(not SWITCH.exists(), reason="no FUSE over io_uring here")
+N_CORES = os.cpu_count()
+
+# Runs the rest of its command line without io_uring_setup(2): seccomp's answer is EPERM, as where an
+# administrator has turned io_uring off.
+WITHOUT_IO_URING = """
+import ctypes, os, struct, sys
+filter = b"".join(struct.pack("HBBI", *step) for step in (
+    (0x20, 0, 0, 0),             # the call's number
+    (0x15, 0, 1, 425),           # io_uring_setup?
+    (0x06, 0, 0, 0x00050001),    # EPERM
+    (0x06, 0, 0, 0x7FFF0000),    # else: go on
+))
+buffer = ctypes.create_string_buffer(filter)
+program = struct.pack("HxxxxxxP", 4, ctypes.addressof(buffer))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(22, 2, program, 0, 0) == 0, os.strerror(ctypes.get_errno())
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def turned_off() -> Iterator[None]:
+    """FUSE over io_uring is off on this machine for the time of a test."""
+    if not SWITCH.exists():
+        pytest.skip("no FUSE over io_uring here")
+    before = SWITCH.read_text()
+    SWITCH.write_text("N")
+    yield
+    SWITCH.write_text(before)
+
+
+def _mount_without_io_uring(directory: Path, transport: str) -> tuple[str, int]:
+    for name in ("src", "mnt"):
+        (directory / name).mkdir()
+    (directory / "src" / "f").write_text("there")
+    words = [
+        "mount",
+        directory / "src",
+        directory / "mnt",
+        "--transport",
+        transport,
+        "--name",
+        f"test{os.getpid()}-no",
+    ]
+    done = support.run(
+        sys.executable, "-c", WITHOUT_IO_URING, support.COMMAND, *words, check=False, seconds=30
+    )
+    return done.stderr, done.returncode
+
+
+@has_uring
+def test_uring_has_a_queue_for_each_core(directory: Path) -> None:
+    with serving.serve(directory, "queues", options="transport=uring") as served:
+        (served.path / "f").write_text("here")
+
+        assert served.counters()["queues"] == 1 + (N_CORES or 0)
+        assert (served.src / "f").read_text() == "here"
+
+
+@has_uring
+def test_auto_is_uring_where_there_is_one(directory: Path) -> None:
+    with serving.serve(directory, "auto", options="transport=auto") as served:
+        assert served.counters()["queues"] > 1
+
+
+def test_dev_has_one_queue(directory: Path) -> None:
+    with serving.serve(directory, "dev", options="transport=dev") as served:
+        assert served.counters()["queues"] == 1
+
+
+@pytest.mark.usefixtures("turned_off")
+@pytest.mark.parametrize("transport", ["auto", "uring"])
+def test_it_is_turned_on_and_that_is_said(mount: support.Mounter, transport: str) -> None:
+    for _ in range(5):  # another mount of this machine may be the one that turns it on
+        SWITCH.write_text("N")
+        log = mount(options=f"transport={transport}").log
+        assert SWITCH.read_text() == "Y\n"
+        if log:
+            break
+
+    assert f"is on now ({SWITCH})" in log
+
+
+@pytest.mark.usefixtures("turned_off")
+def test_dev_leaves_it_off(mount: support.Mounter) -> None:
+    assert not mount(options="transport=dev").log
+
+
+def test_auto_does_without_where_there_can_be_none(directory: Path) -> None:
+    said, status = _mount_without_io_uring(directory, "auto")
+
+    assert (said, status) == ("", 0)
+    assert support.run("cat", directory / "mnt" / "f").stdout == "there"
+    log = (support.STATE / f"test{os.getpid()}-no.log").read_text()
+    assert "served over /dev/fuse, not over io_uring: " in log
+    support.run(support.COMMAND, "umount", directory / "mnt")
+
+
+def test_uring_fails_clearly_where_there_can_be_none(directory: Path) -> None:
+    said, status = _mount_without_io_uring(directory, "uring")
+
+    assert status == 1
+    assert said.count("\n") == 1
+    assert "FUSE over io_uring: " in said
+    assert "transport=auto does without" in said
+    assert support.mountpoints(directory) == []
+    assert not (support.STATE / f"test{os.getpid()}-no.json").exists()
+
+
+def test_a_worker_for_each_core_must_be_allowed(directory: Path) -> None:
+    if not SWITCH.exists():
+        pytest.skip("no FUSE over io_uring here")
+    with serving.serve(directory, "few", options="transport=auto,max_workers=1") as served:
+        assert served.counters()["queues"] == 1
+        assert "max_workers" in served.log
+
+
+def test_the_command_refuses_other_transports() -> None:
+    done = support.run(support.COMMAND, "mount", "/", "/mnt", "--transport", "tcp", check=False)
+
+    assert done.returncode == 2
+    assert "'auto', 'uring', 'dev'" in done.stderr
