@@ -57,7 +57,7 @@ def cli() -> None:
                    "changes behind the mount.")  # fmt: skip
 @click.option("--cache-ttl", metavar="SECONDS", help="For how long with --cache normal; 1 if not said.")
 @click.option("--transport", type=click.Choice(TRANSPORTS),
-              help="How requests come: over io_uring, over /dev/fuse, or the better one of those there are.")  # fmt: skip
+              help="How requests come: over io_uring, or over /dev/fuse.")  # fmt: skip
 @click.option("--root-fd", type=click.IntRange(min=0), metavar="N",
               help="The open directory N is the source: fusebpf mount --root-fd N MNT.")  # fmt: skip
 @click.option("--foreground", "-f", is_flag=True, help="Serve in this process; ^C unmounts.")

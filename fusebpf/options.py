@@ -100,8 +100,8 @@ class MountOptions:
             caches them without end, and is told of changes behind the mount; `ttl` is for the rest.
         locks: "backing": locks are held on the backing files, for programs there to see; "local": the kernel
             keeps those of ranges for this mount alone.
-        transport: How requests come: "uring", FUSE over io_uring; "dev", /dev/fuse; "auto", io_uring where the
-            kernel has it.
+        transport: How requests come: "uring", FUSE over io_uring; "dev", /dev/fuse; "auto", io_uring where
+            the kernel has it.
         name: The mount's name; None: from MNT.
         filters: Filters as for --filter.
         sets: Map values as for --set.

@@ -46,18 +46,10 @@ def _mount_without_io_uring(directory: Path, transport: str) -> tuple[str, int]:
     for name in ("src", "mnt"):
         (directory / name).mkdir()
     (directory / "src" / "f").write_text("there")
-    words = [
-        "mount",
-        directory / "src",
-        directory / "mnt",
-        "--transport",
-        transport,
-        "--name",
-        f"test{os.getpid()}-no",
-    ]
-    done = support.run(
-        sys.executable, "-c", WITHOUT_IO_URING, support.COMMAND, *words, check=False, seconds=30
-    )
+    name = f"test{os.getpid()}-no"
+    words = [str(support.COMMAND), "mount", str(directory / "src"), str(directory / "mnt")]
+    words += ["--transport", transport, "--name", name]
+    done = support.run(sys.executable, "-c", WITHOUT_IO_URING, *words, check=False, seconds=30)
     return done.stderr, done.returncode
 
 

@@ -125,7 +125,7 @@ def test_a_killed_server_leaves_no_client_waiting(mount: support.Mounter, transp
 
     assert _ends(clients) == [(7, b"")] * 6
     # The next mount of this machine, of whoever, takes away what a dead server left.
-    with pytest.raises(OSError, match="not connected|No such file"):
+    with pytest.raises(OSError, match=r"not connected|No such file"):
         (mounted.path / "there").stat()
     assert support.umount(mounted.path, 0) or not support.mountpoints(mounted.path)
 
