@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-import fusebpf
 from fusebpf import checks, live_commands, registry, watch_commands
 from fusebpf.errors import UsageError
 from fusebpf.options import CACHES, LOCKS, TRANSPORTS, parse
@@ -33,7 +32,7 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 @click.group(context_settings=_SETTINGS, no_args_is_help=True)
-@click.version_option(fusebpf.__version__, message="fusebpf %(version)s")
+@click.version_option(package_name="fusebpf", message="fusebpf %(version)s")
 def cli() -> None:
     """Mount directories through stacks of eBPF filters."""
 

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fusebpf import bpf, compiler_child, kernel_stub
+from fusebpf import bpf, compile_cache, compiler_child, kernel_stub
 from fusebpf.errors import CompileError, FilterError, PlatformError
 from fusebpf.paths import bpf_dir
 
@@ -254,11 +254,18 @@ def _segments(shown: str, text: str) -> list[tuple[str, int, str]]:
 def _compile(shown: str, segments: list[tuple[str, int, str]], flags: list[str]) -> Compiled:
     bpf.require()
     text = "".join(f"#line {line} {json.dumps(file)}\n{part}" for file, line, part in segments)
-    code, answer, messages = _run_child(text, flags, 0)
-    if code == compiler_child.EXIT_PLATFORM:
-        raise PlatformError(messages.strip() or "the compiler's process lost its parent")
-    if code != 0:
-        raise _compile_error(shown, segments[-1][2], code, messages)
+    # A kept one was compiled without a warning, so that those are said each time.
+    kept_as = compile_cache.key(segments[-1][2], text, [*flags, *_FLAGS])
+    answer = compile_cache.load(kept_as) if kept_as else None
+    messages = ""
+    if answer is None:
+        code, answer, messages = _run_child(text, flags, 0)
+        if code == compiler_child.EXIT_PLATFORM:
+            raise PlatformError(messages.strip() or "the compiler's process lost its parent")
+        if code != 0:
+            raise _compile_error(shown, segments[-1][2], code, messages)
+        if kept_as and not messages.strip():
+            compile_cache.save(kept_as, answer)
     data: dict[str, Any] = json.loads(answer)
     functions = {
         name: Function(base64.b64decode(code), tuple((index, used) for index, used in uses))

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 from fusebpf import bpf, chain, keeping, loader, registry
@@ -115,10 +116,16 @@ class LiveChain:
             FusebpfError: They cannot be loaded, or do not fit in; the chain is as it was.
         """
         self._check(revision, open_files)
-        with contextlib.ExitStack() as undo:
-            compiled = {path: loader.compile_source(path) for path in {file_of(spec) for spec in specs}}
-            shared = self._shared_for(next(iter(compiled.values())), undo)
-            loaded = {path: _load_file(path, one, shared, specs, undo) for path, one in compiled.items()}
+        # Compiling and the kernel's verifying take long, and neither holds Python's lock.
+        with contextlib.ExitStack() as undo, ThreadPoolExecutor() as pool:
+            paths = list(dict.fromkeys(file_of(spec) for spec in specs))
+            compiled = list(pool.map(loader.compile_source, paths))
+            shared = self._shared_for(compiled[0], undo)
+
+            def load(path: str, one: Compiled) -> dict[str, Filter]:
+                return _load_file(path, one, shared, specs, undo)
+
+            loaded = dict(zip(paths, pool.map(load, paths, compiled), strict=True))
             new: list[Link] = []
             all_settings = list(settings)
             for spec in specs:

@@ -8,6 +8,7 @@ object.
 import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -215,6 +216,7 @@ def load(
     places = {name: _places(compiled, name) for name in wanted}
     with contextlib.ExitStack() as undo, _Kernel(compiled, shared, kept or {}) as kernel:
         filters = []
+        kernel.verify([function for name in wanted for function in compiled.hooks(name)])
         for name in wanted:
             filters.append(kernel.filter(name, places[name]))
             undo.callback(filters[-1].close)
@@ -298,7 +300,7 @@ class _Kernel:
         with contextlib.ExitStack() as undo:
             programs, duplicates = {}, {}
             for function, hook in functions.items():
-                fd = self._program(function)
+                fd = self._programs[compiled.functions[function]]
                 if fd not in duplicates:
                     duplicates[fd] = hold(undo, os.dup(fd))
                 programs[function] = Program(function, duplicates[fd], f"{hook.phase}_{hook.op}")
@@ -347,23 +349,36 @@ class _Kernel:
         self._maps[name] = hold(self._undo, fd)
         return fd
 
-    def _program(self, function: str) -> int:
-        """The descriptor of a function's program; the same code is verified once."""
-        compiled = self._compiled
-        body = compiled.functions[function]
-        if body in self._programs:
-            return self._programs[body]
+    def verify(self, functions: Iterable[str]) -> None:
+        """Load the programs of functions, side by side; the same code is verified once."""
+        by_body: dict[Function, str] = {}
+        for function in functions:
+            by_body.setdefault(self._compiled.functions[function], function)
+        codes = [self._code(body) for body in by_body]  # which makes the maps
+        with ThreadPoolExecutor() as pool:
+            loading = [pool.submit(self._load, *one) for one in zip(by_body.values(), codes, strict=True)]
+        for body, one in zip(by_body, loading, strict=True):
+            if not one.exception():
+                self._programs[body] = hold(self._undo, one.result())
+        for one in loading:
+            one.result()  # the first refusal, if there is any
+
+    def _code(self, body: Function) -> bytes:
+        """A function's instructions with the descriptors of its maps."""
         code = bytearray(body.code)
         for index, map_name in body.uses:
             code[index * 8 + 4 : index * 8 + 8] = self._map(map_name).to_bytes(4, "little")
+        return bytes(code)
+
+    def _load(self, function: str, code: bytes) -> int:
         try:
-            fd = bpf.prog_load(bytes(code), self._kernel_name(function))
+            return bpf.prog_load(code, self._kernel_name(function))
         except bpf.ProgramRefusedError as refusal:
-            raise explain(compiled, function, refusal) from None
+            raise explain(self._compiled, function, refusal) from None
         except OSError as error:
-            raise FilterError(f"{compiled.path}: {function} cannot be loaded: {error.strerror}") from None
-        self._programs[body] = hold(self._undo, fd)
-        return fd
+            raise FilterError(
+                f"{self._compiled.path}: {function} cannot be loaded: {error.strerror}"
+            ) from None
 
     def _kernel_name(self, function: str) -> str:
         """At most 15 characters for bpftool: `hide_pre_name`, or what functions of one code share."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tabulate import tabulate
-
 
 def shown(text: str) -> str:
     """A text on one line, whatever bytes are in it."""
@@ -14,4 +12,6 @@ def shown(text: str) -> str:
 
 def table(rows: list[tuple[Any, ...]], headers: tuple[str, ...]) -> str:
     """Rows in columns below their headers."""
+    from tabulate import tabulate  # noqa: PLC0415 -- a mount prints none, and is to start fast
+
     return tabulate(rows, headers, tablefmt="plain", disable_numparse=True)
