@@ -38,6 +38,9 @@ class Mount:
         backing_locks: bool = True,
         watch: bool = False,
         transport: str = "dev",
+        max_descriptors: int = 0,
+        one_file_system: bool = False,
+        idmap: bool = False,
     ) -> None:
         """Prepare a mount of the directory `root_fd` (duplicated, so the caller may close its own).
 
@@ -51,6 +54,9 @@ class Mount:
             watch: The kernel caches without end what no filter hooks; fanotify tells what changed behind
                 the mount.
             transport: "dev": /dev/fuse; "uring": FUSE over io_uring; "auto": that where it can be had.
+            max_descriptors: How many descriptors of inodes are kept open; 0: half of RLIMIT_NOFILE.
+            one_file_system: What is mounted below the backing root is not shown.
+            idmap: The mount may be cloned with mapped ids; callers' ids are seen by ops that create alone.
 
         Raises:
             OSError: root_fd is no directory, or memory is short.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ALTITUDES = range(1, 1000)
 WANTS_DAEMON = 1 << 1
+WANTS_IDS = 1 << 2
 """fusebpf.h: FB_WANTS_DAEMON."""
 
 
@@ -245,6 +246,20 @@ def check_stock(specs: Iterable[FilterSpec], stock_names: Sequence[str]) -> None
             raise UsageError(
                 f"there is no stock filter {spec.source!r}, there are: {', '.join(stock_names)} "
                 f"(a file of your own: ./{spec.source}.c)"
+            )
+
+
+def check_idmap(links: Iterable[Link]) -> None:
+    """See that no filter of an id-mapped mount judges by callers' ids, which the kernel does not tell there.
+
+    Raises:
+        UsageError: One declares that it does.
+    """
+    for link in links:
+        if link.filter.wants & WANTS_IDS:
+            raise UsageError(
+                f"filter {link.filter.name!r} reads callers' ids (FB_WANTS_IDS), and with '-o idmap' the "
+                "kernel does not tell them: leave one of the two out"
             )
 
 

@@ -57,6 +57,7 @@ def cli() -> None:
 @click.option("--cache-ttl", metavar="SECONDS", help="For how long with --cache normal; 1 if not said.")
 @click.option("--transport", type=click.Choice(TRANSPORTS),
               help="How requests come: over io_uring, or over /dev/fuse.")  # fmt: skip
+@click.option("--one-file-system", is_flag=True, help="Leave out what is mounted below SRC.")
 @click.option("--root-fd", type=click.IntRange(min=0), metavar="N",
               help="The open directory N is the source: fusebpf mount --root-fd N MNT.")  # fmt: skip
 @click.option("--foreground", "-f", is_flag=True, help="Serve in this process; ^C unmounts.")
@@ -72,6 +73,7 @@ def mount_command(
     cache: str | None,
     cache_ttl: str | None,
     transport: str | None,
+    one_file_system: bool,
     root_fd: int | None,
     foreground: bool,
 ) -> None:
@@ -80,7 +82,8 @@ def mount_command(
     from fusebpf.stack import Stack
 
     ours = {"locks": locks, "cache": cache, "ttl": cache_ttl, "transport": transport}
-    options = parse([*texts, *(f"{key}={value}" for key, value in ours.items() if value is not None)])
+    words = [f"{key}={value}" for key, value in ours.items() if value is not None]
+    options = parse([*texts, *words, *(["one_file_system"] if one_file_system else [])])
     if options.is_remount:
         raise UsageError("a remount is mount(8)'s: mount -o remount,… MNT")
     if root_fd is not None:

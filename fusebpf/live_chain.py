@@ -69,8 +69,9 @@ class Change(NamedTuple):
 class LiveChain:
     """Loaded filters in their order, what they share, and the revision. It owns them."""
 
-    def __init__(self, core: Mount, name: str) -> None:
+    def __init__(self, core: Mount, name: str, *, is_idmapped: bool = False) -> None:
         self._core = core
+        self._is_idmapped = is_idmapped
         self._name = name
         self._free_ids = deque((number, 0) for number in range(SIZES["max_filters"]))
         self.shared: SharedMaps | None = None
@@ -136,6 +137,7 @@ class LiveChain:
                     MapSetting(link.filter.name, *item) for link in links for item in spec.sets.items()
                 ]
             links = chain.arrange(chain.settle([*self.links, *new]), SIZES["max_filters"])
+            self._check_ids(links)
             names = [link.filter.name for link in new]
             _set(all_settings, {link.filter.name: link.filter for link in new})
             links = self._with_ids(links)
@@ -197,6 +199,7 @@ class LiveChain:
             )
             others = [one for one in self.links if one is not old]
             links = chain.arrange(chain.settle([*others, link]), SIZES["max_filters"])
+            self._check_ids(links)
             for policy_map in (one for full, one in alike.items() if full not in kept):
                 keeping.copy(policy_map, new.maps[policy_map.name])
             _set(all_settings, {pick: new})
@@ -215,6 +218,10 @@ class LiveChain:
         return change._replace(fresh_maps=tuple(sorted(set(new.maps) - taken_over)))
 
     # ----------------------------------------------------------------------------------- steps
+
+    def _check_ids(self, links: list[Link]) -> None:
+        if self._is_idmapped:
+            chain.check_idmap(links)
 
     def _check(self, revision: int | None, open_files: str = "fail") -> None:
         if open_files not in OPEN_FILES:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -98,6 +99,9 @@ class MountOptions:
         ttl: For how many seconds the kernel may cache entries and attributes that no filter hooks.
         cache: "normal"; "none": the kernel caches no entries and attributes, whatever `ttl` says; "watch": it
             caches them without end, and is told of changes behind the mount; `ttl` is for the rest.
+        max_descriptors: How many descriptors of inodes are kept open; 0: half of RLIMIT_NOFILE.
+        one_file_system: What is mounted below SRC is not shown, but the directories on which it is.
+        idmap: The mount may be cloned with mapped ids (mount_setattr(2)); filters see no callers' ids then.
         locks: "backing": locks are held on the backing files, for programs there to see; "local": the kernel
             keeps those of ranges for this mount alone.
         transport: How requests come: "uring", FUSE over io_uring; "dev", /dev/fuse; "auto", io_uring where
@@ -117,6 +121,9 @@ class MountOptions:
     max_workers: int = 64
     ttl: float = 1.0
     cache: str = "normal"
+    max_descriptors: int = 0
+    one_file_system: bool = False
+    idmap: bool = False
     locks: str = "backing"
     transport: str = "dev"
     name: str | None = None
@@ -172,6 +179,9 @@ def parse(
         options = replace(options, is_remount=True)
     for option in found:
         options = _apply(options, option, is_sloppy=is_sloppy)
+    if options.idmap and not options.default_permissions:
+        raise UsageError("mount options 'idmap' and 'nodefault_permissions' exclude one another: "
+                         "with mapped ids only the kernel can judge who may do what")  # fmt: skip
     with_ttl = [option for option in found if option.startswith("ttl=")]
     if with_ttl and options.cache == "none":
         raise UsageError(f"mount option {with_ttl[-1]!r} has no meaning beside 'cache=none'")
@@ -232,6 +242,11 @@ def _max_workers(options: MountOptions, option: str, value: str) -> MountOptions
     return replace(options, max_workers=_number(option, value, 1, 64))
 
 
+def _max_descriptors(options: MountOptions, option: str, value: str) -> MountOptions:
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return replace(options, max_descriptors=_number(option, value, 16, most))
+
+
 def _ttl(options: MountOptions, option: str, value: str) -> MountOptions:
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
         raise UsageError(f"mount option {option!r}: not a number of seconds, such as 1 or 0.5")
@@ -277,6 +292,8 @@ _SWITCHES: dict[str, Callable[[MountOptions], MountOptions]] = {
     "noallow_other": partial(replace, allow_other=False),
     "default_permissions": partial(replace, default_permissions=True),
     "nodefault_permissions": partial(replace, default_permissions=False),
+    "one_file_system": partial(replace, one_file_system=True),
+    "idmap": partial(replace, idmap=True),
     "passthrough": partial(replace, passthrough=True),
     "nopassthrough": partial(replace, passthrough=False),
 }
@@ -286,6 +303,7 @@ _VALUES: dict[str, Callable[[MountOptions, str, str], MountOptions]] = {
     "subtype": _subtype,
     "max_read": _max_read,
     "max_workers": _max_workers,
+    "max_descriptors": _max_descriptors,
     "ttl": _ttl,
     "cache": _cache,
     "locks": _locks,

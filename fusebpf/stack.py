@@ -367,6 +367,9 @@ class Stack:
                 backing_locks=options.locks == "backing",
                 watch=options.cache == "watch",
                 transport=options.transport,
+                max_descriptors=options.max_descriptors,
+                one_file_system=options.one_file_system,
+                idmap=options.idmap,
             )
         except OSError as error:
             raise MountError(f"a mount of {self.src!r} cannot be prepared: {error.strerror}") from error
@@ -385,7 +388,7 @@ class Stack:
             self._root_fd = -1
 
     def _load(self) -> None:
-        live = LiveChain(self._prepared_core, self.name)
+        live = LiveChain(self._prepared_core, self.name, is_idmapped=self.options.idmap)
         self._live = live
         self._undo.callback(live.close)
         if self._specs:

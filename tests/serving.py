@@ -4,6 +4,7 @@ command does not show. `python serving.py JSON` is that process.
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +53,11 @@ class Served:
     def n_descriptors(self) -> int:
         """How many descriptors the server has open."""
         return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    def n_most_descriptors(self) -> int:
+        """How many descriptors it may have."""
+        soft, _ = resource.prlimit(self.pid, resource.RLIMIT_NOFILE)
+        return soft
 
     @property
     def log(self) -> str:

@@ -57,6 +57,16 @@ struct op {
 	int (*run)(struct request *rq); /* the backing route: 0 or -errno */
 };
 
+/* The op table as its readers outside of the core see it. */
+struct op_row {
+	const char *name;
+	int opcode, n_names;
+	uint32_t flags;
+	const char *kind, *of;
+};
+
+extern const struct op_row op_rows[];
+extern const size_t n_op_rows;
 extern const struct op ops[256]; /* by opcode; name is NULL where there is none */
 
 /* Each of these may use what stands above it. */
@@ -78,6 +88,7 @@ struct mount {
 	char *mountpoint, *source;
 	unsigned long flags;
 	bool allow_other, default_permissions, wants_passthrough, wants_backing_locks, wants_watch;
+	bool is_one_file_system, wants_idmap;
 	uint32_t max_read;
 	uint64_t ttl_ns;
 	enum transport_choice transport;

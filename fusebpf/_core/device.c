@@ -60,6 +60,8 @@ static uint64_t wanted_features(const struct mount *m)
 	// With FUSE_POSIX_ACL the kernel judges by ACLs, which only makes sense where it judges at all.
 	if (m->default_permissions)
 		wanted |= FUSE_POSIX_ACL;
+	if (m->wants_idmap)
+		wanted |= FB_FUSE_ALLOW_IDMAP;
 	if (m->wants_passthrough)
 		wanted |= FB_FUSE_PASSTHROUGH;
 	if (m->n_queues > 1)
@@ -122,6 +124,10 @@ int device_answer(struct mount *m)
 	m->failed_call = "the FUSE handshake";
 	m->features = m->offered & wanted_features(m);
 	m->has_passthrough = m->features & FB_FUSE_PASSTHROUGH;
+	if (m->wants_idmap && !(m->features & FB_FUSE_ALLOW_IDMAP)) {
+		m->failed_call = "-o idmap: this kernel's FUSE has no id-mapped mounts";
+		return -EOPNOTSUPP;
+	}
 	out.minor = m->kernel_minor;
 	out.max_readahead = m->max_readahead;
 	out.flags = (uint32_t)m->features;

@@ -8,13 +8,19 @@
 
 #include <stdio.h>
 
-int fds_init(struct mount *m)
+void fds_init(struct mount *m)
 {
 	for (int i = 0; i < N_SHARDS; i++)
 		pthread_mutex_init(&m->fds.stripes[i], NULL);
 	pthread_mutex_init(&m->fds.clock_lock, NULL);
-	long limit = sysconf(_SC_OPEN_MAX);
-	m->fds.limit = limit > 64 ? (uint32_t)limit / 2 : 32;
+}
+
+/** Bound the cache: limit descriptors, or with 0 half of what the process may have. Once, before the first inode. */
+int fds_limit(struct mount *m, uint32_t limit)
+{
+	long most = sysconf(_SC_OPEN_MAX);
+
+	m->fds.limit = limit ? limit : most > 64 ? (uint32_t)most / 2 : 32;
 	m->fds.clock = calloc(m->fds.limit, sizeof(*m->fds.clock));
 	return m->fds.clock ? 0 : -ENOMEM;
 }
@@ -138,11 +144,8 @@ static int open_by_handle(const struct inode *inode, int flags)
 	return e ? e : fd;
 }
 
-/**
- * The inode's O_PATH descriptor, opened again if it was closed; it stays open until inode_fd_put.
- * Returns the descriptor or -errno (ESTALE: the file is gone behind the mount).
- */
-int inode_fd_get(struct mount *m, struct inode *inode)
+/* As inode_fd_get, by the handle alone. */
+static int get_by_handle(struct mount *m, struct inode *inode)
 {
 	pthread_mutex_t *stripe = fds_stripe(m, inode);
 
@@ -160,6 +163,42 @@ int inode_fd_get(struct mount *m, struct inode *inode)
 	int fd = inode->fd;
 	pthread_mutex_unlock(stripe);
 	return fd;
+}
+
+/* Look the name up where the inode was last seen: a handle may be stale though the file is there. Puts the descriptor in, if it is
+ * the same file still. */
+static int look_up_anew(struct mount *m, struct inode *inode)
+{
+	char name[FB_NAME_SIZE];
+	struct inode *parent = inodes_get_held(m, inode_place(m, inode->nodeid, name));
+	struct inode_key key = { 0 };
+	int id, dir_fd = parent ? get_by_handle(m, parent) : -ESTALE;
+
+	int fd = dir_fd < 0 ? -1 : openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	if (dir_fd >= 0)
+		inode_fd_put(m, parent);
+	inode_release(m, parent);
+	if (fd < 0)
+		return -ESTALE;
+	if (!inode_key_of(fd, "", &key, &id) && id >= 0)
+		key.mnt = backing_mount_find(m, id);
+	if (!inode_is_of(inode, &key)) {
+		close(fd);
+		return -ESTALE;
+	}
+	inode_fd_adopt(m, inode, fd);
+	return 0;
+}
+
+/**
+ * The inode's O_PATH descriptor, opened again if it was closed; it stays open until inode_fd_put.
+ * Returns the descriptor or -errno (ESTALE: the file is gone behind the mount).
+ */
+int inode_fd_get(struct mount *m, struct inode *inode)
+{
+	int fd = get_by_handle(m, inode);
+
+	return fd == -ESTALE && !look_up_anew(m, inode) ? get_by_handle(m, inode) : fd;
 }
 
 void inode_fd_put(struct mount *m, struct inode *inode)
@@ -207,13 +246,11 @@ void inode_fd_adopt(struct mount *m, struct inode *inode, int fd)
 	pthread_mutex_unlock(stripe);
 }
 
-/** Close the descriptor of an inode that nobody can reach any more. */
-void inode_fd_drop(struct mount *m, struct inode *inode)
+/* Called with the inode's stripe held. */
+static void close_locked(struct mount *m, struct inode *inode)
 {
 	struct fds *f = &m->fds;
-	pthread_mutex_t *stripe = fds_stripe(m, inode);
 
-	pthread_mutex_lock(stripe);
 	pthread_mutex_lock(&f->clock_lock);
 	clock_remove(f, inode);
 	pthread_mutex_unlock(&f->clock_lock);
@@ -222,7 +259,23 @@ void inode_fd_drop(struct mount *m, struct inode *inode)
 		inode->fd = -1;
 		atomic_fetch_sub(&f->n_open, 1);
 	}
-	pthread_mutex_unlock(stripe);
+}
+
+/** Close the descriptor of an inode that nobody can reach any more. */
+void inode_fd_drop(struct mount *m, struct inode *inode)
+{
+	pthread_mutex_lock(fds_stripe(m, inode));
+	close_locked(m, inode);
+	pthread_mutex_unlock(fds_stripe(m, inode));
+}
+
+/** The backing file system says that the descriptor is stale (ESTALE): get another one for the next try. */
+void inode_fd_renew(struct mount *m, struct inode *inode)
+{
+	pthread_mutex_lock(fds_stripe(m, inode));
+	if (!inode->fd_pinned && !inode->fd_users)
+		close_locked(m, inode);
+	pthread_mutex_unlock(fds_stripe(m, inode));
 }
 
 /** Keep the descriptor open for good: the last link is gone, and with it the way back by handle. Called between

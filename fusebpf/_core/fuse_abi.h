@@ -16,6 +16,8 @@
 #define FB_FUSE_PASSTHROUGH (1ULL << 37)	  /* 7.40 */
 #define FB_FUSE_OVER_IO_URING (1ULL << 41)	  /* 7.42 */
 
+#define FB_FUSE_ALLOW_IDMAP (1ULL << 40)	  /* 7.41 */
+
 #define FB_FOPEN_NOFLUSH (1 << 5)		  /* 7.35 */
 #define FB_FOPEN_PARALLEL_DIRECT_WRITES (1 << 6)  /* 7.36 */
 #define FB_FOPEN_PASSTHROUGH (1 << 7)		  /* 7.40 */

@@ -467,8 +467,10 @@ int inodes_init(struct mount *m)
 	if (shards_init(t->by_id) || shards_init(t->by_key))
 		return -ENOMEM;
 	int fd = openat(m->root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	if (fd < 0)
+	struct stat st;
+	if (fd < 0 || fstat(fd, &st) < 0)
 		return -errno;
+	t->root_dev = st.st_dev;
 	return inodes_enter(m, fd, S_IFDIR, 0, NULL, "", true, &t->root);
 }
 
@@ -491,5 +493,6 @@ void inodes_deinit(struct mount *m)
 		s->buckets = t->by_key[i].buckets = NULL;
 	}
 	backing_mounts_deinit(m);
+	inode_numbers_deinit(m);
 	t->root = NULL;
 }

@@ -93,6 +93,8 @@ struct inodes {
 	_Atomic bool has_views; /* some file is, or was, viewed */
 	pthread_mutex_t mounts_lock;
 	struct backing_mount *_Atomic mounts;
+	struct backing_device *_Atomic devices; /* but the root's */
+	dev_t root_dev;
 	struct inode *root;
 };
 
@@ -106,7 +108,8 @@ struct fds {
 };
 
 /* fds.c */
-int fds_init(struct mount *m);
+void fds_init(struct mount *m);
+int fds_limit(struct mount *m, uint32_t limit);
 void fds_deinit(struct mount *m);
 pthread_mutex_t *fds_stripe(struct mount *m, const struct inode *inode);
 int inode_fd_get(struct mount *m, struct inode *inode);
@@ -114,6 +117,7 @@ int inode_open(struct mount *m, struct inode *inode, int flags);
 void inode_fd_put(struct mount *m, struct inode *inode);
 void inode_fd_adopt(struct mount *m, struct inode *inode, int fd);
 void inode_fd_drop(struct mount *m, struct inode *inode);
+void inode_fd_renew(struct mount *m, struct inode *inode);
 void inode_fd_pin(struct mount *m, struct inode *inode);
 int reopen_as_path(int fd);
 void proc_path(char out[PROC_PATH_SIZE], int fd);
@@ -122,6 +126,10 @@ void proc_path(char out[PROC_PATH_SIZE], int fd);
 struct backing_mount *backing_mount_find(struct mount *m, int id);
 struct backing_mount *backing_mount_get(struct mount *m, int id, int fd, uint32_t type);
 void backing_mounts_deinit(struct mount *m);
+
+/* inode_numbers.c */
+uint64_t inode_number(struct mount *m, dev_t dev, uint64_t ino);
+void inode_numbers_deinit(struct mount *m);
 
 /* inode_keys.c */
 int inode_key_of(int fd, const char *name, struct inode_key *key, int *mount_id);

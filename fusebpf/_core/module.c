@@ -45,9 +45,11 @@ static struct mount *mount_of(MountObject *self)
 static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = { "root_fd", "mountpoint", "source", "flags", "allow_other", "default_permissions", "max_read",
-				 "passthrough", "max_workers", "ttl_ns", "backing_locks", "watch", "transport", NULL };
+				 "passthrough", "max_workers", "ttl_ns", "backing_locks", "watch", "transport",
+				 "max_descriptors", "one_file_system", "idmap", NULL };
 	int root_fd, allow_other = 1, default_permissions = 1, passthrough = 1, backing_locks = 1, watch = 0;
-	unsigned int max_read = 0, max_workers = FB_MAX_WORKERS;
+	int one_file_system = 0, idmap = 0;
+	unsigned int max_read = 0, max_workers = FB_MAX_WORKERS, max_descriptors = 0;
 	unsigned long flags = 0;
 	unsigned long long ttl_ns = 1000000000;
 	const char *transport = "dev";
@@ -58,10 +60,11 @@ static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 		PyErr_SetString(PyExc_ValueError, "the mount is made already");
 		return -1;
 	}
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO&|$O&kppIpIKpps", names, &root_fd, PyUnicode_FSConverter,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO&|$O&kppIpIKppsIpp", names, &root_fd, PyUnicode_FSConverter,
 					 &mountpoint, PyUnicode_FSConverter, &source, &flags, &allow_other,
 					 &default_permissions, &max_read, &passthrough, &max_workers, &ttl_ns,
-					 &backing_locks, &watch, &transport)) {
+					 &backing_locks, &watch, &transport, &max_descriptors, &one_file_system,
+					 &idmap)) {
 		Py_XDECREF(mountpoint);
 		return -1;
 	}
@@ -79,6 +82,8 @@ static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 		e = fstat(m->root_fd, &st) < 0 ? errno : S_ISDIR(st.st_mode) ? 0 : ENOTDIR;
 	if (!e && (max_workers < 1 || max_workers > FB_MAX_WORKERS))
 		e = EINVAL;
+	if (!e)
+		e = -fds_limit(m, max_descriptors);
 	if (e) {
 		if (m)
 			mount_destroy(m);
@@ -95,6 +100,8 @@ static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 	m->wants_backing_locks = backing_locks;
 	m->wants_watch = watch;
 	m->transport = transport_named(transport);
+	m->is_one_file_system = one_file_system;
+	m->wants_idmap = idmap;
 	self->mount = m;
 	return 0;
 }
@@ -195,6 +202,8 @@ static PyObject *Mount_set_chain(MountObject *self, PyObject *args, PyObject *kw
 		PyObject *hooks;
 		if (!PyArg_ParseTuple(PySequence_Fast_GET_ITEM(list, i), "IsIIO", &id, &name, &altitude, &wants, &hooks))
 			e = -ENOEXEC;
+		if (!e && m->wants_idmap && wants & FB_WANTS_IDS)
+			e = -EINVAL; // it would take everybody for nobody
 		if (!e)
 			e = chain_add_filter(c, id, name, altitude, wants);
 		if (!e)
@@ -401,26 +410,13 @@ static PyType_Spec mount_spec = {
 
 /* -------------------------------------------------------------------------------- the module */
 
-struct row {
-	const char *name;
-	int opcode, n_names;
-	uint32_t flags;
-	const char *kind, *of;
-};
-
-#define ROW_HOOK(name, opcode, args, names, flags) { #name, opcode, names, flags, "hook", "" },
-#define ROW_PLAIN(name, opcode, args, names, flags) { #name, opcode, names, flags, "plain", "" },
-#define ROW_ALIAS(name, alias, opcode) { #alias, opcode, 0, 0, "alias", #name },
-
-static const struct row rows[] = { FB_OPS(ROW_HOOK, ROW_ALIAS, ROW_PLAIN) };
-
 static PyObject *make_ops(void)
 {
-	size_t n = sizeof(rows) / sizeof(*rows);
+	size_t n = n_op_rows;
 	PyObject *result = PyTuple_New((Py_ssize_t)n);
 
 	for (size_t i = 0; result && i < n; i++) {
-		const struct row *r = &rows[i];
+		const struct op_row *r = &op_rows[i];
 		PyObject *row = Py_BuildValue("(siiIss)", r->name, r->opcode, r->n_names, r->flags, r->kind, r->of);
 		if (!row)
 			Py_CLEAR(result);

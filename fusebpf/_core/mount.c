@@ -22,6 +22,7 @@ struct mount *mount_create(void)
 	pthread_mutex_init(&m->backing_ids.lock, NULL);
 	pthread_mutex_init(&m->workers.lock, NULL);
 	pthread_cond_init(&m->workers.changed, NULL);
+	fds_init(m);
 	handles_init(m);
 	notifier_init(m);
 	tags_init(&m->tags);
@@ -31,11 +32,25 @@ struct mount *mount_create(void)
 		m->log_read_fd = pipe_fds[0];
 		m->log_write_fd = pipe_fds[1];
 	}
-	if (m->ended_fd < 0 || m->log_read_fd < 0 || fds_init(m)) {
+	if (m->ended_fd < 0 || m->log_read_fd < 0) {
 		mount_destroy(m);
 		return NULL;
 	}
 	return m;
+}
+
+/* Take the mount of the backing root alone: a clone of it, in which nothing is mounted below. */
+static int leave_mounts_out(struct mount *m)
+{
+	static const struct mount_attr is_private = { .propagation = MS_PRIVATE };
+	int fd = open_tree(m->root_fd, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+
+	m->failed_call = "--one-file-system: cloning the mount of the backing root";
+	if (fd < 0)
+		return -errno;
+	close(m->root_fd);
+	m->root_fd = fd;
+	return mount_setattr(fd, "", AT_EMPTY_PATH, (void *)&is_private, sizeof(is_private)) < 0 ? -errno : 0;
 }
 
 /* Learn of changes behind the mount from here on, if that is wanted: before the kernel can have cached anything. */
@@ -45,6 +60,8 @@ static int open_root(struct mount *m)
 
 	m->failed_call = cannot;
 	int e = m->wants_watch ? watch_open(m) : 0;
+	if (!e && m->is_one_file_system)
+		e = leave_mounts_out(m);
 	if (e)
 		return e;
 	m->failed_call = "opening the backing root";

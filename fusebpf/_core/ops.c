@@ -404,6 +404,14 @@ int op_dirent(struct request *rq)
 
 const struct op ops[256] = { FB_OPS(ROW_HOOK, ROW_ALIAS, ROW_PLAIN) };
 
+/* ... and as it is shown. */
+#define LISTED_HOOK(name, opcode, args, names, flags) { #name, opcode, names, flags, "hook", "" },
+#define LISTED_PLAIN(name, opcode, args, names, flags) { #name, opcode, names, flags, "plain", "" },
+#define LISTED_ALIAS(name, alias, opcode) { #alias, opcode, 0, 0, "alias", #name },
+
+const struct op_row op_rows[] = { FB_OPS(LISTED_HOOK, LISTED_ALIAS, LISTED_PLAIN) };
+const size_t n_op_rows = sizeof(op_rows) / sizeof(*op_rows);
+
 #define CHECK_ENUM(name, opcode, ...) _Static_assert(opcode < 256, #name);
 #define CHECK_ALIAS(name, alias, opcode) _Static_assert(opcode < 192, #alias);
 FB_OPS(CHECK_ENUM, CHECK_ALIAS, CHECK_ENUM)

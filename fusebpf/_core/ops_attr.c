@@ -19,7 +19,8 @@ int attr_at(struct request *rq, int fd, const char *name, struct fuse_attr *out)
 		return -errno;
 	rq->btime = (struct timespec){ st.stx_btime.tv_sec, st.stx_mask & STATX_BTIME ? (long)st.stx_btime.tv_nsec : -1 };
 	uint32_t major = st.stx_rdev_major, minor = st.stx_rdev_minor;
-	*out = (struct fuse_attr){ .ino = st.stx_ino,
+	dev_t dev = makedev(st.stx_dev_major, st.stx_dev_minor);
+	*out = (struct fuse_attr){ .ino = inode_number(rq->mount, dev, st.stx_ino),
 				   .size = st.stx_size,
 				   .blocks = st.stx_blocks,
 				   .atime = (uint64_t)st.stx_atime.tv_sec,

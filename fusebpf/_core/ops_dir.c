@@ -26,6 +26,7 @@ struct listing {
 	bool is_plus;	  /* each entry with its attributes */
 	bool with_inodes; /* no: plus entries go out with nodeid 0, since lookup is hooked */
 	int dir_fd;	  /* of the directory, for lookups */
+	dev_t dev;	  /* whose inode numbers getdents64 gives */
 };
 
 int op_opendir(struct request *rq)
@@ -82,8 +83,8 @@ static bool is_dots(const char *name)
 }
 
 /* Append one entry. Returns 1, 0 if it does not fit, or -errno. */
-static int listing_add(struct request *rq, struct listing *l, const struct backing_dirent *d, const char *name,
-		       uint32_t name_len)
+static int listing_add(struct request *rq, struct listing *l, const struct backing_dirent *d, uint64_t ino,
+		       const char *name, uint32_t name_len)
 {
 	size_t head = l->is_plus ? FUSE_NAME_OFFSET_DIRENTPLUS : FUSE_NAME_OFFSET;
 	size_t size = FUSE_DIRENT_ALIGN(head + name_len);
@@ -101,7 +102,7 @@ static int listing_add(struct request *rq, struct listing *l, const struct backi
 		else if (e)
 			return e;
 	}
-	dirent->ino = d->ino;
+	dirent->ino = inode ? plus->entry_out.attr.ino : ino;
 	dirent->off = (uint64_t)d->offset;
 	dirent->namelen = name_len;
 	dirent->type = d->type;
@@ -122,6 +123,19 @@ void listing_undo(struct request *rq)
 	}
 }
 
+/* The inode number that the entry has in the mount. For what is mounted on a directory the backing gives the number of what is
+ * below it. */
+static uint64_t entry_number(struct request *rq, const struct listing *l, const struct backing_dirent *d)
+{
+	struct mount *m = rq->mount;
+	bool crosses = atomic_load(&m->inodes.mounts) && atomic_load(&m->inodes.mounts)->next;
+	struct stat st;
+
+	if (crosses && d->type == DT_DIR && !is_dots(d->name) && !fstatat(l->h->fd, d->name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT))
+		return inode_number(m, st.st_dev, st.st_ino);
+	return inode_number(m, l->dev, d->ino);
+}
+
 /* Fill the reply. Entries that filters drop do not end it: only a full buffer or the directory's end does. */
 static int listing_fill(struct request *rq, struct listing *l)
 {
@@ -134,10 +148,11 @@ static int listing_fill(struct request *rq, struct listing *l)
 			return e;
 		const char *name = d->name;
 		uint32_t name_len = (uint32_t)strlen(name);
-		bool is_listed = dirent_allowed(rq, d->ino, d->type, &name, &name_len);
+		uint64_t ino = entry_number(rq, l, d);
+		bool is_listed = dirent_allowed(rq, ino, d->type, &name, &name_len);
 		if (rq->error)
 			return -rq->error;
-		int added = is_listed ? listing_add(rq, l, d, name, name_len) : 1;
+		int added = is_listed ? listing_add(rq, l, d, ino, name, name_len) : 1;
 		if (added <= 0)
 			return added;
 		rq->n_listed += is_listed;
@@ -163,6 +178,8 @@ static int list(struct request *rq, bool is_plus)
 	l.dir_fd = is_plus ? inode_fd_get(rq->mount, rq->inode) : -1;
 	if (is_plus && l.dir_fd < 0)
 		return l.dir_fd;
+	struct stat st;
+	l.dev = fstat(l.h->fd, &st) < 0 ? rq->mount->inodes.root_dev : st.st_dev;
 	pthread_mutex_lock(&l.h->dir_lock);
 	int e = dir_seek(l.h, (int64_t)args.offset);
 	if (!e)

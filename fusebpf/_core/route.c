@@ -322,9 +322,18 @@ static bool acts_as_caller(const struct request *rq)
 	return !rq->mount->default_permissions && !(rq->image->flags & FB_NO_CALLER);
 }
 
+/* Is the op to be tried once more, since a descriptor that it went by is stale? The kernel does the same with names. */
+static bool renews_stale(struct request *rq, int e, bool *was_stale)
+{
+	if (e != -ESTALE || *was_stale || rq->entry || rq->opened)
+		return false;
+	inode_fd_renew(rq->mount, rq->inode);
+	return *was_stale = true;
+}
+
 static int op_run(struct request *rq)
 {
-	bool as_caller = acts_as_caller(rq);
+	bool as_caller = acts_as_caller(rq), was_stale = false;
 	int e = 0;
 
 	if (as_caller)
@@ -335,7 +344,7 @@ static int op_run(struct request *rq)
 	if (!e)
 		e = rq->op->run(rq);
 	// A kick that was meant for the op before this one, or for an idle worker, is not the caller's business.
-	while (e == -EINTR && !request_is_interrupted(rq))
+	while ((e == -EINTR && !request_is_interrupted(rq)) || renews_stale(rq, e, &was_stale))
 		e = rq->op->run(rq);
 	worker_leave_backing(rq->worker);
 	if (as_caller)

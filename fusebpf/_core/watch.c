@@ -165,7 +165,7 @@ static void *watch_main(void *argument)
 	int table_fd = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
 	struct pollfd polled[] = { { .fd = m->watch.stop_fd, .events = POLLIN },
 				   { .fd = m->watch.fd, .events = POLLIN },
-				   { .fd = table_fd, .events = POLLPRI } };
+				   { .fd = m->is_one_file_system ? -1 : table_fd, .events = POLLPRI } };
 
 	while (buffer) {
 		if (poll(polled, 3, -1) < 0 && errno != EINTR)

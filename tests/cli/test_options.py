@@ -110,7 +110,7 @@ def test_commas_are_escaped_as_in_libfuse_or_quoted_as_in_mount(text: str, optio
         ("fd=3", "'fd=3' cannot be set"),
         ("context=system_u:object_r:tmp_t", "'context=system_u:object_r:tmp_t' is not supported"),
         ("ttl=soon", "'ttl=soon'"),
-        ("cache=some", "'cache=some': normal or none or watch"),
+        ("cache=some", "'cache=some': normal, none or watch"),
         ("cache", "'cache' needs a value"),
         ("locks=remote", "'locks=remote': backing or local"),
         ("ttl=3,cache=none", "'ttl=3' has no meaning"),
