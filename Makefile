@@ -57,6 +57,7 @@ test: root build ## all tests, on real mounts (ARGS='-k name')
 	@$(SAN_ENV) $(PY) -m pytest $(ARGS)
 
 soak: root build ## the tests that take minutes: random system calls, real programs, fio, crowds (ARGS='-k model')
+	@SOAK=1 scripts/setup.sh
 	@$(SAN_ENV) $(PY) -m pytest -m soak $(ARGS)
 
 check: lint types test ## lint, types and tests

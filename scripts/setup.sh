@@ -8,9 +8,11 @@ packages=(
 	python3-bpfcc bpftool                  # compile and look at BPF
 	python3-venv python3-dev gcc libc6-dev # build the extension
 	linux-libc-dev
-	git tar sqlite3 rsync                  # programs that the demo, the tests and the benchmark run
+	git tar sqlite3 rsync make fio         # programs that the demo, the tests and the benchmark run
 	attr acl e2fsprogs util-linux procps
 )
+# `make soak` runs postgres too, which is large.
+[ -z "${SOAK:-}" ] || packages+=(postgresql)
 
 missing=()
 for package in "${packages[@]}"; do

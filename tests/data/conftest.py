@@ -7,7 +7,13 @@ import pytest
 from core.variants import VARIANTS, Variant
 
 
-@pytest.fixture(scope="module", params=list(VARIANTS))
+@pytest.fixture(
+    scope="module",
+    params=[
+        *(name for name in VARIANTS if name != "audited"),
+        pytest.param("audited", marks=pytest.mark.soak),
+    ],
+)
 def variant(run_directory: Path, request: pytest.FixtureRequest) -> Iterator[Variant]:
     """A mount of each kind, with all that a bare directory allows."""
     made = Variant(run_directory, request.param, "dev,suid")

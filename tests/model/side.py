@@ -19,7 +19,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.table import acl, content_of, facts, xattrs_of
-from model.actor import Actor, clear_flags
+from model.actor import Actor
 
 Step = tuple[int, int, str, tuple[Any, ...]]
 """(process, user, name, arguments)"""
@@ -193,7 +193,6 @@ def _main() -> None:
             outcome = ([], None, traceback.format_exc())
         actor.end()
         second("end")
-        clear_flags(top)
         shutil.rmtree(top, ignore_errors=True)
         send(answers, outcome)
 

@@ -149,7 +149,7 @@ STEPS: dict[str, tuple[st.SearchStrategy[Any], ...]] = {
     "umask": (st.sampled_from([0, 0o022, 0o077, 0o137]),),
     "statfs": (PATH,),
     "getflags": (SLOT,),
-    "setflags": (SLOT, st.sampled_from([0, 0x40, 0x80, 0x20, 0x10])),
+    "setflags": (SLOT, st.sampled_from([0, 0x40, 0x80])),
     "ioctl": (SLOT, st.sampled_from([0x801C581F, 0x5401, 0xC0046601])),  # FSGETXATTR's number among them
     "setxattr": (PATH, XATTR, VALUE, st.integers(0, 2), FOLLOW),
     "fsetxattr": (SLOT, XATTR, VALUE),
