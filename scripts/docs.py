@@ -27,6 +27,7 @@ class Told(NamedTuple):
     test: str = ""
 
 
+HERE = "tests/docs/test_operations.py"
 SEEN = "test_an_op_reaches_its_hooks"
 WHAT = {
     "lookup": Told("openat(parent, name, O_PATH), statx"),
@@ -83,20 +84,65 @@ WHAT = {
         "tests/core/test_pool.py::test_an_interrupted_client_returns_at_once",
     ),
     "destroy": Told("nothing: the connection's end frees what it held", "test_an_unmount_ends_the_server"),
-    "batch_forget": Told("forget, of many inodes at once"),
+    "batch_forget": Told(
+        "forget, of many inodes at once",
+        "tests/core/test_descriptors.py::test_many_inodes_are_forgotten_by_few_requests",
+    ),
     "readdirplus": Told("getdents64, and lookup of each entry where no filter hooks lookup"),
     "rename2": Told("renameat2 with its flags, as the caller"),
     "dirent": Told("no request: the core asks for each entry of a listing, but not for . and .."),
 }
 """One row for each op of bpf/fusebpf.h; an op that is missing here stops `make docs`."""
 
-UNTESTED = {"batch_forget"}
+CUSE = "test_the_server_is_no_character_device"
+PROTOCOL = "test_a_mount_speaks_the_kernels_protocol"
+NO_DAX = "test_files_are_not_mapped_by_the_server"
+# Opcode, name, what becomes of it, the test. Source: include/uapi/linux/fuse.h and who sends it in fs/fuse/.
+OTHERS: dict[str, tuple[tuple[int, str, str, str], ...]] = {
+    "absent": (
+        (
+            53,
+            "COPY_FILE_RANGE_64",
+            "gets ENOSYS once, remembers it for the life of the mount, and sends COPY_FILE_RANGE, see 47",
+            "test_copy_file_range_copies",
+        ),
+    ),
+    "unsent": (
+        (37, "BMAP", "is for mounts of block devices (fuseblk)", "test_fibmap_finds_no_block"),
+        (
+            41,
+            "NOTIFY_REPLY",
+            "answers a NOTIFY_RETRIEVE, and fusebpf asks for nothing of the page cache",
+            "test_nothing_is_retrieved_from_the_page_cache",
+        ),
+        (48, "SETUPMAPPING", "maps files of virtiofs (DAX)", NO_DAX),
+        (49, "REMOVEMAPPING", "undoes it", NO_DAX),
+        (50, "SYNCFS", "is sent to virtiofs and fuseblk alone: see below", "test_syncfs_succeeds"),
+        (4096, "CUSE_INIT", "begins a character device on /dev/cuse", CUSE),
+        (1048576, "CUSE_INIT_BSWAP_RESERVED", "is the same in the other byte order", CUSE),
+        (436207616, "INIT_BSWAP_RESERVED", "is INIT in the other byte order", PROTOCOL),
+    ),
+}
+"""The requests that the mount does not have, and those that the kernel does not send to it."""
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """Rows as a Markdown table."""
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+
+def shown_by(test: str) -> str:
+    """A test by its path."""
+    return f"`{test if '::' in test else f'{HERE}::{test}'}`"
+
+
+def other_table(block: str, does: str) -> str:
+    """Requests that are not served."""
+    rows: list[tuple[str, ...]] = [
+        (str(opcode), name, told, shown_by(test)) for opcode, name, told, test in OTHERS[block]
+    ]
+    return table(("no.", "request", does, "shown by"), rows)
 
 
 def op_table() -> str:
@@ -109,7 +155,7 @@ def op_table() -> str:
         if flags & UNREFUSABLE and kind == "hook":
             phases += "; cannot be refused"
         names = str(n_names) if kind == "hook" else ""
-        test = "" if name in UNTESTED else f"`{told.test or f'{SEEN}[{name}]'}`"
+        test = shown_by(told.test or f"{SEEN}[{name}]")
         rows.append((str(opcode), name.upper(), hook, phases, names, told.does, test))
     return table(("no.", "request", "hook", "phases", "names", "what the mount does", "shown by"), rows)
 
@@ -164,7 +210,11 @@ def limits() -> str:
 
 
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
-    "docs/operations.md": {"ops": op_table},
+    "docs/operations.md": {
+        "ops": op_table,
+        "absent": lambda: other_table("absent", "what the kernel then does"),
+        "unsent": lambda: other_table("unsent", "why"),
+    },
     "docs/abi.md": {"edits": edit_table, "limits": limits},
 }
 

@@ -61,6 +61,22 @@ def test_unlinked_open_files_work_on_with_few_descriptors(directory: Path, bare:
         assert served.n_descriptors() < SMALL
 
 
+def test_many_inodes_are_forgotten_by_few_requests(directory: Path) -> None:
+    make_files(directory / "src" / "many", 2000)
+
+    def forget(served: serving.Served) -> bool:
+        """Let the kernel forget all, and say whether it was told in batches."""
+        stat_all(served.path / "many")
+        before = served.counters()
+        FORGET.write_text("2")
+        support.wait_until(lambda: served.counters()["inodes"] < 100, 20)
+        return served.counters()["requests"] - before["requests"] < before["inodes"] // 2
+
+    with serving.serve(directory, "batch") as served:
+        # FORGETs are sent in batches when more of them wait than a worker has taken, so for nearly all.
+        support.wait_until(lambda: forget(served), 60)
+
+
 def test_a_tree_larger_than_the_descriptor_limit_is_changed_and_removed(directory: Path) -> None:
     make_files(directory / "src", 1000)
 
