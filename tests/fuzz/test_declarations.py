@@ -59,13 +59,13 @@ def check(path: Path) -> None:
         assert_clear(FilterError(first))
 
 
-@examples(25)
+@examples(12)
 @given(sources())
 def test_declarations_are_taken_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     check(loader_support.write(tmp_path_factory.mktemp("declared"), text))
 
 
-@examples(12)
+@examples(6)
 @given(st.binary(max_size=300) | st.text(max_size=100).map(lambda text: text.encode(errors="surrogatepass")))
 def test_a_file_of_garbage_is_taken_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.mktemp("garbage") / "mine.c"

@@ -58,7 +58,7 @@ def content(one: Filter, name: str) -> Any:
         return None
 
 
-@examples(1500)
+@examples(600)
 @given(st.sampled_from(MAPS), garbage(*WORDS))
 def test_a_text_fills_the_map_or_is_refused(one: Filter, name: str, text: str) -> None:
     before = content(one, name)
@@ -73,7 +73,7 @@ def test_a_text_fills_the_map_or_is_refused(one: Filter, name: str, text: str) -
 PATTERN = st.text("ab*?.", min_size=1, max_size=12).filter(lambda text: text not in {".", ".."})
 
 
-@examples(600)
+@examples(200)
 @given(
     st.lists(PATTERN, min_size=1, max_size=5),
     st.text("ab.", min_size=1, max_size=20) | st.text("ab.é\n*", min_size=1, max_size=8),

@@ -13,7 +13,7 @@ WORDS = (
 )
 
 
-@examples(1500)
+@examples(600)
 @given(garbage(*WORDS))
 def test_options_are_read_or_refused(text: str) -> None:
     try:
@@ -28,7 +28,7 @@ def test_options_are_read_or_refused(text: str) -> None:
     assert "/" not in (made.name or "")
 
 
-@examples(500)
+@examples(200)
 @given(garbage(*WORDS))
 def test_sloppy_options_are_read_or_refused(text: str) -> None:
     try:

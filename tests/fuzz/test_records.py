@@ -1,4 +1,4 @@
-"""Whatever a hook leaves in its ring and its slot, the mount goes on: each op ends, with a result or an errno."""
+"""Whatever a hook leaves in its ring and its slot, each op ends, with a result or an errno."""
 
 import os
 import struct
