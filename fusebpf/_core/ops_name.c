@@ -273,6 +273,18 @@ static int create_at(struct request *rq, int parent_fd)
 	return fd;
 }
 
+/* Answer with the file that was made and is open by fd, unless `error` says that it has no entry. */
+static int reply_created(struct request *rq, int fd, int error)
+{
+	if (error) {
+		close(fd);
+		return error;
+	}
+	rq->reply = &rq->out.create;
+	rq->reply_len = sizeof(rq->out.create);
+	return reply_opened(rq, rq->entry, fd, false, &rq->out.create.open);
+}
+
 int op_create(struct request *rq)
 {
 	int parent_fd = inode_fd_get(rq->mount, rq->inode);
@@ -283,14 +295,7 @@ int op_create(struct request *rq)
 	inode_fd_put(rq->mount, rq->inode);
 	if (fd < 0)
 		return fd;
-	int e = entry_of_fd(rq, fd, rq->name, false, &rq->out.create.entry, &rq->entry);
-	if (e) {
-		close(fd);
-		return e;
-	}
-	rq->reply = &rq->out.create;
-	rq->reply_len = sizeof(rq->out.create);
-	return reply_opened(rq, rq->entry, fd, false, &rq->out.create.open);
+	return reply_created(rq, fd, entry_of_fd(rq, fd, rq->name, false, &rq->out.create.entry, &rq->entry));
 }
 
 /* Keep the descriptor of a file that has no name: its handle leads nowhere. */
@@ -328,13 +333,7 @@ int op_tmpfile(struct request *rq)
 	}
 	if (!e)
 		e = nameless_pin(rq->mount, rq->entry);
-	if (e) {
-		close(fd);
-		return e;
-	}
-	rq->reply = &rq->out.create;
-	rq->reply_len = sizeof(rq->out.create);
-	return reply_opened(rq, rq->entry, fd, false, &rq->out.create.open);
+	return reply_created(rq, fd, e);
 }
 
 /* ------------------------------------------------------------------------------ forgetting */
