@@ -302,11 +302,11 @@ class Actor:
     def do_fchmod(self, slot: int, mode: int) -> Any:
         return os.fchmod(self.fd(slot), mode)
 
-    def do_chown(self, path: bytes, uid: int, gid: int, follows: bool) -> Any:
-        return os.chown(path, uid, gid, follow_symlinks=follows)
+    def do_chown(self, path: bytes, owner: tuple[int, int], follows: bool) -> Any:
+        return os.chown(path, *owner, follow_symlinks=follows)
 
-    def do_fchown(self, slot: int, uid: int, gid: int) -> Any:
-        return os.fchown(self.fd(slot), uid, gid)
+    def do_fchown(self, slot: int, owner: tuple[int, int]) -> Any:
+        return os.fchown(self.fd(slot), *owner)
 
     def do_utimens(self, path: bytes, atime: int, mtime: int, follows: bool) -> Any:
         how = 0 if follows else AT_SYMLINK_NOFOLLOW
