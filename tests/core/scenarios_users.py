@@ -1,11 +1,26 @@
 """Scenarios of callers without rights: who may what, and whose is what they make."""
 
+import ctypes
 import os
 import stat
 from pathlib import Path
 from typing import Any
 
-from core.table import NOBODY, OLD, acl, attempt, mode_of, opened, owner_of, put, scenario, umask, user
+from core.table import (
+    NOBODY,
+    OLD,
+    acl,
+    attempt,
+    checked,
+    libc,
+    mode_of,
+    opened,
+    owner_of,
+    put,
+    scenario,
+    umask,
+    user,
+)
 
 WHO = 1000
 OTHER = 2000
@@ -230,6 +245,24 @@ def sgid_without_execute_is_kept_when_a_member_of_the_group_writes(p: Path) -> A
     with user(OTHER, OTHER, [777]), opened(path, os.O_WRONLY) as fd:
         os.write(fd, b"x")
     return mode_of(path)
+
+
+@scenario
+def trusted_names_are_roots_to_see(p: Path) -> Any:
+    put(p / "f")
+    for name in ("trusted.a", "user.b", "trusted.c", "user.d", "security.e"):
+        os.setxattr(p / "f", name, b"value")
+    buffer = ctypes.create_string_buffer(100)
+
+    def lists() -> Any:
+        return [
+            attempt(lambda n=n: checked(libc.listxattr(os.fsencode(p / "f"), buffer, n)))
+            for n in (0, 12, 30, 100)
+        ]
+
+    with user(WHO):
+        by_user = lists(), sorted(os.listxattr(p / "f")), attempt(os.getxattr, p / "f", "trusted.a")
+    return by_user, lists(), sorted(os.listxattr(p / "f"))
 
 
 @scenario

@@ -17,7 +17,7 @@ SEED = st.integers(0, 999)
 _PARENTS = [b"", b"d/", b"e/", b"s/", b"x/", b"d/d/"]
 _NAMES = [b"a", b"b", b"c", b"d", b"e", b"l"]
 _ODD = [
-    *(b".", b"..", b"", b"d/", b"a/", b"l/", b"a/x", b"missing/a", b"d/.", b"d/.."),
+    *(b".", b"d/..", b"", b"d/", b"a/", b"l/", b"a/x", b"missing/a", b"d/.", b"d/.."),
     *(b"n" * 255, b"n" * 256, b"\xff\xfe\x80", b"new\nline", b"d/" * 2047 + b"a", b"d/" * 2049 + b"a"),
 ]
 PATH = st.one_of(

@@ -168,15 +168,16 @@ RECIPES = {
 
 POSTGRES = Recipe(
     """
-    export PATH=$PATH:$(echo /usr/lib/postgresql/*/bin) PGHOST=$PWD PGUSER=bench PGDATABASE=postgres
+    export PATH=$PATH:$(echo /usr/lib/postgresql/*/bin) PGUSER=bench PGDATABASE=postgres
+    export PGHOST=$(mktemp -d) # a socket's path is short
     initdb -D data -U bench --auth=trust --data-checksums > initdb.log
-    printf "listen_addresses = ''\\nunix_socket_directories = '$PWD'\\nshared_buffers = 16MB\\n" >> data/postgresql.conf
-    pg_ctl -D data -l log -w start > /dev/null
-    trap 'pg_ctl -D data -m immediate stop > /dev/null 2>&1 || :' EXIT
+    printf "listen_addresses = ''\\nunix_socket_directories = '$PGHOST'\\nshared_buffers = 16MB\\n" >> data/postgresql.conf
+    trap 'pg_ctl -D data -m immediate stop > /dev/null 2>&1 || :; rm -rf "$PGHOST"' EXIT
+    pg_ctl -D data -l log -w start > /dev/null || cat log
     pgbench -q -i -s 1 2> /dev/null
     pgbench -c 4 -j 2 -t 200 | grep -E 'actually processed|failed'
     psql -Atc 'select sum(abalance) = (select sum(delta) from pgbench_history), count(*) from pgbench_accounts'
-    psql -Atc 'vacuum full; checkpoint'; pg_ctl -D data -m immediate stop > /dev/null
+    psql -Atc 'vacuum full' -c checkpoint; pg_ctl -D data -m immediate stop > /dev/null
     pg_ctl -D data -l log -w start > /dev/null; psql -Atc 'select count(*) from pgbench_history'
     pg_ctl -D data -m fast stop > /dev/null; pg_checksums -D data | grep Bad
     """,
