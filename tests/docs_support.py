@@ -7,7 +7,7 @@ from pathlib import Path
 
 from support import CHECKOUT
 
-TRIED = ("README.md", "docs/writing-filters.md", "docs/filters.md")
+TRIED = ("README.md", "docs/writing-filters.md", "docs/filters.md", "docs/fuse-bpf.md")
 KINDS = (
     "filter",
     "filter that is refused",
