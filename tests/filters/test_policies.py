@@ -27,6 +27,11 @@ def kept(mount: support.Mounter) -> support.Mounted:
     return mounted
 
 
+def overwrite(path: Path) -> None:
+    with path.open("r+b", buffering=0) as file:
+        file.write(b"X")
+
+
 def refused(function: object, *arguments: object) -> int | None:
     assert callable(function)
     try:
@@ -47,7 +52,7 @@ def test_worm_keeps_a_file(kept: support.Mounted, name: str) -> None:
         "link": refused(os.link, path, kept.path / "second"),
         "truncate": refused(os.truncate, path, 1),
         "open to truncate": refused(path.write_text, "new"),
-        "overwrite": refused(lambda: os.pwrite(os.open(path, os.O_WRONLY), b"X", 0)),
+        "overwrite": refused(overwrite, path),
     }
 
     over = errno.EEXIST if name.startswith("log") else errno.EPERM

@@ -13,6 +13,11 @@ from chain.chained import Chained
 GIB = 1 << 30
 
 
+def exclusive(path: Path) -> None:
+    """Make a file that must not be there."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+
+
 def error_of(function: object, *arguments: object, **keywords: object) -> int:
     """The errno that a call fails with; 0 if it succeeds."""
     assert callable(function)
@@ -184,8 +189,8 @@ def test_mkdir_create_rename_link_onto_a_hidden_name_give_eacces(filtered: Chain
 
     calls = {
         "mkdir": error_of(os.mkdir, path / "hidden"),
-        "create": error_of(os.open, path / "hidden", os.O_CREAT | os.O_WRONLY),
-        "exclusive": error_of(os.open, path / "hidden", os.O_CREAT | os.O_EXCL | os.O_WRONLY),
+        "create": error_of((path / "hidden").write_text, ""),
+        "exclusive": error_of(exclusive, path / "hidden"),
         "mknod": error_of(os.mknod, path / "hidden"),
         "symlink": error_of(os.symlink, "file", path / "hidden"),
         "rename": error_of(os.rename, path / "file", path / "hidden"),
@@ -239,7 +244,7 @@ def test_20_way_exclusive_create(kind: str, request: pytest.FixtureRequest) -> N
 
     def create(target: Path) -> None:
         barrier.wait(30)
-        results.append(error_of(os.open, target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        results.append(error_of(exclusive, target))
 
     for number in range(5):
         results.clear()
