@@ -1,0 +1,81 @@
+"""The stock filter `redact`: content that only some users see; and all stock filters in one chain."""
+
+import errno
+import mmap
+import os
+import sys
+from pathlib import Path
+
+import support
+
+from fusebpf import loader
+from fusebpf.testing import Chain
+
+TEXT = b"name=Ann pin=1234 " * 8000
+SETS = {"redact.names": "*.sec", "redact.range": "5:8", "redact.bytes": "0x30:0x39", "redact.allowed": "0"}
+MAPPED = "import mmap, sys; f = open(sys.argv[1]); print(mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)[:])"
+
+
+def redacted(content: bytes) -> bytes:
+    shown = bytes(0 if 0x30 <= byte <= 0x39 else byte for byte in content)
+    return shown[:5] + bytes(3) + shown[8:]
+
+
+def test_only_those_who_are_allowed_see_everything(mount: support.Mounter) -> None:
+    mounted = mount(filters=["redact"], sets=SETS)
+    (mounted.src / "a.sec").write_bytes(TEXT)
+    (mounted.src / "plain").write_bytes(TEXT)
+    seen = redacted(TEXT).decode()
+    reader = ("sh", "-c", f"cat {mounted.path}/a.sec; dd if={mounted.path}/a.sec bs=7 count=4 status=none")
+
+    for _ in range(2):
+        assert (mounted.path / "a.sec").read_bytes() == TEXT
+        assert support.run(*reader, user=1000).stdout == seen + seen[:28]
+        mapped = support.run(sys.executable, "-c", MAPPED, mounted.path / "a.sec", user=1000).stdout
+        assert mapped.strip() == repr(redacted(TEXT))
+    with (mounted.path / "a.sec").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as own:
+        assert own[:] == TEXT
+    assert support.run("cat", mounted.path / "plain", user=1000).stdout == TEXT.decode()
+
+
+def test_who_does_not_see_the_content_cannot_write_it(mount: support.Mounter) -> None:
+    mounted = mount(filters=["redact"], sets=SETS)
+    (mounted.src / "a.sec").write_bytes(TEXT)
+    (mounted.src / "a.sec").chmod(0o666)
+
+    done = support.run("sh", "-c", f"echo x >> {mounted.path}/a.sec", check=False, user=1000)
+
+    assert "Permission denied" in done.stderr
+    (mounted.path / "a.sec").write_bytes(b"by root 12")
+    assert (mounted.src / "a.sec").read_bytes() == b"by root 12"
+
+
+def test_redact_in_windows() -> None:
+    content = bytes(range(256)) * 600
+    with Chain("redact", maps={"redact.range": "100:140000"}) as chain:
+        said = chain.run("read", view=1, data=content, args={"size": len(content)})
+        assert said.data == content[:100] + bytes(139900) + content[140000:]
+        said = chain.run("read", view=1, data=content[:50], args={"size": 50, "offset": 139990})
+        assert said.data == bytes(10) + content[10:50]
+        assert chain.run("read", data=content, args={"size": len(content)}).data == content
+        assert chain.run("open", view=1, args={"flags": os.O_RDWR}).error == errno.EACCES
+        assert chain.run("open", view=1, args={"flags": os.O_RDONLY}).error == 0
+
+
+def test_all_stock_filters_fit_into_one_chain() -> None:
+    with Chain(loader.stock_names()) as chain:
+        ran = {one.filter for one in chain.run("getattr", path="a").verdicts}
+        assert {"audit", "deny", "fault", "idshift", "limit"} <= ran
+
+
+def test_every_stock_filter_is_documented() -> None:
+    text = (support.CHECKOUT / "docs/filters.md").read_text()
+    readme = (support.CHECKOUT / "README.md").read_text()
+
+    assert [name for name in loader.stock_names() if f"\n## {name}\n" not in text] == []
+    assert [name for name in loader.stock_names() if f"| `{name}` @" not in readme] == []
+    for name in loader.stock_names():
+        section = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        maps = [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")]
+        source = Path(loader.stock(name)).read_text()
+        assert [one for one in maps if f"{name}__{one}" not in source] == []
