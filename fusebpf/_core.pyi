@@ -37,7 +37,7 @@ class Mount:
         ttl_ns: int = 1_000_000_000,
         backing_locks: bool = True,
         watch: bool = False,
-        transport: str = "dev",
+        transport: str = "auto",
         max_descriptors: int = 0,
         one_file_system: bool = False,
         idmap: bool = False,

@@ -125,7 +125,7 @@ class MountOptions:
     one_file_system: bool = False
     idmap: bool = False
     locks: str = "backing"
-    transport: str = "dev"
+    transport: str = "auto"
     name: str | None = None
     filters: tuple[str, ...] = field(default=())
     sets: tuple[str, ...] = field(default=())

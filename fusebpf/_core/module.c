@@ -52,7 +52,7 @@ static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 	unsigned int max_read = 0, max_workers = FB_MAX_WORKERS, max_descriptors = 0;
 	unsigned long flags = 0;
 	unsigned long long ttl_ns = 1000000000;
-	const char *transport = "dev";
+	const char *transport = "auto";
 	PyObject *mountpoint = NULL, *source = NULL;
 	struct stat st;
 

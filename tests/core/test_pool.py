@@ -1,4 +1,7 @@
-"""Workers that block do not stop the mount; the pool shrinks again; whoever waits can be interrupted."""
+"""Workers that block do not stop the mount; the pool shrinks again; whoever waits can be interrupted.
+
+Over /dev/fuse; tests/transport has it for io_uring, where the pool does not shrink.
+"""
 
 import fcntl
 import os
@@ -13,6 +16,7 @@ from pathlib import Path
 import serving
 import support
 
+DEV = "transport=dev"
 OPEN = "import os, sys; os.open(sys.argv[1], os.O_RDONLY)"
 
 
@@ -42,7 +46,7 @@ def blocked(served: serving.Served, count: int) -> Iterator[tuple[list[Client], 
 
 
 def test_a_worker_that_blocks_does_not_stop_the_mount(directory: Path) -> None:
-    with serving.serve(directory, "pool") as served:
+    with serving.serve(directory, "pool", options=DEV) as served:
         n_first = served.n_threads()
         (served.src / "other").write_text("there")
         with blocked(served, 20) as (clients, _):
@@ -61,7 +65,7 @@ def test_a_worker_that_blocks_does_not_stop_the_mount(directory: Path) -> None:
 
 
 def test_what_waits_goes_on_when_the_backing_does(directory: Path) -> None:
-    with serving.serve(directory, "wait") as served, blocked(served, 5) as (clients, give_back):
+    with serving.serve(directory, "wait", options=DEV) as served, blocked(served, 5) as (clients, give_back):
         support.wait_until(lambda: served.counters()["workers"] >= 6, seconds=20)
 
         give_back()
@@ -70,7 +74,7 @@ def test_what_waits_goes_on_when_the_backing_does(directory: Path) -> None:
 
 
 def test_an_interrupted_client_returns_at_once(directory: Path) -> None:
-    with serving.serve(directory, "interrupt") as served:
+    with serving.serve(directory, "interrupt", options=DEV) as served:
         with blocked(served, 3) as (clients, _):
             support.wait_until(lambda: served.counters()["workers"] >= 4, seconds=20)
             start = time.monotonic()
@@ -87,7 +91,7 @@ def test_an_interrupted_client_returns_at_once(directory: Path) -> None:
 
 def test_interrupts_and_other_ops_come_through_when_every_worker_blocks(directory: Path) -> None:
     with (
-        serving.serve(directory, "full", options="max_workers=4") as served,
+        serving.serve(directory, "full", options=f"max_workers=4,{DEV}") as served,
         blocked(served, 8) as (clients, _),
     ):
         support.wait_until(lambda: served.counters()["workers"] >= 4, seconds=20)
@@ -102,7 +106,7 @@ def test_interrupts_and_other_ops_come_through_when_every_worker_blocks(director
 
 
 def test_clients_that_are_killed_leave_nothing(directory: Path) -> None:
-    with serving.serve(directory, "killed") as served:
+    with serving.serve(directory, "killed", options=DEV) as served:
         with blocked(served, 5) as (clients, _):
             support.wait_until(lambda: served.counters()["workers"] >= 6, seconds=20)
             for client in clients:

@@ -63,8 +63,9 @@ def test_uring_has_a_queue_for_each_core(directory: Path) -> None:
 
 
 @has_uring
-def test_auto_is_uring_where_there_is_one(directory: Path) -> None:
-    with serving.serve(directory, "auto", options="transport=auto") as served:
+@pytest.mark.parametrize("options", ["", "transport=auto"])
+def test_auto_is_the_default_and_uring_where_there_is_one(directory: Path, options: str) -> None:
+    with serving.serve(directory, "auto", options=options) as served:
         assert served.counters()["queues"] > 1
 
 
