@@ -152,12 +152,21 @@ struct fb_statfs {
 	__u32 reserved0;
 };
 
+/* Who called, as the kernel's tracepoint told in the caller's own context. */
+struct fb_caller {
+	char comm[16];
+	__u64 cgroup_id;
+	__u32 tgid; /* the process, in the first pid namespace */
+	__u32 reserved0;
+};
+
 enum fb_slot_flags {
 	FB_NO_CALLER = 1 << 0, /* the kernel's own request: uid, gid read -1, pid 0 */
 	FB_HAS_PATH = 1 << 1,  /* path is filled in */
 	FB_PATH_LOST = 1 << 2, /* the path was asked for and is longer than FB_PATH_SIZE - 1, or not known */
 	FB_KNOWN_EXEC = 1 << 3, /* open: the file is opened to be executed */
 	FB_TAG_MIXED = 1 << 4,	/* a file with links in directories of different tags: judge it at each lookup */
+	FB_CALLER_KNOWN = 1 << 5, /* caller is filled in */
 	FB_HAS_DATA = 1 << 8,	/* window and data_… are filled in */
 };
 
@@ -253,6 +262,7 @@ struct fb_slot {
 	__u32 data_more;   /* further windows of this payload follow */
 	__u32 window;	   /* index of the window */
 	__u32 reserved0;
+	struct fb_caller caller; /* for filters that want it, and all zeros without FB_CALLER_KNOWN */
 };
 
 /* A payload window: up to FB_DATA_SIZE bytes of what an op moves. */
@@ -348,6 +358,7 @@ enum fb_wants {
 	FB_WANTS_DAEMON = 1 << 1, /* it may answer FB_DAEMON */
 	FB_WANTS_IDS = 1 << 2,	  /* it reads uid or gid: not beside `-o idmap` */
 	FB_WANTS_DATA = 1 << 3,	  /* show its hooks the payload of read, write and xattrs */
+	FB_WANTS_CALLER = 1 << 4, /* fill in ctx->caller */
 };
 
 struct fb_declaration {

@@ -114,6 +114,13 @@ class Mount:
     def passed_through(self) -> list[tuple[int, int, bytes]]:
         """The inodes whose data the kernel reads and writes alone now: (nodeid, open files, path or b"")."""
 
+    def set_callers(self, callers: int, /) -> None:
+        """Take the map in which callers are noted (duplicated), for filters that want them. Once.
+
+        Raises:
+            OSError: It was done before, or that is no descriptor.
+        """
+
     def start(self) -> None:
         """Open /dev/fuse, mount, answer INIT, start the workers; returns when the mount is usable.
 

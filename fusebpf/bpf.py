@@ -23,6 +23,7 @@ F_MMAPABLE = 1 << 10
 PSEUDO_MAP_FD = 1
 LD_IMM64 = 0x18
 
+_PROG_TYPE_RAW_TRACEPOINT = 17
 _PROG_TYPE_SYSCALL = 31
 _LICENSE = b"Dual MIT/GPL"
 _LOG_LEVEL_STEPS = 1
@@ -54,6 +55,7 @@ class Command(IntEnum):
     OBJ_GET = 7
     PROG_RUN = 10
     OBJ_GET_INFO_BY_FD = 15
+    RAW_TRACEPOINT_OPEN = 17
     BTF_LOAD = 18
     BTF_GET_FD_BY_ID = 19
     MAP_UPDATE_BATCH = 26
@@ -290,11 +292,17 @@ def _refusal_log(code: bytes, name: str, level: int, awaited: str) -> str:
     return text
 
 
-def _prog_load(code: bytes, name: str, level: int, log: ctypes.Array[ctypes.c_char] | None) -> int:
+def _prog_load(
+    code: bytes,
+    name: str,
+    level: int,
+    log: ctypes.Array[ctypes.c_char] | None,
+    kind: int = _PROG_TYPE_SYSCALL,
+) -> int:
     instructions, licence = _input(code), _input(_LICENSE + b"\0")
     attr = _attr(
         "IIQQIIQII16s",
-        _PROG_TYPE_SYSCALL,
+        kind,
         len(code) // 8,
         _address(instructions),
         _address(licence),
@@ -302,7 +310,7 @@ def _prog_load(code: bytes, name: str, level: int, log: ctypes.Array[ctypes.c_ch
         len(log) if log is not None else 0,
         _address(log),
         0,
-        F_SLEEPABLE,
+        F_SLEEPABLE if kind == _PROG_TYPE_SYSCALL else 0,
         object_name(name),
     )
     return _call(Command.PROG_LOAD, attr, f"program {name}")
@@ -319,6 +327,17 @@ def prog_run(fd: int, ctx: bytes) -> tuple[int, bytes]:
     _call(Command.PROG_RUN, attr, "a program")
     (returned,) = struct.unpack_from("i", attr.raw, 4)
     return returned, context.raw[: len(ctx)] if context is not None else b""
+
+
+def tracepoint_load(code: bytes, name: str) -> int:
+    """Load and verify instructions as a program for a raw tracepoint; returns its descriptor."""
+    return _prog_load(code, name, 0, None, _PROG_TYPE_RAW_TRACEPOINT)
+
+
+def tracepoint_open(program: int, tracepoint: str) -> int:
+    """Run a program at each hit of a tracepoint, until the descriptor that is returned is closed."""
+    name = _input(tracepoint.encode() + b"\0")
+    return _call(Command.RAW_TRACEPOINT_OPEN, _attr("QI", _address(name), program), f"{tracepoint!r}")
 
 
 # ------------------------------------------------------------------------------------------ BTF

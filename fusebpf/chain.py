@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fusebpf.loader import Filter
 
 ALTITUDES = range(1, 1000)
+WANTS_CALLER = 1 << 4
+"""FB_WANTS_CALLER."""
 WANTS_DAEMON = 1 << 1
 WANTS_IDS = 1 << 2
 """fusebpf.h: FB_WANTS_DAEMON."""

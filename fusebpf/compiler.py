@@ -187,6 +187,16 @@ def compile_header() -> Compiled:
     return _compile("fusebpf.h", _segments("", "FILTER(nothing, .altitude = 1)"), [])
 
 
+def compile_caller() -> Compiled:
+    """Compile the program that notes callers, for `fusebpf.callers`.
+
+    Raises:
+        PlatformError: There is no bcc, or no BPF.
+    """
+    path = bpf_dir() / "caller.c"
+    return _compile(str(path), _segments(str(path), path.read_text()), [])
+
+
 def source_lines(path: str, function: str) -> dict[int, SourceLine]:
     """Which source line each instruction of a function comes from; for explaining a refusal.
 

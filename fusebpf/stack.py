@@ -17,6 +17,7 @@ import trio
 
 from fusebpf import bpf, chain, checks, control, loader, mounts, registry, watching
 from fusebpf._core import Mount
+from fusebpf.callers import Callers
 from fusebpf.chain import FilterSpec, Link, MapSetting
 from fusebpf.core_log import CoreLog
 from fusebpf.errors import FusebpfError, MountError, UsageError
@@ -89,6 +90,7 @@ class Stack:
         self._control: control.Server | None = None
         self._changing = trio.Lock()
         self._is_started = False
+        self._callers = Callers()
         # What gives back everything but mount and core; and the two, whose end may take time.
         self._undo = contextlib.ExitStack()
         self._log: CoreLog | None = None
@@ -135,10 +137,11 @@ class Stack:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is allowed and yet may not be what was meant; a line each."""
+        told = self._callers.warnings(self.links)
         if not self.options.default_permissions:
-            return ()
+            return told
         stock = {os.fspath(loader.stock(name)) for name in loader.stock_names()}
-        return tuple(
+        return told + tuple(
             f"{link.filter.path}: the hook on access of {link.filter.name!r} never runs: "
             "the kernel sends ACCESS only with -o nodefault_permissions"
             for link in self.links
@@ -269,6 +272,7 @@ class Stack:
                 if self._live is None:
                     raise MountError("the mount is not there")
                 done = change(self._live)
+                self._callers.note(self._prepared_core, self.entry.device, self.links)
                 self._note_chain()
                 return done
 
@@ -409,6 +413,7 @@ class Stack:
         if mounted is None or not mounted.is_ours:
             raise MountError(f"{entry.mnt!r} was taken by another mount meanwhile")
         entry.mount_id, entry.device = mounted.mount_id, mounted.device
+        self._callers.note(self._prepared_core, self.entry.device, self.links)
         self._note_chain()
 
     def _note_chain(self) -> None:
@@ -445,6 +450,7 @@ class Stack:
                 await _bounded(self._core.stop, STOP_SECONDS, "the end of ops in flight")
                 if self._log is not None:
                     await self._log.stop()
+            self._callers.close()
             await _bounded(self._undo.close, UNMOUNT_SECONDS, "giving back what the mount held")
             self._core, self._live = None, None
             self._changing.release()

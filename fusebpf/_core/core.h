@@ -112,6 +112,7 @@ struct mount {
 	struct handles handles;
 	struct backing_ids backing_ids;
 	bool has_shared;
+	_Atomic int callers_fd; /* what bpf/caller.c notes, -1: nobody does */
 	struct shared_maps shared;
 	pthread_mutex_t chain_lock;
 	struct chain *_Atomic chain;

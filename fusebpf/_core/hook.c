@@ -88,6 +88,8 @@ static void slot_fill(struct request *rq, struct fb_slot *slot, const struct op 
 		memcpy(slot, image, offsetof(struct fb_slot, name2));
 		slot->name2.text[0] = 0;
 	}
+	if (rq->chain->wants & FB_WANTS_CALLER)
+		slot->caller = image->caller;
 	extents_fill(&rq->mount->shared.has_extents[rq->slot], slot, image);
 }
 

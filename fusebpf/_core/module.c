@@ -1,12 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The border to Python, and the only file with Python.h: the class Mount, the op table and the sizes of the ABI.
+ * The border to Python: the class Mount. With module_tables.c the only file with Python.h.
  * The core never calls Python; what it has to say leaves by the event and log descriptors and the shared maps.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
-#include "core.h"
+#include "module.h"
 
 typedef struct {
 	PyObject_HEAD
@@ -311,6 +308,19 @@ static PyObject *Mount_invalidate(MountObject *self, PyObject *args)
 	return PyBool_FromLong(is_done);
 }
 
+static PyObject *Mount_set_callers(MountObject *self, PyObject *argument)
+{
+	struct mount *m = mount_of(self);
+	int fd = m ? PyObject_AsFileDescriptor(argument) : -1;
+
+	if (fd < 0)
+		return NULL;
+	int e = callers_set(m, fd);
+	if (e)
+		return raise_errno(-e, "taking the map of callers");
+	Py_RETURN_NONE;
+}
+
 static PyObject *Mount_fileno(MountObject *self, PyObject *unused)
 {
 	(void)unused;
@@ -384,6 +394,7 @@ static PyMethodDef mount_methods[] = {
 	{ "drain", (PyCFunction)Mount_drain, METH_VARARGS, NULL },
 	{ "oldest_revision", (PyCFunction)Mount_oldest_revision, METH_NOARGS, NULL },
 	{ "passed_through", (PyCFunction)Mount_passed_through, METH_NOARGS, NULL },
+	{ "set_callers", (PyCFunction)Mount_set_callers, METH_O, NULL },
 	{ "start", (PyCFunction)Mount_start, METH_NOARGS, NULL },
 	{ "stop", (PyCFunction)Mount_stop, METH_NOARGS, NULL },
 	{ "invalidate", (PyCFunction)Mount_invalidate, METH_VARARGS, NULL },
@@ -410,54 +421,6 @@ static PyType_Spec mount_spec = {
 
 /* -------------------------------------------------------------------------------- the module */
 
-static PyObject *make_ops(void)
-{
-	size_t n = n_op_rows;
-	PyObject *result = PyTuple_New((Py_ssize_t)n);
-
-	for (size_t i = 0; result && i < n; i++) {
-		const struct op_row *r = &op_rows[i];
-		PyObject *row = Py_BuildValue("(siiIss)", r->name, r->opcode, r->n_names, r->flags, r->kind, r->of);
-		if (!row)
-			Py_CLEAR(result);
-		else
-			PyTuple_SET_ITEM(result, (Py_ssize_t)i, row);
-	}
-	return result;
-}
-
-#define ARGS_HOOK(name, opcode, args, names, flags) { #name, #args },
-#define ARGS_NONE(...)
-
-/* Which member of the slot's union of arguments each op has. */
-static PyObject *make_args(void)
-{
-	static const char *const args[][2] = { FB_OPS(ARGS_HOOK, ARGS_NONE, ARGS_NONE) };
-	PyObject *result = PyDict_New();
-
-	for (size_t i = 0; result && i < sizeof(args) / sizeof(*args); i++) {
-		PyObject *name = PyUnicode_FromString(args[i][1]);
-		if (!name || PyDict_SetItemString(result, args[i][0], name) < 0)
-			Py_CLEAR(result);
-		Py_XDECREF(name);
-	}
-	return result;
-}
-
-static PyObject *make_sizes(void)
-{
-	return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:i,s:i,s:i,s:i,s:i,s:i,s:i}",
-			     "slot", sizeof(struct fb_slot), "record", sizeof(struct fb_record),
-			     "stat_key", sizeof(struct fb_stat_key), "stat", sizeof(struct fb_stat),
-			     "filter_info", sizeof(struct fb_filter_info),
-			     "verdict_record", sizeof(struct fb_verdict_record), "hook", sizeof(struct fb_hook),
-			     "declaration", sizeof(struct fb_declaration),
-			     "window", sizeof(struct fb_window), "n_slots", FB_N_SLOTS,
-			     "n_recent", FB_N_RECENT, "n_stats", FB_N_STATS, "max_filters", FB_MAX_FILTERS,
-			     "max_workers", FB_MAX_WORKERS, "n_patterns", FB_N_PATTERNS, "n_windows",
-			     FB_N_WINDOWS);
-}
-
 static int module_exec(PyObject *module)
 {
 	PyObject *type = PyType_FromSpec(&mount_spec);
@@ -467,7 +430,7 @@ static int module_exec(PyObject *module)
 		return -1;
 	}
 	Py_DECREF(type);
-	PyObject *ops_table = make_ops(), *sizes = make_sizes(), *args = make_args();
+	PyObject *ops_table = module_ops(), *sizes = module_sizes(), *args = module_args();
 	int e = !ops_table || !sizes || !args || PyModule_AddObjectRef(module, "OPS", ops_table) < 0 ||
 		PyModule_AddObjectRef(module, "SIZES", sizes) < 0 ||
 		PyModule_AddObjectRef(module, "ARGS", args) < 0 ||

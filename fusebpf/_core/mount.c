@@ -15,6 +15,7 @@ struct mount *mount_create(void)
 
 	if (!m)
 		return NULL;
+	m->callers_fd = -1;
 	m->root_fd = m->device_fd = m->ended_fd = m->log_read_fd = m->log_write_fd = -1;
 	m->workers.limit = FB_MAX_WORKERS;
 	pthread_mutex_init(&m->chain_lock, NULL);
@@ -134,6 +135,8 @@ void mount_stop(struct mount *m)
 	chain_release(atomic_exchange(&m->chain, NULL));
 	shared_deinit(m);
 	close_fd(&m->root_fd);
+	int callers_fd = atomic_exchange(&m->callers_fd, -1);
+	close_fd(&callers_fd);
 	if (m->ended_fd >= 0 && write(m->ended_fd, &one, sizeof(one)) < 0)
 		return;
 }

@@ -115,6 +115,10 @@ struct inode *op_subject(const struct request *rq, const struct op *op, enum fb_
 void tags_to_slot(struct request *rq, const struct op *op, enum fb_phase phase, uint32_t owner);
 const char *tag_edit(struct request *rq, uint64_t tag, const struct op *op, enum fb_phase phase);
 
+/* callers.c */
+int callers_set(struct mount *m, int map_fd);
+void caller_to_slot(struct request *rq);
+
 /* result.c */
 void text_show(struct request *rq, const char *text, size_t len);
 void value_finish(struct request *rq);

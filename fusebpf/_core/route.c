@@ -393,6 +393,8 @@ static void hooked_run(struct request *rq)
 	image_fill(rq);
 	if (rq->chain->wants & FB_WANTS_PATH)
 		paths_fill(rq);
+	if (rq->chain->wants & FB_WANTS_CALLER)
+		caller_to_slot(rq);
 	memset(rq->cookies, 0, sizeof(rq->cookies[0]) * rq->chain->n_filters);
 	request_route(rq);
 	slot_release(rq);

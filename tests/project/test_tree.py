@@ -48,7 +48,9 @@ def test_no_source_file_is_longer_than_a_reader_can_hold() -> None:
 def test_only_the_module_includes_python() -> None:
     includes = hits(re.compile(r'#\s*include\s+[<"]Python\.h'), tracked({".c", ".h"}))
 
-    assert [hit.partition(":")[0] for hit in includes] == ["fusebpf/_core/module.c"]
+    assert [hit.partition(":")[0] for hit in includes] == ["fusebpf/_core/module.h"]
+    users = {path.name for path in (CHECKOUT / "fusebpf/_core").iterdir() if "module.h" in path.read_text()}
+    assert users == {"module.c", "module_tables.c"}
 
 
 def test_no_file_names_a_machine() -> None:
