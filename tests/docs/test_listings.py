@@ -59,7 +59,7 @@ def test_every_filter_passes_the_check(document: str, directory: Path) -> None:
     for name, text in listed.items():
         (directory / name).write_text(text)
 
-    done = run(COMMAND, "check", *listed, cwd=directory, seconds=60)
+    done = run(COMMAND, "check", *listed, cwd=directory, seconds=240)
 
     assert {line.split()[-1] for line in done.stdout.splitlines() if "@" in line.split()[0]} == set(listed)
 
