@@ -5,6 +5,7 @@ General layout, from the user down to the kernel:
     cli, mounthelper    the commands, and what mount(8) calls
     server, unmounting  a mount's background process, and how mounts are ended
     stack               Stack: one mount, from its checks to its end
+    daemon, daemon_leg  the user's pyfuse3.Operations behind a mount, and how it is reached
     options, chain      what the user asked for: -o, --filter, --set
     checks, registry    what must hold before; which mounts there are, and what dead ones left
     testing, slot, new  unit tests for filters without a mount; a filter to begin with
@@ -32,6 +33,7 @@ from fusebpf.errors import (
 
 if TYPE_CHECKING:
     from fusebpf.chain import FilterSpec
+    from fusebpf.daemon import Backing, Continue, Daemon, FileInfo, Request, Result
     from fusebpf.options import MountOptions
     from fusebpf.stack import Stack, Statistic
     from fusebpf.watching import Event
@@ -39,9 +41,13 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Backing",
     "ChainError",
     "CompileError",
+    "Continue",
+    "Daemon",
     "Event",
+    "FileInfo",
     "FilterError",
     "FilterSpec",
     "FusebpfError",
@@ -50,6 +56,8 @@ __all__ = [
     "MountOptions",
     "NoSuchElement",
     "PlatformError",
+    "Request",
+    "Result",
     "RevisionError",
     "Stack",
     "Statistic",
@@ -60,6 +68,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Backing": "fusebpf.daemon",
+    "Continue": "fusebpf.daemon",
+    "Daemon": "fusebpf.daemon",
+    "FileInfo": "fusebpf.daemon",
+    "Request": "fusebpf.daemon",
+    "Result": "fusebpf.daemon",
     "Event": "fusebpf.watching",
     "FilterSpec": "fusebpf.chain",
     "MountOptions": "fusebpf.options",

@@ -18,6 +18,9 @@ SIZES: dict[str, int]
 (n_slots, n_recent,
 n_stats, max_filters, max_workers) of the ABI, as the C compiler has them."""
 
+CALL_FIELDS: dict[str, tuple[int, int]]
+"""Where in a daemon's call its names, arguments and results lie: offset and size."""
+
 class Mount:
     """One mount: the FUSE connection, its inodes and its worker threads. Nothing is mounted before
     `start`."""
@@ -135,6 +138,46 @@ class Mount:
     def invalidate(self, timeout_ms: int, /) -> bool:
         """Make the kernel ask anew for all entries, attributes and pages that it has cached; False if it had
         not heeded that within the time."""
+
+    def daemon_start(
+        self, routes: bytes, timeout_ms: int, falls_back: bool, /
+    ) -> tuple[int, int, memoryview]:
+        """Make the daemon's leg, before `start`.
+
+        Args:
+            routes: For each opcode: 1 the daemon answers it, 2 it sees its result, 4 it defines it; or-ed.
+            timeout_ms: How long a call may take.
+            falls_back: Ops of a daemon that has ended go to the backing root.
+
+        Returns pyfuse3's descriptor (the caller's), an eventfd that says that `daemon_next` has some, and the
+        table of calls.
+
+        Raises:
+            OSError: memory or descriptors are short.
+        """
+
+    def daemon_end(self) -> None:
+        """The daemon has ended: what waits for it fails with ENOTCONN."""
+
+    def daemon_next(self) -> int:
+        """The next event, kind << 32 | token: 1 look at a result, 2 cancel a call; 0: there is none."""
+
+    def daemon_finish(self, token: int, /) -> bool:
+        """The look at a result has ended; False: nobody waits for it any more."""
+
+    def daemon_backing(self, number: int, /) -> int:
+        """A new descriptor of the backing file of an inode or handle of ours.
+
+        Raises:
+            OSError: There is none (EBADF), or it is gone.
+        """
+
+    def daemon_hold(self, token: int, parent: int, name: bytes, /) -> int:
+        """The number of an entry of the backing root; valid while the call lasts.
+
+        Raises:
+            OSError: There is no such entry, or no such call.
+        """
 
     def fileno(self) -> int:
         """An eventfd that becomes readable when the connection has ended (unmounted, aborted, or a worker

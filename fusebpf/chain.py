@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from fusebpf._core import OPS
 from fusebpf.errors import ChainError, UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ WANTS_CALLER = 1 << 4
 WANTS_DAEMON = 1 << 1
 WANTS_IDS = 1 << 2
 """fusebpf.h: FB_WANTS_DAEMON."""
+_OP_POST_ONLY, _OP_DAEMON = 1 << 10, 1 << 11
 
 
 class MapSetting(NamedTuple):
@@ -197,7 +199,7 @@ def settle(links: Sequence[Link]) -> list[Link]:
     return settled
 
 
-def arrange(links: Iterable[Link], max_filters: int) -> list[Link]:
+def arrange(links: Iterable[Link], max_filters: int, *, has_daemon: bool = False) -> list[Link]:
     """Put the filters of a mount into order, top first.
 
     Raises:
@@ -221,9 +223,34 @@ def arrange(links: Iterable[Link], max_filters: int) -> list[Link]:
                 f"filters {other.filter.name!r} and {link.filter.name!r} both stand at altitude "
                 f"{link.altitude}: the nearest free ones are {free} (say {link.filter.name}@…)"
             )
-        if link.filter.wants & WANTS_DAEMON:
-            raise ChainError(f"filter {link.filter.name!r} uses the daemon, and this mount has none")
+    _check_daemon(ordered, has_daemon=has_daemon)
     return ordered
+
+
+def wants_daemon(links: Iterable[Link]) -> bool:
+    """Whether one of the filters may say FB_DAEMON."""
+    return any(link.filter.wants & WANTS_DAEMON for link in links)
+
+
+def _check_daemon(links: Iterable[Link], *, has_daemon: bool) -> None:
+    """See that the filters that may say FB_DAEMON can."""
+    flags = {opcode: (name, op_flags) for name, opcode, _, op_flags, *_ in OPS}
+    wanting = [link.filter for link in links if link.filter.wants & WANTS_DAEMON]
+    for filter_ in wanting:
+        if not has_daemon:
+            raise ChainError(f"filter {filter_.name!r} uses the daemon, and this mount has none")
+        for hook in filter_.hooks:
+            op, op_flags = flags[hook.opcode]
+            phase, _, named = hook.program.pin_name.partition("_")
+            # One on getattr stands at statx too, and goes as getattr.
+            if op_flags & (_OP_DAEMON | _OP_POST_ONLY) or (op, named) == ("statx", "getattr"):
+                continue
+            stands = f"stands at {op}, which" if named != op else f"is on {op}, an op that"
+            raise ChainError(
+                f"filter {filter_.name!r} may send ops to the daemon, and its hook "
+                f"{phase.upper()}({filter_.name}, {named}) {stands} pyfuse3 cannot express: put that hook "
+                "into a filter without FB_WANTS_DAEMON"
+            )
 
 
 def _origin(link: Link) -> str:

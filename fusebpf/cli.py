@@ -60,6 +60,14 @@ def cli() -> None:
 @click.option("--one-file-system", is_flag=True, help="Leave out what is mounted below SRC.")
 @click.option("--root-fd", type=click.IntRange(min=0), metavar="N",
               help="The open directory N is the source: fusebpf mount --root-fd N MNT.")  # fmt: skip
+@click.option("--daemon", metavar="MODULE:CLASS",
+              help="Answer ops by a pyfuse3.Operations: MODULE:CLASS or FILE.py:CLASS.")  # fmt: skip
+@click.option("--route", "routes", multiple=True, metavar="OP=daemon|backing",
+              help="Where an op goes if no filter says so; post_OP=daemon: its result.")  # fmt: skip
+@click.option("--daemon-timeout", type=float, default=30.0, metavar="SECONDS", show_default=True,
+              help="How long the daemon may take for an op; then ETIMEDOUT.")  # fmt: skip
+@click.option("--on-daemon-failure", type=click.Choice(("fail", "backing")), default="fail",
+              help="What ops of a daemon that has died get: an error, or the backing root.")  # fmt: skip
 @click.option("--foreground", "-f", is_flag=True, help="Serve in this process; ^C unmounts.")
 def mount_command(
     src: str,
@@ -75,6 +83,10 @@ def mount_command(
     transport: str | None,
     one_file_system: bool,
     root_fd: int | None,
+    daemon: str | None,
+    routes: tuple[str, ...],
+    daemon_timeout: float,
+    on_daemon_failure: str,
     foreground: bool,
 ) -> None:
     """Mount the directory SRC on MNT; returns when the mount is usable."""
@@ -95,11 +107,29 @@ def mount_command(
         source = src
     if mnt is None:
         raise UsageError("MNT, the mount point, is missing: fusebpf mount SRC MNT")
-    stack = Stack(source, mnt, filters=filters, sets=sets, name=name, options=options, is_server=True)
+    stack = Stack(
+        source,
+        mnt,
+        filters=filters,
+        sets=sets,
+        name=name,
+        options=options,
+        is_server=True,
+        daemon=_daemon_of(daemon) if daemon is not None else None,
+        routes=routes,
+        daemon_timeout=daemon_timeout,
+        on_daemon_failure=on_daemon_failure,
+    )
     if foreground:
         server.run_foreground(stack)
     else:
         server.run_background(stack, root_fd=root_fd)
+
+
+def _daemon_of(text: str) -> object:
+    from fusebpf.daemon_import import daemon_of
+
+    return daemon_of(text)
 
 
 @cli.command("umount")

@@ -69,7 +69,8 @@ class Change(NamedTuple):
 class LiveChain:
     """Loaded filters in their order, what they share, and the revision. It owns them."""
 
-    def __init__(self, core: Mount, name: str, *, is_idmapped: bool = False) -> None:
+    def __init__(self, core: Mount, name: str, *, is_idmapped: bool = False, has_daemon: bool = False) -> None:
+        self._has_daemon = has_daemon
         self._core = core
         self._is_idmapped = is_idmapped
         self._name = name
@@ -136,7 +137,9 @@ class LiveChain:
                 all_settings += [
                     MapSetting(link.filter.name, *item) for link in links for item in spec.sets.items()
                 ]
-            links = chain.arrange(chain.settle([*self.links, *new]), SIZES["max_filters"])
+            links = chain.arrange(
+                chain.settle([*self.links, *new]), SIZES["max_filters"], has_daemon=self._has_daemon
+            )
             self._check_ids(links)
             names = [link.filter.name for link in new]
             _set(all_settings, {link.filter.name: link.filter for link in new})
@@ -198,7 +201,9 @@ class LiveChain:
                 id=old.id if pick == name else -1, keeps_open_files=open_files == "keep", revision=0
             )
             others = [one for one in self.links if one is not old]
-            links = chain.arrange(chain.settle([*others, link]), SIZES["max_filters"])
+            links = chain.arrange(
+                chain.settle([*others, link]), SIZES["max_filters"], has_daemon=self._has_daemon
+            )
             self._check_ids(links)
             for policy_map in (one for full, one in alike.items() if full not in kept):
                 keeping.copy(policy_map, new.maps[policy_map.name])

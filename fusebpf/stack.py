@@ -20,6 +20,7 @@ from fusebpf._core import Mount
 from fusebpf.callers import Callers
 from fusebpf.chain import FilterSpec, Link, MapSetting
 from fusebpf.core_log import CoreLog
+from fusebpf.daemon_import import leg_of, present
 from fusebpf.errors import FusebpfError, MountError, UsageError
 from fusebpf.live_chain import Change, LiveChain, pick_of
 from fusebpf.map_view import MapView
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
+    from fusebpf.daemon import Backing
     from fusebpf.loader import Filter
     from fusebpf.policy_map import PolicyMap
 
@@ -57,6 +59,10 @@ class Stack:
         cache: "none", "normal" or "watch", as for --cache; None: what `options` say.
         options: As for -o; filters, sets and the name may come from here too.
         is_server: This process ends with its mount, so that whoever unmounts waits for it.
+        daemon: A `pyfuse3.Operations`, such as a fusebpf.Daemon, that answers ops (docs/daemon.md).
+        routes: As for --route: "OP=daemon", "OP=backing", "post_OP=daemon".
+        daemon_timeout: How many seconds a handler of it may take.
+        on_daemon_failure: "fail" or "backing": what its ops get once it has ended by itself.
 
     Everything that can be wrong is a FusebpfError, raised on entering; nothing is left behind then.
     """
@@ -72,6 +78,10 @@ class Stack:
         cache: str | None = None,
         options: MountOptions | str = "",
         is_server: bool = False,
+        daemon: object | None = None,
+        routes: Iterable[str] = (),
+        daemon_timeout: float = 30.0,
+        on_daemon_failure: str = "fail",
     ) -> None:
         base = options if isinstance(options, MountOptions) else parse(options)
         self.options = base if cache is None else parse(f"cache={cache}", base)
@@ -83,6 +93,7 @@ class Stack:
             raise UsageError(f"two names for one mount: {name!r} and {self.options.name!r}")
         self._given = (src, mnt)
         self._is_server = is_server
+        self._leg = leg_of(daemon, tuple(routes), daemon_timeout, on_daemon_failure)
         self._root_fd = -1
         self._entry: registry.Entry | None = None
         self._core: Mount | None = None
@@ -148,6 +159,10 @@ class Stack:
             if os.fspath(link.filter.path) not in stock
             and any(hook.program.pin_name in {"pre_access", "post_access"} for hook in link.filter.hooks)
         )
+
+    def backing(self, inode: int) -> Backing:
+        """The backing file of an inode or handle that a handler was given; OSError: it has none."""
+        return present(self._leg).backing(inode)
 
     def counters(self) -> dict[str, int]:
         """The counters of the core, by name: inodes, requests, failed_closed and others."""
@@ -332,6 +347,9 @@ class Stack:
             entry.set_texts = self._set_texts
             self._entry = registry.reserve(entry)
             self._undo.callback(registry.release, entry)
+            if self._leg is not None:
+                self._leg.claim(entry.name)
+                self._undo.callback(self._leg.disclaim)
         except BaseException:
             self._undo.close()
             raise
@@ -347,6 +365,8 @@ class Stack:
             await _in_thread(self._prepare)
             self._log = CoreLog(self._prepared_core.log_fileno(), self.name)
             await _in_thread(self._load)
+            if self._leg is not None:
+                self._leg.begin(self._prepared_core, self, filters_decide=chain.wants_daemon(self.links))
             await _in_thread(self._start)
             self._control = control.serve(self)
         except BaseException:
@@ -392,7 +412,8 @@ class Stack:
             self._root_fd = -1
 
     def _load(self) -> None:
-        live = LiveChain(self._prepared_core, self.name, is_idmapped=self.options.idmap)
+        has_daemon = self._leg is not None
+        live = LiveChain(self._prepared_core, self.name, is_idmapped=self.options.idmap, has_daemon=has_daemon)
         self._live = live
         self._undo.callback(live.close)
         if self._specs:
@@ -448,6 +469,8 @@ class Stack:
                     await _bounded(self._unmount, UNMOUNT_SECONDS, "the unmount")
                 self._is_started = False
                 await _bounded(self._core.stop, STOP_SECONDS, "the end of ops in flight")
+                if self._leg is not None:
+                    await self._leg.end()
                 if self._log is not None:
                     await self._log.stop()
             self._callers.close()

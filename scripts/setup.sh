@@ -8,6 +8,7 @@ packages=(
 	python3-bpfcc bpftool                  # compile and look at BPF
 	python3-venv python3-dev gcc libc6-dev # build the extension
 	linux-libc-dev
+	libfuse3-dev pkg-config                # build pyfuse3, for mounts with a daemon
 	git tar sqlite3 rsync make fio         # programs that the demo, the tests and the benchmark run
 	attr acl e2fsprogs util-linux procps
 )

@@ -181,6 +181,12 @@ static void passthrough_count(struct request *rq, struct handle *h, struct fb_fu
 	atomic_fetch_add_explicit(&rq->mount->n_passthrough_opens, 1, memory_order_relaxed);
 }
 
+/* Does the daemon read or write for whatever is open? */
+static bool daemon_has_data(const struct mount *m)
+{
+	return m->daemon && m->daemon->has_data_routes;
+}
+
 /**
  * Open a file to read that has a backing id already, without opening it: the kernel does it with the id.
  *
@@ -193,7 +199,7 @@ bool passthrough_share(struct request *rq, int flags, struct fb_fuse_open_out *o
 	struct inode *inode = rq->inode;
 
 	// Read without the lock, to turn most away: below it is read again.
-	if (__atomic_load_n(&inode->backing_id, __ATOMIC_RELAXED) <= 0 || flags & ~harmless || data_is_hooked(rq->worker->chain) ||
+	if (__atomic_load_n(&inode->backing_id, __ATOMIC_RELAXED) <= 0 || flags & ~harmless || data_is_hooked(rq->worker->chain) || daemon_has_data(m) ||
 	    *io_mode_of(rq) > FB_IO_PASSTHROUGH || !m->default_permissions || !inode->mnt || inode->mnt->is_remote ||
 	    inode_fd_get(m, inode) < 0)
 		return false;
@@ -274,7 +280,7 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 {
 	struct mount *m = rq->mount;
 	struct inode *inode = h->inode;
-	struct opening o = { .h = h, .is_hooked = data_is_hooked(rq->worker->chain) };
+	struct opening o = { .h = h, .is_hooked = data_is_hooked(rq->worker->chain) || (daemon_has_data(m) && !h->leaves_data) };
 
 	o.is_plain = !inode->is_append_only && !has_privilege_bits(rq, h->fd);
 	out->open_flags = flush_flag(rq);
@@ -314,6 +320,19 @@ int passthrough_reopen(struct request *rq)
 	passthrough_close(rq->mount, h);
 	out->backing_id = 0;
 	return passthrough_open(rq, h, out);
+}
+
+/** Count a handle whose data the daemon serves. -EBUSY where other opens pass the file through. */
+int passthrough_refuse(struct mount *m, struct handle *h)
+{
+	struct inode *inode = h->inode;
+
+	pthread_mutex_lock(fds_stripe(m, inode));
+	bool is_free = inode->n_passthrough == 0;
+	inode->n_served += is_free;
+	h->is_served = is_free;
+	pthread_mutex_unlock(fds_stripe(m, inode));
+	return is_free ? 0 : -EBUSY;
 }
 
 void passthrough_close(struct mount *m, struct handle *h)

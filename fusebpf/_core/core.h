@@ -82,6 +82,7 @@ extern const struct op ops[256]; /* by opcode; name is NULL where there is none 
 #include "worker.h"
 #include "notify.h"
 #include "watch.h"
+#include "daemon.h"
 
 struct mount {
 	/* What was asked for. */
@@ -123,6 +124,7 @@ struct mount {
 	struct queue queues[1 + FB_MAX_WORKERS]; /* /dev/fuse, and of FUSE over io_uring one for each core */
 	uint32_t n_queues;
 	_Atomic uint64_t n_nudges; /* messages of our own to them */
+	struct daemon *daemon; /* NULL: the mount has none */
 	pthread_mutex_t locks_lock;
 	_Atomic uint32_t n_lock_owners;
 	/* What it counts. */

@@ -134,8 +134,9 @@ int device_answer(struct mount *m)
 	out.flags2 = (uint32_t)(m->features >> 32);
 	out.max_background = 64;
 	out.congestion_threshold = 48;
-	out.max_write = MAX_WRITE;
-	out.max_pages = MAX_WRITE / 4096;
+	uint32_t most = m->daemon ? DAEMON_MAX_WRITE : MAX_WRITE;
+	out.max_write = most;
+	out.max_pages = (uint16_t)(most / 4096);
 	out.time_gran = 1;
 	out.max_stack_depth = m->has_passthrough ? stack_depth(m) : 0;
 	struct fuse_out_header header = { .len = sizeof(header) + sizeof(out), .unique = m->init_unique };

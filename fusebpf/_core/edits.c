@@ -427,15 +427,15 @@ static const char *edit_common(struct request *rq, const struct fb_slot *slot, b
 }
 
 /**
- * Take the fields over that a hook says it edited. `op` is rq->op, or dirent; with `is_reply` a pre hook answers.
+ * Take the fields over that a hook, or the daemon, says it edited in `slot`. `op` is rq->op, or dirent; with `is_reply` a pre hook answers.
  *
  * Returns NULL, or why they are refused; then the op must fail.
  */
-const char *verdict_edit(struct request *rq, const struct op *op, enum fb_phase phase, bool is_reply, uint64_t edits)
+const char *verdict_edit(struct request *rq, const struct fb_slot *slot, const struct op *op, enum fb_phase phase,
+			 bool is_reply, uint64_t edits)
 {
 	static const uint64_t rare = FB_EDIT_MASK | FB_EDIT_OFFSET2 | FB_EDIT_WHENCE | FB_EDIT_UMASK | FB_EDIT_IO |
 				     FB_EDIT_LOCK;
-	const struct fb_slot *slot = slot_of(rq);
 	struct fb_slot *image = rq->image;
 	const char *why = NULL;
 

@@ -132,6 +132,8 @@ static int open_by_handle(const struct inode *inode, int flags)
 		char bytes[sizeof(struct file_handle) + MAX_HANDLE_SIZE];
 	} h;
 
+	if (inode->is_virtual)
+		return -EOPNOTSUPP;
 	if (!inode->mnt || !inode->mnt->can_reopen)
 		return -ESTALE;
 	h.handle.handle_bytes = inode->handle_bytes;

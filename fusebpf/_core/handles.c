@@ -21,6 +21,7 @@ static void handle_close(struct mount *m, struct handle *h)
 		close(h->fd);
 	if (h->holds_inode_fd)
 		inode_fd_put(m, h->inode);
+	daemon_entries_free(h);
 	free(h->dir_buffer);
 	h->dir_buffer = NULL;
 	inode_release(m, h->inode);
@@ -79,7 +80,7 @@ struct handle *handle_create(struct mount *m, struct inode *inode, int fd, bool 
 	h->generation++;
 	h->fd = fd;
 	h->is_dir = is_dir;
-	h->is_passthrough = h->is_served = h->has_flock = h->holds_inode_fd = false;
+	h->is_passthrough = h->is_served = h->has_flock = h->holds_inode_fd = h->has_daemon = h->leaves_data = false;
 	h->inode = inode;
 	h->dir_at = h->dir_end = 0;
 	h->dir_offset = 0;
@@ -143,7 +144,7 @@ struct handle *handle_get(struct mount *m, uint64_t fh, bool is_dir)
 	int e = h ? 0 : EBADF;
 
 	if (h && atomic_load_explicit(&h->fd, memory_order_acquire) < 0)
-		e = handle_open(m, h);
+		e = h->holds_inode_fd ? handle_open(m, h) : EOPNOTSUPP; // a node of the daemon's has no file
 	errno = e;
 	return e ? NULL : h;
 }

@@ -12,12 +12,17 @@ struct handle {
 	_Atomic int fd; /* -1: opened by handle_get */
 	bool is_used, is_dir, is_passthrough, is_served, has_flock;
 	bool holds_inode_fd; /* so that the file can be opened later, whatever happens to its names */
+	bool has_daemon;       /* the daemon opened it, as daemon_fh; fd may be -1 then */
+	bool leaves_data;      /* and leaves reads and writes to the backing file */
+	uint64_t daemon_fh;
 	struct inode *inode;
 	/* Directories: what getdents64 gave and no listing has taken yet. */
 	pthread_mutex_t dir_lock;
 	char *dir_buffer;
 	uint32_t dir_at, dir_end;
 	int64_t dir_offset; /* the offset of the entry at dir_at */
+	struct daemon_entry *daemon_entries; /* what the daemon listed before it */
+	uint32_t n_daemon_entries;
 	struct handle *next_free;
 };
 
@@ -59,6 +64,7 @@ void passthrough_sweep(struct mount *m);
 void passthrough_unlinked(struct mount *m, struct inode *inode);
 void passthrough_forget(struct mount *m, struct inode *inode);
 int passthrough_reopen(struct request *rq);
+int passthrough_refuse(struct mount *m, struct handle *h);
 void passthrough_close(struct mount *m, struct handle *h);
 
 #endif

@@ -132,6 +132,7 @@ static struct inode *inode_create(struct mount *m, const struct inode_key *key, 
 	inode->clock_index = -1;
 	inode->idle_index = -1;
 	inode->fd_pinned = !key->mnt || !key->mnt->can_reopen;
+	inode->is_virtual = key->handle.handle_type == DAEMON_HANDLE_TYPE;
 	inode->key_hash = key->hash;
 	inode->handle_type = key->handle.handle_type;
 	inode->handle_bytes = (uint8_t)key->handle.handle_bytes;
@@ -246,7 +247,7 @@ static struct inode *find_or_make_locked(struct mount *m, const struct inode_key
 		return inode;
 	if (!(inode = inode_create(m, key, type, view)))
 		return NULL;
-	if (inode->fd_pinned) {
+	if (*fd >= 0 && inode->fd_pinned) {
 		inode->fd = *fd; // before anybody finds it
 		atomic_fetch_add(&m->fds.n_open, 1);
 		*fd = -1;
@@ -288,6 +289,7 @@ struct inode *inodes_enter_key(struct mount *m, const struct inode_key *key, uin
 	struct inode *inode = find_or_make_locked(m, key, type, view, fd);
 	if (inode) {
 		inode->n_lookup++;
+		inode->n_daemon += inode->is_virtual;
 		old_parent = tags_judge_first(m, inode, parent) ? NULL : set_parent(m, inode, parent, name, false);
 	}
 	pthread_mutex_unlock(&s->lock);
@@ -410,21 +412,6 @@ uint64_t *inodes_of_shard(struct mount *m, uint32_t shard, uint32_t *n)
 	return nodeids;
 }
 
-/** For those who serve no op: the inode may go at any time, so it comes with a reference. */
-struct inode *inodes_get_held(struct mount *m, uint64_t nodeid)
-{
-	struct inode_shard *s = id_shard(m, nodeid);
-
-	pthread_mutex_lock(&s->lock);
-	struct inode *inode = *id_bucket(s, nodeid);
-	while (inode && inode->nodeid != nodeid)
-		inode = inode->next_by_id;
-	if (inode)
-		inode_hold(inode); // it leaves the table before its last reference goes
-	pthread_mutex_unlock(&s->lock);
-	return inode;
-}
-
 /** Take back lookups: a FORGET, or a reply that did not arrive. */
 void inodes_forget(struct mount *m, struct inode *inode, uint64_t n_lookup)
 {
@@ -434,11 +421,14 @@ void inodes_forget(struct mount *m, struct inode *inode, uint64_t n_lookup)
 	pthread_mutex_lock(&s->lock);
 	inode->n_lookup -= n_lookup < inode->n_lookup ? n_lookup : inode->n_lookup;
 	bool is_gone = inode->n_lookup == 0;
+	uint64_t n_daemon = is_gone ? inode->n_daemon : 0;
 	if (is_gone) {
 		remove_by_key(s, inode);
 		remove_by_id(m, inode);
 	}
 	pthread_mutex_unlock(&s->lock);
+	if (n_daemon && m->daemon)
+		daemon_forget(m->daemon, daemon_id_of(inode), n_daemon);
 	if (is_gone)
 		inode_release(m, inode);
 }

@@ -45,6 +45,9 @@ struct inode {
 	struct inode *next_by_key;  /* under the key shard's lock, as are parent and name */
 	struct inode *parent;	    /* holds a reference; NULL for the root */
 	char *name;
+	bool is_virtual;	    /* the daemon's own: it has no backing */
+	uint64_t daemon_id;	    /* what the daemon calls a virtual one */
+	uint64_t n_daemon;	    /* how often the daemon handed it out, as n_lookup */
 	struct backing_mount *mnt; /* NULL where the file system has no handles */
 	/* The cached descriptor, under the fd stripe's lock: */
 	int fd;			    /* O_PATH, -1: closed, open again by handle */
@@ -66,6 +69,8 @@ struct inode {
 	uint8_t handle_bytes;
 	unsigned char handle[];
 };
+
+enum { DAEMON_HANDLE_TYPE = -3 }; /* the key is the daemon's number: there is no backing */
 
 struct inode_key {
 	struct backing_mount *mnt;
@@ -158,6 +163,13 @@ void inode_release(struct mount *m, struct inode *inode);
 void inode_moved(struct mount *m, struct inode *inode, struct inode *parent, const char *name);
 void inode_seen(struct mount *m, struct inode *inode, struct inode *parent, const char *name);
 pthread_mutex_t *inode_name_lock(struct mount *m, const struct inode *inode);
+
+/* daemon_inodes.c */
+int inodes_enter_virtual(struct mount *m, uint64_t daemon_id, uint32_t type, struct inode *parent, const char *name,
+			 struct inode **out);
+int inodes_count(struct mount *m, struct inode *inode);
+void inodes_pair(struct mount *m, struct inode *inode, uint64_t daemon_id);
+void inodes_moved_child(struct mount *m, struct inode *parent, const char *name, struct inode *to, const char *to_name);
 
 /* paths.c */
 uint64_t inode_place(struct mount *m, uint64_t nodeid, char name[FB_NAME_SIZE]);

@@ -5,12 +5,7 @@
  */
 #include "module.h"
 
-typedef struct {
-	PyObject_HEAD
-	struct mount *mount;
-} MountObject;
-
-static PyObject *raise_errno(int e, const char *call)
+PyObject *raise_errno(int e, const char *call)
 {
 	PyObject *args = Py_BuildValue("(is)", e, strerror(e));
 
@@ -30,7 +25,7 @@ static PyObject *raise_errno(int e, const char *call)
 	return NULL;
 }
 
-static struct mount *mount_of(MountObject *self)
+struct mount *mount_of(MountObject *self)
 {
 	if (!self->mount)
 		PyErr_SetString(PyExc_ValueError, "the mount was not made");
@@ -398,6 +393,12 @@ static PyMethodDef mount_methods[] = {
 	{ "start", (PyCFunction)Mount_start, METH_NOARGS, NULL },
 	{ "stop", (PyCFunction)Mount_stop, METH_NOARGS, NULL },
 	{ "invalidate", (PyCFunction)Mount_invalidate, METH_VARARGS, NULL },
+	{ "daemon_start", (PyCFunction)Mount_daemon_start, METH_VARARGS, NULL },
+	{ "daemon_end", (PyCFunction)Mount_daemon_end, METH_NOARGS, NULL },
+	{ "daemon_next", (PyCFunction)Mount_daemon_next, METH_NOARGS, NULL },
+	{ "daemon_finish", (PyCFunction)Mount_daemon_finish, METH_O, NULL },
+	{ "daemon_backing", (PyCFunction)Mount_daemon_backing, METH_O, NULL },
+	{ "daemon_hold", (PyCFunction)Mount_daemon_hold, METH_VARARGS, NULL },
 	{ "fileno", (PyCFunction)Mount_fileno, METH_NOARGS, NULL },
 	{ "log_fileno", (PyCFunction)Mount_log_fileno, METH_NOARGS, NULL },
 	{ "counters", (PyCFunction)Mount_counters, METH_NOARGS, NULL },
@@ -433,7 +434,7 @@ static int module_exec(PyObject *module)
 	PyObject *ops_table = module_ops(), *sizes = module_sizes(), *args = module_args();
 	int e = !ops_table || !sizes || !args || PyModule_AddObjectRef(module, "OPS", ops_table) < 0 ||
 		PyModule_AddObjectRef(module, "SIZES", sizes) < 0 ||
-		PyModule_AddObjectRef(module, "ARGS", args) < 0 ||
+		PyModule_AddObjectRef(module, "ARGS", args) < 0 || add_call_fields(module) < 0 ||
 		PyModule_AddIntConstant(module, "ABI_VERSION", FB_ABI_VERSION) < 0;
 	Py_XDECREF(ops_table);
 	Py_XDECREF(sizes);

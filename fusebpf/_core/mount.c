@@ -123,6 +123,7 @@ void mount_stop(struct mount *m)
 	notifier_end(m);
 	bool has_ended = watch_stop(m);
 	workers_stop(m);
+	daemon_stop(m);
 	if (m->workers.n || !notifier_join(m) || !has_ended)
 		return; // what a stuck thread may still touch stays; the process's end frees it
 	notifier_deinit(m);
@@ -146,6 +147,7 @@ void mount_destroy(struct mount *m)
 	mount_stop(m);
 	if (m->workers.n || m->notifier.has_thread || m->watch.has_thread)
 		return;
+	daemon_destroy(m);
 	close_fd(&m->ended_fd);
 	close_fd(&m->log_read_fd);
 	close_fd(&m->log_write_fd);

@@ -144,7 +144,7 @@ int op_flush(struct request *rq)
 	if (!h)
 		return -EBADF;
 	locks_flush(rq->mount, h->inode, args->lock_owner);
-	if (h->inode->mnt && !h->inode->mnt->is_remote)
+	if (h->fd < 0 || (h->inode->mnt && !h->inode->mnt->is_remote))
 		return 0;
 	int fd = dup(h->fd);
 	return fd < 0 || close(fd) < 0 ? -errno : 0;

@@ -149,7 +149,7 @@ static int listing_fill(struct request *rq, struct listing *l)
 		const char *name = d->name;
 		uint32_t name_len = (uint32_t)strlen(name);
 		uint64_t ino = entry_number(rq, l, d);
-		bool is_listed = dirent_allowed(rq, ino, d->type, &name, &name_len);
+		bool is_listed = !daemon_listed(h, d->name) && dirent_allowed(rq, ino, d->type, &name, &name_len);
 		if (rq->error)
 			return -rq->error;
 		int added = is_listed ? listing_add(rq, l, d, ino, name, name_len) : 1;

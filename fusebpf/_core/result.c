@@ -183,6 +183,8 @@ void result_from_slot(struct request *rq, uint64_t edits)
 /** The reply will not hand out what it was to hand out. */
 void result_undo(struct request *rq)
 {
+	if (rq->opened && rq->opened->has_daemon)
+		daemon_release(rq->mount->daemon, rq->opened->daemon_fh, rq->opened->is_dir);
 	if (rq->opened)
 		handle_destroy(rq->mount, rq->opened);
 	if (rq->entry)

@@ -78,6 +78,16 @@ static void paths_fill(struct request *rq)
 	}
 }
 
+/* May a filter send this op to the daemon? NULL, or why not. */
+static const char *daemon_missing(const struct request *rq, const struct chain_filter *filter)
+{
+	if (!rq->mount->daemon)
+		return "it says FB_DAEMON, and the mount has no daemon";
+	if (!(filter->wants & FB_WANTS_DAEMON))
+		return "it says FB_DAEMON, and does not declare FB_WANTS_DAEMON";
+	return daemon_can_express(rq->op) ? NULL : "it says FB_DAEMON, and pyfuse3 cannot express this op";
+}
+
 /* Act on a pre hook's verdict. Returns true if the op goes on to the filter below. */
 static bool pre_decide(struct request *rq, const struct chain_hook *hook, const struct fb_verdict_record *v)
 {
@@ -98,9 +108,9 @@ static bool pre_decide(struct request *rq, const struct chain_hook *hook, const 
 	else if (edits & ~verdict_edits(rq, op, FB_PRE, is_reply))
 		why = "it edited what this op does not have, or not before it runs";
 	else if (edits)
-		why = verdict_edit(rq, op, FB_PRE, is_reply, edits);
+		why = verdict_edit(rq, slot_of(rq), op, FB_PRE, is_reply, edits);
 	if (!why && v->verdict == FB_DAEMON)
-		why = "it says FB_DAEMON, and the mount has no daemon";
+		why = daemon_missing(rq, filter);
 	if (!why && v->verdict == FB_NEGATIVE && op->canonical != FB_OP_lookup)
 		why = "it says FB_NEGATIVE, which is for lookup";
 	if (!why && (v->verdict == FB_DROP || v->verdict > FB_DROP))
@@ -126,7 +136,9 @@ static bool pre_decide(struct request *rq, const struct chain_hook *hook, const 
 		return true;
 	rq->verdict = v->verdict;
 	rq->decider = filter->name;
-	if (v->verdict == FB_BACKING) {
+	if (v->verdict == FB_DAEMON)
+		rq->route = FB_ROUTE_DAEMON;
+	if (v->verdict == FB_BACKING || v->verdict == FB_DAEMON) {
 		rq->reach = hook->position + 1; // its own post hook runs, those below were not asked
 		return false;
 	}
@@ -186,13 +198,13 @@ static void post_decide(struct request *rq, const struct chain_hook *hook, const
 	else if (edits & ~verdict_edits(rq, rq->op, FB_POST, false))
 		why = "it edited what this op does not have, or not after it ran";
 	else if (v->verdict == FB_DAEMON)
-		why = "it says FB_DAEMON, and the mount has no daemon";
+		why = daemon_missing(rq, filter);
 	else if (v->verdict != FB_CONTINUE && v->verdict != FB_REPLY)
 		why = "its verdict is none that a post hook has";
 	else if (edits & FB_EDIT_ERROR && !v->error && rq->error && rq->op->flags & with_result)
 		why = "it made a failed op a success that has no result";
 	else if (edits)
-		why = verdict_edit(rq, rq->op, FB_POST, false, edits);
+		why = verdict_edit(rq, slot_of(rq), rq->op, FB_POST, false, edits);
 	if (why) {
 		fail_closed(rq, rq->op, hook, FB_POST, why);
 		rq->error = EIO;
@@ -208,6 +220,13 @@ static void post_decide(struct request *rq, const struct chain_hook *hook, const
 			rq->io_asker = filter->name;
 			rq->error = -passthrough_reopen(rq);
 		}
+	}
+	if (!why && v->verdict == FB_DAEMON) {
+		slot_release(rq); // it may take its time
+		daemon_see_result(rq);
+		slot_acquire(rq, false);
+		if (!rq->error)
+			result_to_slot(rq); // for the hooks above
 	}
 	if (rq->error)
 		result_undo(rq);
@@ -280,7 +299,7 @@ static bool dirent_ask(struct request *rq, uint64_t ino, uint32_t type, const ch
 		else if (edits & ~verdict_edits(rq, dirent, FB_POST, false) || (v.flags & FB_REWRITE && !edits))
 			why = "it edited something else than the name";
 		else if (edits)
-			why = verdict_edit(rq, dirent, FB_POST, false, edits);
+			why = verdict_edit(rq, slot_of(rq), dirent, FB_POST, false, edits);
 		if (why) {
 			fail_closed(rq, dirent, hook, FB_POST, why);
 			rq->error = EIO;
@@ -352,6 +371,36 @@ static int op_run(struct request *rq)
 	return e;
 }
 
+/* On a mount with a daemon: the op where its route leads, and the daemon's look at the result. */
+static void op_do_with_daemon(struct request *rq)
+{
+	if (daemon_takes(rq) && !daemon_op(rq))
+		return;
+	if (rq->inode->is_virtual) {
+		daemon_virtual(rq);
+		return;
+	}
+	rq->route = FB_ROUTE_BACKING;
+	daemon_ttl(rq);
+	int e = daemon_keeps_data(rq) ? EOPNOTSUPP : -op_run(rq);
+	if (!rq->error) // a listing fails where a dirent hook broke a rule
+		rq->error = e ? errno_for_kernel((uint32_t)e) : 0;
+	if (daemon_sees_result(rq))
+		daemon_see_result(rq);
+}
+
+/* The op itself. */
+static void op_do(struct request *rq)
+{
+	if (__builtin_expect(rq->mount->daemon != NULL, 0)) {
+		op_do_with_daemon(rq);
+		return;
+	}
+	int e = -op_run(rq);
+	if (!rq->error) // a listing fails where a dirent hook broke a rule
+		rq->error = e ? errno_for_kernel((uint32_t)e) : 0;
+}
+
 static bool has_post(const struct request *rq)
 {
 	return rq->hooks && rq->hooks->n_post;
@@ -362,11 +411,9 @@ static bool has_post(const struct request *rq)
 static void backing_run(struct request *rq)
 {
 	bool lists = rq->chain->ops[FB_OP_dirent] && rq->op->canonical == FB_OP_readdir;
-	if (!lists && slots_are_short(rq->mount))
-		slot_release(rq);
-	int e = -op_run(rq);
-	if (!rq->error) // a listing fails where a dirent hook broke a rule
-		rq->error = e ? errno_for_kernel((uint32_t)e) : 0;
+	if (!lists && (rq->mount->daemon || slots_are_short(rq->mount)))
+		slot_release(rq); // always where a daemon may take its time
+	op_do(rq);
 	if (has_post(rq) && rq->slot == NO_SLOT)
 		slot_acquire(rq, false);
 }
@@ -375,7 +422,7 @@ static void backing_run(struct request *rq)
 void request_route(struct request *rq)
 {
 	pre_run(rq);
-	if (rq->route == FB_ROUTE_BACKING)
+	if (rq->route != FB_ROUTE_REPLY)
 		backing_run(rq);
 	else if (!rq->error)
 		result_from_slot(rq, rq->all_edits);
@@ -437,8 +484,7 @@ void request_run(struct request *rq)
 	if (is_hooked(rq)) {
 		hooked_run(rq);
 	} else {
-		e = -op_run(rq);
-		rq->error = e ? errno_for_kernel((uint32_t)e) : 0;
+		op_do(rq);
 	}
 	if (rq->error)
 		result_undo(rq);

@@ -50,7 +50,7 @@ def test_only_the_module_includes_python() -> None:
 
     assert [hit.partition(":")[0] for hit in includes] == ["fusebpf/_core/module.h"]
     users = {path.name for path in (CHECKOUT / "fusebpf/_core").iterdir() if "module.h" in path.read_text()}
-    assert users == {"module.c", "module_tables.c"}
+    assert users == {"module.c", "module_daemon.c", "module_tables.c"}
 
 
 def test_no_file_names_a_machine() -> None:

@@ -1,0 +1,329 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What of an op is the daemon's: whether it is asked, what its answer does to the op, and its look at a result. Any worker,
+ * which may be parked while it waits.
+ */
+#include "core.h"
+
+/** Can the op go to pyfuse3 at all? statx goes as getattr. */
+bool daemon_can_express(const struct op *op)
+{
+	return op->flags & FB_OP_DAEMON || op->canonical == FB_OP_statx;
+}
+
+static uint8_t routes_of(const struct request *rq)
+{
+	uint32_t op = rq->op->canonical == FB_OP_statx ? FB_OP_getattr : rq->op->canonical;
+
+	return rq->mount->daemon->routes[op];
+}
+
+static bool moves_data(const struct op *op)
+{
+	return op->canonical == FB_OP_read || op->canonical == FB_OP_write;
+}
+
+/** Does the daemon answer this op, or say how it goes on? */
+bool daemon_takes(const struct request *rq)
+{
+	const struct handle *h;
+	uint64_t unused;
+
+	if (!daemon_can_express(rq->op) || rq->verdict == FB_BACKING)
+		return false;
+	if (rq->route == FB_ROUTE_REPLY)
+		return false;
+	h = daemon_handle(rq);
+	if (h && h->is_dir && rq->op->canonical == FB_OP_readdir &&
+	    !daemon_offset(h, rq->image->args.rw.offset, &unused))
+		return false; // the daemon's entries are through: this is in the backing's
+	if (rq->route == FB_ROUTE_DAEMON || rq->inode->is_virtual)
+		return true;
+	if (!h || !h->has_daemon || rq->op->canonical == FB_OP_setattr)
+		return routes_of(rq) & DAEMON_PRE;
+	if (moves_data(rq->op) && h->leaves_data)
+		return false;
+	return rq->op->flags & FB_OP_UNREFUSABLE || routes_of(rq) & (DAEMON_DEFINES | DAEMON_PRE);
+}
+
+/** What the backing root answers is not cached where the daemon is to be asked each time. */
+void daemon_ttl(struct request *rq)
+{
+	const uint8_t *routes = rq->mount->daemon->routes;
+	uint8_t asks = DAEMON_PRE | DAEMON_POST;
+
+	if (rq->all_edits & FB_EDIT_TTL)
+		return; // a filter has said for how long
+	if (routes[FB_OP_lookup] & asks)
+		rq->entry_ttl_ns = 0;
+	if (routes[FB_OP_getattr] & asks)
+		rq->attr_ttl_ns = 0;
+}
+
+/** Is this an op on data that only the daemon could do, and cannot express? */
+bool daemon_keeps_data(const struct request *rq)
+{
+	uint32_t op = rq->op->canonical;
+
+	if (op != FB_OP_lseek && op != FB_OP_fallocate && op != FB_OP_copy_file_range)
+		return false;
+	const struct handle *h = daemon_handle(rq), *to = NULL;
+	if (op == FB_OP_copy_file_range)
+		to = handle_find(rq->mount, rq->image->args.copy.fh_out, false);
+	return rq->mount->daemon->has_data_routes || (h && h->has_daemon && !h->leaves_data) ||
+	       (to && to->has_daemon && !to->leaves_data);
+}
+
+bool daemon_sees_result(const struct request *rq)
+{
+	return daemon_can_express(rq->op) && routes_of(rq) & DAEMON_POST && !(rq->op->flags & FB_OP_UNREFUSABLE);
+}
+
+/* ------------------------------------------------------------------------------- the daemon asked */
+
+/* The daemon is dead: by the mount's policy the op fails, or goes on without it. Returns whether it goes on. */
+static bool without_daemon(struct request *rq)
+{
+	if (rq->op->flags & FB_OP_UNREFUSABLE || rq->mount->daemon->falls_back)
+		return true;
+	rq->error = ENOTCONN;
+	return false;
+}
+
+/* A node of the daemon's own, which the daemon does not answer for: what can be said without a backing. */
+static int virtual_default(struct request *rq)
+{
+	struct fb_fuse_open_out *out = &rq->out.open;
+
+	switch (rq->op->canonical) {
+	case FB_OP_open:
+	case FB_OP_opendir:
+		memset(out, 0, sizeof(*out));
+		rq->opened = handle_create(rq->mount, rq->inode, -1, rq->op->canonical == FB_OP_opendir);
+		if (!rq->opened)
+			return -ENFILE;
+		out->fh = handle_number(rq->opened);
+		out->open_flags = rq->op->canonical == FB_OP_open ? FOPEN_DIRECT_IO : 0; // its size need not be known
+		rq->reply = out;
+		rq->reply_len = sizeof(*out);
+		return 0;
+	case FB_OP_flush:
+	case FB_OP_release:
+	case FB_OP_releasedir:
+		return rq->op->run(rq);
+	case FB_OP_statfs:
+		rq->inode = rq->mount->inodes.root;
+		return rq->op->run(rq);
+	case FB_OP_fsync:
+	case FB_OP_fsyncdir:
+	case FB_OP_access:
+		return 0;
+	default:
+		return -EOPNOTSUPP;
+	}
+}
+
+/** An op on a node without a backing that nobody answers. */
+void daemon_virtual(struct request *rq)
+{
+	int e = -virtual_default(rq);
+
+	rq->error = e ? errno_for_kernel((uint32_t)e) : 0;
+}
+
+/* What pyfuse3 said. Returns 1: the op goes on; 0 or -errno. */
+static int take_answer(struct request *rq, struct daemon_call *call, struct daemon_waiter *w)
+{
+	const struct fuse_out_header *header = (const void *)rq->worker->payload;
+	const char *body = rq->worker->payload + sizeof(*header);
+	size_t len = w->reply_len - sizeof(*header);
+
+	if (header->error == -DAEMON_CONTINUE)
+		return 1;
+	if (header->error)
+		return -errno_for_kernel((uint32_t)-header->error);
+	if (rq->op->canonical == FB_OP_readdir)
+		return daemon_listing(rq, call->flags & DAEMON_CALL_GOES_ON, body, len);
+	return daemon_reply(rq, call, body, len);
+}
+
+/* Continue with changed arguments: judged as a filter's. */
+static int take_changes(struct request *rq, const struct daemon_call *call)
+{
+	if (!(call->flags & DAEMON_CALL_CHANGED) || !call->edits)
+		return 0;
+	const char *why = call->edits & ~verdict_edits(rq, rq->op, FB_PRE, false)
+				  ? "it changed what this op does not have"
+				  : verdict_edit(rq, &call->slot, rq->op, FB_PRE, false, call->edits);
+	if (!why) {
+		rq->all_edits |= call->edits;
+		return 0;
+	}
+	mount_log(rq->mount, "ERROR", "the daemon's Continue for %s broke a rule, so the op failed with EIO: %s",
+		  rq->op->name, why);
+	return -EIO;
+}
+
+static void explain(struct request *rq, int e)
+{
+	struct mount *m = rq->mount;
+
+	if (e == -ETIMEDOUT)
+		mount_log(m, "ERROR", "the daemon did not answer %s within %lld ms, so it failed with ETIMEDOUT",
+			  rq->op->name, (long long)m->daemon->timeout_ms);
+	else if (e == -ENOTCONN)
+		mount_log(m, "ERROR", "the daemon has ended, so %s failed with ENOTCONN", rq->op->name);
+	else if (e == -EPROTO)
+		mount_log(m, "ERROR", "the daemon's answer to %s makes no sense (unknown inode, another file type, more "
+			  "bytes than asked for, …), so it failed with EIO", rq->op->name);
+	else if (e == -EBUSY)
+		mount_log(m, "ERROR", "%d ops wait for the daemon already, so %s failed with EBUSY", DAEMON_N_CALLS,
+			  rq->op->name);
+}
+
+/* Ask and wait, with the worker out of the way if it takes long. Returns as take_answer. */
+static int ask(struct request *rq, struct daemon_call *call, struct daemon_waiter *w, bool by_socket)
+{
+	struct mount *m = rq->mount;
+
+	worker_enter_backing(rq->worker);
+	// So many wait that the rest would have none left: this one no longer counts.
+	if (atomic_load(&m->daemon->n_waiting) * 2 >= m->workers.limit)
+		worker_park(rq->worker);
+	int e = 0;
+	if (by_socket)
+		e = daemon_request(rq, call, w);
+	else
+		daemon_tell(m->daemon, DAEMON_EVENT_POST, call->token);
+	if (!e)
+		e = daemon_await(rq, call, w);
+	if (!e && by_socket)
+		e = take_answer(rq, call, w);
+	worker_leave_backing(rq->worker);
+	return e;
+}
+
+/**
+ * Let the daemon answer the op. Returns 0: rq has the result; 1: it goes on to the backing root.
+ */
+int daemon_op(struct request *rq)
+{
+	struct daemon *d = rq->mount->daemon;
+	struct daemon_waiter *w;
+
+	rq->route = FB_ROUTE_DAEMON;
+	if (atomic_load(&d->is_dead))
+		return without_daemon(rq);
+	struct daemon_call *call = daemon_call_begin(rq, FB_PRE, &w);
+	int e = call ? ask(rq, call, w, true) : -EBUSY;
+	if (e == 1)
+		e = take_changes(rq, call) ? -EIO : 1;
+	if (call)
+		daemon_call_end(rq, call, w);
+	if (e == 1)
+		return 1;
+	explain(rq, e);
+	if (rq->op->flags & FB_OP_UNREFUSABLE)
+		return 1;
+	if (!rq->error) // a listing fails where a dirent hook broke a rule
+		rq->error = e == -EPROTO ? EIO : e ? errno_for_kernel((uint32_t)-e) : 0;
+	return rq->op->canonical == FB_OP_flush && !rq->error; // locks are let go of there
+}
+
+/* --------------------------------------------------------------------------- the daemon looks */
+
+/* Where the bytes are that the op answers with, and how many they may become. */
+static void show_data(struct request *rq, struct daemon_call *call)
+{
+	bool is_read = rq->op->canonical == FB_OP_read, is_text = rq->op->flags & FB_OP_TEXT;
+
+	if (rq->error || !(is_read || is_text) || rq->reply_len)
+		return;
+	if (rq->payload != rq->worker->payload && rq->payload_len) // a filter's text
+		memcpy(rq->worker->payload, rq->payload, rq->payload_len);
+	call->data = (uint64_t)(uintptr_t)rq->worker->payload;
+	call->data_len = rq->payload_len;
+	call->data_capacity = is_read ? rq->image->args.rw.size
+			      : rq->op->canonical == FB_OP_readlink ? FB_PATH_SIZE - 1
+								    : rq->image->args.xattr.size;
+}
+
+static void show_names(const struct request *rq, struct fb_slot *slot)
+{
+	const char *names[] = { rq->name, rq->name2, rq->text };
+	uint32_t *lens[] = { &slot->name_len, &slot->name2_len, &slot->text_len };
+	char *texts[] = { slot->name.text, slot->name2.text, slot->text };
+
+	for (int i = 0; i < 3; i++) {
+		*lens[i] = names[i] ? (uint32_t)strlen(names[i]) : 0;
+		if (names[i])
+			memcpy(texts[i], names[i], *lens[i] + 1);
+	}
+}
+
+/* What the handler made of the result. NULL, or why it is refused. */
+static const char *take_result(struct request *rq, const struct daemon_call *call)
+{
+	static const uint32_t with_result =
+		FB_OP_ENTRY | FB_OP_ATTR | FB_OP_TEXT | FB_OP_COUNT | FB_OP_STATFS | FB_OP_OPENS;
+	uint64_t edits = call->edits;
+
+	if (rq->error && !call->error && rq->op->flags & with_result)
+		return "it made a failed op a success that has no result";
+	rq->error = call->error ? errno_for_kernel(call->error) : 0;
+	if (rq->error)
+		return NULL;
+	if (edits & ~verdict_edits(rq, rq->op, FB_POST, false))
+		return "it changed what this op does not have";
+	rq->image->phase = FB_POST;
+	const char *why = edits ? verdict_edit(rq, &call->slot, rq->op, FB_POST, false, edits) : NULL;
+	if (why)
+		return why;
+	rq->all_edits |= edits;
+	result_from_slot(rq, edits);
+	if (call->data) {
+		if (call->data_len > call->data_capacity)
+			return "there are more bytes than the caller asked for";
+		rq->payload = rq->worker->payload;
+		rq->payload_len = call->data_len;
+		if (rq->op->canonical == FB_OP_read)
+			rq->count = rq->payload_len;
+	}
+	return NULL;
+}
+
+/** Show the result to the daemon, which may change it. */
+void daemon_see_result(struct request *rq)
+{
+	struct daemon *d = rq->mount->daemon;
+	struct daemon_waiter *w;
+
+	if (atomic_load(&d->is_dead)) {
+		if (without_daemon(rq))
+			return;
+		result_undo(rq);
+		return;
+	}
+	struct daemon_call *call = daemon_call_begin(rq, FB_POST, &w);
+	int e = call ? 0 : -EBUSY;
+	if (call) {
+		if (!rq->error)
+			result_to_slot(rq);
+		memcpy(&call->slot, rq->image, offsetof(struct fb_slot, key_op));
+		show_names(rq, &call->slot);
+		show_data(rq, call);
+		e = ask(rq, call, w, false);
+		const char *why = e ? NULL : take_result(rq, call);
+		if (why) {
+			mount_log(rq->mount, "ERROR", "the daemon's look at %s broke a rule, so the op failed with EIO: %s",
+				  rq->op->name, why);
+			e = -EIO;
+		}
+		daemon_call_end(rq, call, w);
+	}
+	explain(rq, e);
+	if (e)
+		rq->error = errno_for_kernel((uint32_t)-e);
+	if (rq->error)
+		result_undo(rq);
+}
