@@ -9,12 +9,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusebpf.chain import wants_daemon
 from fusebpf.errors import MountError, PlatformError, UsageError
 
 if TYPE_CHECKING:
+    import contextlib
     from types import ModuleType
 
+    from fusebpf._core import Mount
     from fusebpf.daemon_leg import Leg
+    from fusebpf.stack import Stack
 
 
 def daemon_of(text: str) -> object:
@@ -68,3 +72,26 @@ def present(leg: Leg | None) -> Leg:
     if leg is None:
         raise MountError("the mount has no daemon")
     return leg
+
+
+def claim(leg: Leg | None, name: str, undo: contextlib.ExitStack) -> None:
+    """Take this process's one session for a mount with a daemon.
+
+    Raises:
+        MountError: Another mount of this process has it.
+    """
+    if leg is not None:
+        leg.claim(name)
+        undo.callback(leg.disclaim)
+
+
+def begin(leg: Leg | None, core: Mount, stack: Stack) -> None:
+    """Connect the daemon, where there is one."""
+    if leg is not None:
+        leg.begin(core, stack, filters_decide=wants_daemon(stack.links))
+
+
+async def end(leg: Leg | None) -> None:
+    """End its session."""
+    if leg is not None:
+        await leg.end()

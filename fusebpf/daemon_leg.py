@@ -47,7 +47,6 @@ _FOLLOW_OPEN = {
     "fsyncdir": "opendir",
     "releasedir": "opendir",
 }
-_ONLY_OPENED = frozenset(("flush", "fsync", "release", "fsyncdir", "releasedir"))
 _NO_CONTEXT = frozenset(_FOLLOW_OPEN)
 _PRE, _POST, _DEFINES = 1, 2, 4
 _CHANGED, _GOES_ON, _LEAVES_DATA = 1, 2, 4
@@ -176,7 +175,7 @@ class Leg:
             table[_OPCODES[op]] |= _DEFINES * self.defines(op)
         if not filters_decide and not any(route.to_daemon for route in self._routes):
             for op in HANDLERS:
-                follows = op in _ONLY_OPENED or self.defines(_FOLLOW_OPEN.get(op, ""))
+                follows = self.defines(_FOLLOW_OPEN.get(op, ""))
                 table[_OPCODES[op]] |= _PRE * (self.defines(op) and not follows)
                 table[_OPCODES[op]] |= _POST * hasattr(self.daemon, f"post_{op}")
         for op, is_post, to_daemon in self._routes:

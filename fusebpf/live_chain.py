@@ -69,7 +69,9 @@ class Change(NamedTuple):
 class LiveChain:
     """Loaded filters in their order, what they share, and the revision. It owns them."""
 
-    def __init__(self, core: Mount, name: str, *, is_idmapped: bool = False, has_daemon: bool = False) -> None:
+    def __init__(
+        self, core: Mount, name: str, *, is_idmapped: bool = False, has_daemon: bool = False
+    ) -> None:
         self._has_daemon = has_daemon
         self._core = core
         self._is_idmapped = is_idmapped

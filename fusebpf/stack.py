@@ -20,7 +20,7 @@ from fusebpf._core import Mount
 from fusebpf.callers import Callers
 from fusebpf.chain import FilterSpec, Link, MapSetting
 from fusebpf.core_log import CoreLog
-from fusebpf.daemon_import import leg_of, present
+from fusebpf.daemon_import import begin, claim, end, leg_of, present
 from fusebpf.errors import FusebpfError, MountError, UsageError
 from fusebpf.live_chain import Change, LiveChain, pick_of
 from fusebpf.map_view import MapView
@@ -60,9 +60,7 @@ class Stack:
         options: As for -o; filters, sets and the name may come from here too.
         is_server: This process ends with its mount, so that whoever unmounts waits for it.
         daemon: A `pyfuse3.Operations`, such as a fusebpf.Daemon, that answers ops (docs/daemon.md).
-        routes: As for --route: "OP=daemon", "OP=backing", "post_OP=daemon".
-        daemon_timeout: How many seconds a handler of it may take.
-        on_daemon_failure: "fail" or "backing": what its ops get once it has ended by itself.
+        routes: As for --route; daemon_timeout, in seconds, and on_daemon_failure likewise.
 
     Everything that can be wrong is a FusebpfError, raised on entering; nothing is left behind then.
     """
@@ -347,9 +345,7 @@ class Stack:
             entry.set_texts = self._set_texts
             self._entry = registry.reserve(entry)
             self._undo.callback(registry.release, entry)
-            if self._leg is not None:
-                self._leg.claim(entry.name)
-                self._undo.callback(self._leg.disclaim)
+            claim(self._leg, entry.name, self._undo)
         except BaseException:
             self._undo.close()
             raise
@@ -365,8 +361,7 @@ class Stack:
             await _in_thread(self._prepare)
             self._log = CoreLog(self._prepared_core.log_fileno(), self.name)
             await _in_thread(self._load)
-            if self._leg is not None:
-                self._leg.begin(self._prepared_core, self, filters_decide=chain.wants_daemon(self.links))
+            begin(self._leg, self._prepared_core, self)
             await _in_thread(self._start)
             self._control = control.serve(self)
         except BaseException:
@@ -413,7 +408,9 @@ class Stack:
 
     def _load(self) -> None:
         has_daemon = self._leg is not None
-        live = LiveChain(self._prepared_core, self.name, is_idmapped=self.options.idmap, has_daemon=has_daemon)
+        live = LiveChain(
+            self._prepared_core, self.name, is_idmapped=self.options.idmap, has_daemon=has_daemon
+        )
         self._live = live
         self._undo.callback(live.close)
         if self._specs:
@@ -469,8 +466,7 @@ class Stack:
                     await _bounded(self._unmount, UNMOUNT_SECONDS, "the unmount")
                 self._is_started = False
                 await _bounded(self._core.stop, STOP_SECONDS, "the end of ops in flight")
-                if self._leg is not None:
-                    await self._leg.end()
+                await end(self._leg)
                 if self._log is not None:
                     await self._log.stop()
             self._callers.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from support import CHECKOUT
 
-TRIED = ("README.md", "docs/writing-filters.md", "docs/filters.md", "docs/fuse-bpf.md")
+TRIED = ("README.md", "docs/writing-filters.md", "docs/filters.md", "docs/fuse-bpf.md", "docs/daemon.md")
 KINDS = (
     "filter",
     "filter that is refused",
@@ -15,6 +15,7 @@ KINDS = (
     "transcript, beginnings of lines",
     "python",
     "python test",
+    "daemon",
 )
 
 _BLOCK = re.compile(
@@ -79,7 +80,8 @@ def filters(document: str, *, refused: bool = False) -> dict[str, str]:
 
 def transcripts(document: str) -> list[list[Transcript]]:
     """The transcripts of a document; those of one list share a directory, in their order."""
-    files = filters(document) | filters(document, refused=True)
+    daemons = {block.name: block.body for block in blocks(document) if block.kind == "daemon"}
+    files = filters(document) | filters(document, refused=True) | daemons
     stories: list[list[Transcript]] = []
     for block in blocks(document):
         if not block.kind.startswith("transcript"):

@@ -98,6 +98,7 @@ void daemon_release(struct daemon *d, uint64_t fh, bool is_dir);
 
 /* daemon_route.c: what of an op is the daemon's */
 bool daemon_takes(const struct request *rq);
+bool daemon_judges_entries(const struct mount *m);
 void daemon_ttl(struct request *rq);
 bool daemon_keeps_data(const struct request *rq);
 bool daemon_sees_result(const struct request *rq);
@@ -105,6 +106,7 @@ int daemon_op(struct request *rq);
 void daemon_see_result(struct request *rq);
 void daemon_virtual(struct request *rq);
 bool daemon_can_express(const struct op *op);
+const char *daemon_refuses(const struct request *rq, const struct chain_filter *filter);
 
 /* daemon_request.c */
 int daemon_request(struct request *rq, struct daemon_call *call, struct daemon_waiter *waiter);

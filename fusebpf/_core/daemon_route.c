@@ -11,6 +11,16 @@ bool daemon_can_express(const struct op *op)
 	return op->flags & FB_OP_DAEMON || op->canonical == FB_OP_statx;
 }
 
+/** May a filter send this op to the daemon? NULL, or why not. */
+const char *daemon_refuses(const struct request *rq, const struct chain_filter *filter)
+{
+	if (!rq->mount->daemon)
+		return "it says FB_DAEMON, and the mount has no daemon";
+	if (!(filter->wants & FB_WANTS_DAEMON))
+		return "it says FB_DAEMON, and does not declare FB_WANTS_DAEMON";
+	return daemon_can_express(rq->op) ? NULL : "it says FB_DAEMON, and pyfuse3 cannot express this op";
+}
+
 static uint8_t routes_of(const struct request *rq)
 {
 	uint32_t op = rq->op->canonical == FB_OP_statx ? FB_OP_getattr : rq->op->canonical;
@@ -44,6 +54,12 @@ bool daemon_takes(const struct request *rq)
 	if (moves_data(rq->op) && h->leaves_data)
 		return false;
 	return rq->op->flags & FB_OP_UNREFUSABLE || routes_of(rq) & (DAEMON_DEFINES | DAEMON_PRE);
+}
+
+/** Must each entry be looked up, since the daemon answers for it or sees the result? Then listings carry names alone. */
+bool daemon_judges_entries(const struct mount *m)
+{
+	return m->daemon && (m->daemon->routes[FB_OP_lookup] | m->daemon->routes[FB_OP_getattr]) & (DAEMON_PRE | DAEMON_POST);
 }
 
 /** What the backing root answers is not cached where the daemon is to be asked each time. */
@@ -118,6 +134,8 @@ static int virtual_default(struct request *rq)
 	case FB_OP_fsyncdir:
 	case FB_OP_access:
 		return 0;
+	case FB_OP_getxattr:
+		return -ENODATA; // for ACLs the kernel takes no other "no"
 	default:
 		return -EOPNOTSUPP;
 	}
@@ -131,6 +149,14 @@ void daemon_virtual(struct request *rq)
 	rq->error = e ? errno_for_kernel((uint32_t)e) : 0;
 }
 
+/* A daemon that knows no extended attributes has no ACLs either: by another errno the kernel would refuse access. */
+static int without_acl(const struct request *rq, int error)
+{
+	bool asks_acl = rq->op->canonical == FB_OP_getxattr && !strncmp(rq->name, "system.posix_acl_", 17);
+
+	return asks_acl && error == EOPNOTSUPP ? ENODATA : error;
+}
+
 /* What pyfuse3 said. Returns 1: the op goes on; 0 or -errno. */
 static int take_answer(struct request *rq, struct daemon_call *call, struct daemon_waiter *w)
 {
@@ -141,7 +167,7 @@ static int take_answer(struct request *rq, struct daemon_call *call, struct daem
 	if (header->error == -DAEMON_CONTINUE)
 		return 1;
 	if (header->error)
-		return -errno_for_kernel((uint32_t)-header->error);
+		return -without_acl(rq, errno_for_kernel((uint32_t)-header->error));
 	if (rq->op->canonical == FB_OP_readdir)
 		return daemon_listing(rq, call->flags & DAEMON_CALL_GOES_ON, body, len);
 	return daemon_reply(rq, call, body, len);

@@ -171,7 +171,7 @@ static int list(struct request *rq, bool is_plus)
 			     .out = rq->worker->payload,
 			     .size = args.size,
 			     .is_plus = is_plus,
-			     .with_inodes = !chain || !chain_hooks(chain, FB_OP_lookup) };
+			     .with_inodes = (!chain || !chain_hooks(chain, FB_OP_lookup)) && !daemon_judges_entries(rq->mount) };
 
 	if (!l.h)
 		return -errno;

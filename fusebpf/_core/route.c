@@ -78,16 +78,6 @@ static void paths_fill(struct request *rq)
 	}
 }
 
-/* May a filter send this op to the daemon? NULL, or why not. */
-static const char *daemon_missing(const struct request *rq, const struct chain_filter *filter)
-{
-	if (!rq->mount->daemon)
-		return "it says FB_DAEMON, and the mount has no daemon";
-	if (!(filter->wants & FB_WANTS_DAEMON))
-		return "it says FB_DAEMON, and does not declare FB_WANTS_DAEMON";
-	return daemon_can_express(rq->op) ? NULL : "it says FB_DAEMON, and pyfuse3 cannot express this op";
-}
-
 /* Act on a pre hook's verdict. Returns true if the op goes on to the filter below. */
 static bool pre_decide(struct request *rq, const struct chain_hook *hook, const struct fb_verdict_record *v)
 {
@@ -110,7 +100,7 @@ static bool pre_decide(struct request *rq, const struct chain_hook *hook, const 
 	else if (edits)
 		why = verdict_edit(rq, slot_of(rq), op, FB_PRE, is_reply, edits);
 	if (!why && v->verdict == FB_DAEMON)
-		why = daemon_missing(rq, filter);
+		why = daemon_refuses(rq, filter);
 	if (!why && v->verdict == FB_NEGATIVE && op->canonical != FB_OP_lookup)
 		why = "it says FB_NEGATIVE, which is for lookup";
 	if (!why && (v->verdict == FB_DROP || v->verdict > FB_DROP))
@@ -198,7 +188,7 @@ static void post_decide(struct request *rq, const struct chain_hook *hook, const
 	else if (edits & ~verdict_edits(rq, rq->op, FB_POST, false))
 		why = "it edited what this op does not have, or not after it ran";
 	else if (v->verdict == FB_DAEMON)
-		why = daemon_missing(rq, filter);
+		why = daemon_refuses(rq, filter);
 	else if (v->verdict != FB_CONTINUE && v->verdict != FB_REPLY)
 		why = "its verdict is none that a post hook has";
 	else if (edits & FB_EDIT_ERROR && !v->error && rq->error && rq->op->flags & with_result)

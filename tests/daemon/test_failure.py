@@ -1,0 +1,217 @@
+"""A daemon that goes wrong: the ops that wait for it fail with a clear errno, all others go on."""
+
+import errno
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import support
+from cli_support import assert_refused, fusebpf
+from support import Mounted, Mounter
+
+DAEMONS = Path(__file__).parent / "daemons.py"
+
+
+def failing(mount: Mounter, *arguments: str) -> Mounted:
+    """A mount with the daemon Fails, with a file in it."""
+    mounted = mount(arguments=["--daemon", f"{DAEMONS}:Fails", *arguments])
+    (mounted.src / "file").write_text("text\n")
+    return mounted
+
+
+def stat_says(mounted: Mounted, name: str) -> str:
+    """What a client is told of a name."""
+    return (
+        support.run("stat", "-c", "%s", mounted.path / name, check=False).stderr.rpartition(": ")[2].strip()
+    )
+
+
+def test_each_failure_has_its_errno_and_its_line(mount: Mounter) -> None:
+    mounted = failing(mount)
+
+    assert stat_says(mounted, "raises") == os.strerror(errno.EIO)
+    assert stat_says(mounted, "denies") == os.strerror(errno.EDQUOT)
+    assert stat_says(mounted, "absurd") == os.strerror(errno.EIO)
+    assert stat_says(mounted, "nonsense") == os.strerror(errno.EIO)
+    assert stat_says(mounted, "stranger") == os.strerror(errno.EIO)
+    assert stat_says(mounted, "typeless") == os.strerror(errno.EIO)
+    assert "Input/output error" in support.run("cat", mounted.path / "file", check=False).stderr
+    assert stat_says(mounted, "file") == ""
+    log = mounted.log
+    assert "RuntimeError: something is wrong in here" in log
+    assert "Traceback" in log
+    assert "the daemon's lookup returned 'a string', and EntryAttributes is wanted" in log
+    assert "the daemon's answer to lookup makes no sense" in log
+    assert "the daemon's answer to read makes no sense" in log
+
+
+def test_a_handler_that_hangs_is_cancelled_after_the_timeout(mount: Mounter) -> None:
+    mounted = failing(mount, "--daemon-timeout", "0.5")
+
+    assert stat_says(mounted, "hangs") == os.strerror(errno.ETIMEDOUT)
+    asked = mounted.src.parent / "asked"
+    support.wait_until(lambda: asked.exists() and "hangs cancelled" in asked.read_text())
+    assert "did not answer lookup within 500 ms" in mounted.log
+    assert stat_says(mounted, "deaf") == os.strerror(errno.ETIMEDOUT)
+    assert stat_says(mounted, "file") == ""
+
+
+def test_the_callers_interrupt_cancels_the_handler(mount: Mounter) -> None:
+    mounted = failing(mount)
+    client = subprocess.Popen(
+        [
+            "timeout",
+            "-s",
+            "KILL",
+            "30",
+            "python3",
+            "-c",
+            f"import os; os.stat({str(mounted.path / 'hangs')!r})",
+        ],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    # The client is in the kernel when the daemon was asked: nothing else makes the mount serve a request.
+    support.wait_until(lambda: _waits_in_fuse(client.pid))
+
+    os.killpg(client.pid, signal.SIGINT)
+    client.wait(timeout=20)
+    asked = mounted.src.parent / "asked"
+    support.wait_until(lambda: asked.exists() and "hangs cancelled" in asked.read_text())
+    assert stat_says(mounted, "file") == ""
+
+
+def _waits_in_fuse(parent: int) -> bool:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return any("request_wait" in Path(f"/proc/{child}/wchan").read_text() for child in children)
+
+
+def test_hundreds_that_wait_leave_the_rest_alone(mount: Mounter) -> None:
+    mounted = failing(mount, "--daemon-timeout", "20", "-o", "max_workers=4", "--route", "lookup=daemon")
+    (mounted.src / "d").mkdir()
+    directory = os.open(mounted.path / "d", os.O_RDONLY)
+    script = "for i in $(seq 150); do (stat hangs >/dev/null 2>&1 &) ; done"
+    crowd = subprocess.Popen(["timeout", "-s", "KILL", "60", "sh", "-c", script], cwd=mounted.path)
+    crowd.wait(timeout=60)
+
+    assert os.fstat(directory).st_size >= 0
+    assert os.listdir(directory) == []  # noqa: PTH208 - by descriptor
+    support.run("timeout", "-s", "KILL", "10", "stat", "-f", mounted.path)
+    os.close(directory)
+
+
+def test_a_dead_daemon_fails_its_waiters_and_later_ops(mount: Mounter) -> None:
+    mounted = failing(mount)
+    waiter = subprocess.Popen(
+        ["timeout", "-s", "KILL", "30", "stat", mounted.path / "hangs"], stderr=subprocess.PIPE, text=True
+    )
+    support.wait_until(lambda: _waits_in_fuse(waiter.pid))
+
+    assert stat_says(mounted, "dies") == os.strerror(errno.ENOTCONN)
+    assert os.strerror(errno.ENOTCONN) in waiter.communicate(timeout=20)[1]
+    assert stat_says(mounted, "file") == os.strerror(errno.ENOTCONN)
+    assert support.run("ls", mounted.path, check=False).returncode == 0
+    assert "the daemon has ended" in mounted.log
+    assert "SystemExit: the end" in mounted.log
+
+
+def test_a_dead_daemon_may_leave_its_ops_to_the_backing_root(mount: Mounter) -> None:
+    mounted = failing(mount, "--on-daemon-failure", "backing")
+
+    assert stat_says(mounted, "dies") == os.strerror(errno.ENOTCONN)
+    support.wait_until(lambda: stat_says(mounted, "file") == "")
+    assert support.run("cat", mounted.path / "file").stdout == "text\n"
+
+
+def test_what_cannot_be_is_refused_in_one_line(directory: Path) -> None:
+    (directory / "src").mkdir()
+    (directory / "mnt").mkdir()
+
+    def refused(exit_code: int, *words: str, says: str) -> None:
+        done = fusebpf("mount", directory / "src", directory / "mnt", *words)
+        assert_refused(done, exit_code, says)
+        assert support.mountpoints(directory) == []
+
+    refused(2, "--daemon", "nonsense", says="MODULE:CLASS is wanted")
+    refused(2, "--daemon", "no.such.module:Mine", says="ModuleNotFoundError")
+    refused(2, "--daemon", "./none.py:Mine", says="no such file: ./none.py")
+    refused(2, "--daemon", f"{DAEMONS}:None", says="AttributeError")
+    refused(2, "--daemon", f"{DAEMONS}:Refuses", says="ValueError: no such luck")
+    refused(2, "--daemon", f"{DAEMONS}:own_file", says="TypeError")
+    refused(2, "--route", "read=daemon", says="the mount has no daemon")
+    daemon = ("--daemon", f"{DAEMONS}:Upper")
+    refused(2, *daemon, "--route", "read", says="OP=daemon or OP=backing is wanted")
+    refused(2, *daemon, "--route", "raed=daemon", says="there is no op 'raed'")
+    refused(2, *daemon, "--route", "lseek=daemon", says="pyfuse3 cannot express lseek")
+    refused(2, *daemon, "--route", "post_read=daemon", says="no handler post_read")
+    refused(2, *daemon, "--daemon-timeout", "0", says="daemon timeout 0.0")
+    refused(2, *daemon, "--on-daemon-failure", "maybe", says="maybe")
+
+
+def test_a_second_daemon_of_a_process_is_refused_by_name(directory: Path) -> None:
+    code = """
+import sys, trio, fusebpf
+sys.path.insert(0, sys.argv[1])
+import daemons
+
+async def main():
+    async with fusebpf.Stack("a", "ma", daemon=daemons.Upper(), name="first" + sys.argv[2]) as first:
+        try:
+            async with fusebpf.Stack("b", "mb", daemon=daemons.Upper(), name="second" + sys.argv[2]):
+                print("mounted")
+        except fusebpf.MountError as error:
+            print(error)
+        async with fusebpf.Stack("b", "mb", name="second" + sys.argv[2]):
+            print("one without is fine")
+    async with fusebpf.Stack("b", "mb", daemon=daemons.Upper(), name="third" + sys.argv[2]):
+        print(open("mb/file").read())
+
+trio.run(main)
+"""
+    for name in ("a", "b", "ma", "mb"):
+        (directory / name).mkdir()
+    (directory / "b" / "file").write_text("text")
+    code = code.replace(
+        'print(open("mb/file").read())',
+        'print((await trio.run_process(["cat", "mb/file"], capture_stdout=True)).stdout)',
+    )
+    mark = str(os.getpid())
+    done = support.run(
+        support.CHECKOUT / ".venv/bin/python", "-c", code, DAEMONS.parent, mark, cwd=directory, seconds=60
+    )
+
+    first, second, third = done.stdout.splitlines()
+    assert f"'second{mark}' cannot have a daemon: the mount 'first{mark}'" in first
+    assert second == "one without is fine"
+    assert third == "b'TEXT'"
+
+
+@pytest.mark.parametrize(
+    "op", ["lseek", "fallocate", "copy_file_range", "setlk", "ioctl", "tmpfile", "statx", "any"]
+)
+def test_a_filter_that_may_route_what_pyfuse3_cannot_express_is_refused(directory: Path, op: str) -> None:
+    (directory / "src").mkdir()
+    (directory / "mnt").mkdir()
+    path = directory / "sends.c"
+    path.write_text(
+        '#include "fusebpf.h"\n'
+        "FILTER(sends, .altitude = 500, .wants = FB_WANTS_DAEMON)\n"
+        f"PRE(sends, {op}) {{ return FB_DAEMON; }}\n"
+    )
+
+    words = ("--daemon", f"{DAEMONS}:Upper", "--filter", path)
+    done = fusebpf("mount", directory / "src", directory / "mnt", *words)
+    assert_refused(done, 1, "'sends'", f"PRE(sends, {op})", "pyfuse3 cannot express")
+
+
+def test_a_filter_that_does_not_declare_it_fails_its_op(mount: Mounter, directory: Path) -> None:
+    path = directory / "sends.c"
+    path.write_text(
+        '#include "fusebpf.h"\nFILTER(sends, .altitude = 500)\nPRE(sends, mkdir) { return FB_DAEMON; }\n'
+    )
+    mounted = mount(filters=[path], arguments=["--daemon", f"{DAEMONS}:Order"])
+
+    assert "Input/output error" in support.run("mkdir", mounted.path / "d", check=False).stderr
+    assert "does not declare FB_WANTS_DAEMON" in mounted.log
