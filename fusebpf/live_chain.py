@@ -72,7 +72,7 @@ class LiveChain:
     def __init__(
         self, core: Mount, name: str, *, is_idmapped: bool = False, has_daemon: bool = False
     ) -> None:
-        self._has_daemon = has_daemon
+        self.has_daemon = has_daemon
         self._core = core
         self._is_idmapped = is_idmapped
         self._name = name
@@ -140,7 +140,7 @@ class LiveChain:
                     MapSetting(link.filter.name, *item) for link in links for item in spec.sets.items()
                 ]
             links = chain.arrange(
-                chain.settle([*self.links, *new]), SIZES["max_filters"], has_daemon=self._has_daemon
+                chain.settle([*self.links, *new]), SIZES["max_filters"], has_daemon=self.has_daemon
             )
             self._check_ids(links)
             names = [link.filter.name for link in new]
@@ -204,7 +204,7 @@ class LiveChain:
             )
             others = [one for one in self.links if one is not old]
             links = chain.arrange(
-                chain.settle([*others, link]), SIZES["max_filters"], has_daemon=self._has_daemon
+                chain.settle([*others, link]), SIZES["max_filters"], has_daemon=self.has_daemon
             )
             self._check_ids(links)
             for policy_map in (one for full, one in alike.items() if full not in kept):

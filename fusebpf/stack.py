@@ -59,8 +59,7 @@ class Stack:
         cache: "none", "normal" or "watch", as for --cache; None: what `options` say.
         options: As for -o; filters, sets and the name may come from here too.
         is_server: This process ends with its mount, so that whoever unmounts waits for it.
-        daemon: A `pyfuse3.Operations`, such as a fusebpf.Daemon, that answers ops (docs/daemon.md).
-        routes: As for --route; daemon_timeout, in seconds, and on_daemon_failure likewise.
+        daemon: A `pyfuse3.Operations` that answers ops (docs/daemon.md), with --route and so on.
 
     Everything that can be wrong is a FusebpfError, raised on entering; nothing is left behind then.
     """
@@ -407,10 +406,8 @@ class Stack:
             self._root_fd = -1
 
     def _load(self) -> None:
-        has_daemon = self._leg is not None
-        live = LiveChain(
-            self._prepared_core, self.name, is_idmapped=self.options.idmap, has_daemon=has_daemon
-        )
+        live = LiveChain(self._prepared_core, self.name, is_idmapped=self.options.idmap)
+        live.has_daemon = self._leg is not None
         self._live = live
         self._undo.callback(live.close)
         if self._specs:
@@ -443,8 +440,6 @@ class Stack:
         ]
         entry.filter_texts = list(dict.fromkeys(link.text for link in self.links))
         registry.write(entry)
-
-    # --------------------------------------------------------------------------------- how it ends
 
     async def __aexit__(
         self,
