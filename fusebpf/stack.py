@@ -312,8 +312,6 @@ class Stack:
             raise MountError("the mount is not there")
         return self._core
 
-    # ------------------------------------------------------------------------------- how it begins
-
     def reserve(self) -> None:
         """Check what can be checked and take the name; entering does it, if it was not done before.
 
