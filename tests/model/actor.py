@@ -8,6 +8,7 @@ import os
 import select
 import stat
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 from core.table import OLD, checked, libc, when
@@ -51,7 +52,7 @@ class Actor:
 
     def __init__(self) -> None:
         self.files: dict[int, int] = {}
-        self.offsets: dict[int, list[int]] = {}
+        self.listed: dict[int, dict[bytes, int]] = {}
         self.buffer = mmap.mmap(-1, 1 << 20)
         self.keeps_bits = True
 
@@ -70,7 +71,7 @@ class Actor:
         for fd in self.files.values():
             os.close(fd)
         self.files.clear()
-        self.offsets.clear()
+        self.listed.clear()
         os.chdir("/")
 
     def step(self, user: int, name: str, args: tuple[Any, ...]) -> Any:
@@ -107,7 +108,7 @@ class Actor:
     def keep(self, slot: int, fd: int) -> None:
         self.do_close(slot)
         self.files[slot] = fd
-        self.offsets[slot] = [0]
+        self.listed.pop(slot, None)
 
     def data_fd(self, slot: int, *numbers: int) -> int:
         """A descriptor for data; with O_DIRECT for aligned transfers only, since FUSE has no dio_align."""
@@ -276,23 +277,28 @@ class Actor:
         return sorted(os.listdir(path))
 
     def do_getdents(self, slot: int, size: int) -> Any:
-        fd = self.fd(slot)
-        data = ctypes.create_string_buffer(size)
-        n = checked(libc.syscall(SYS_GETDENTS64, fd, data, size))
-        at, found = 0, []
-        while at < n:
-            _, offset, length, kind = struct.unpack_from("=QqHB", data, at)
-            found.append((data.raw[at + 19 : at + length].split(b"\0")[0], kind))
-            self.offsets[self._slot(slot)].append(offset)
-            at += length
-        return found
+        """All entries from here to the end, in calls of this size.
+
+    """What statx(2) says, without what depends on when and where and what FUSE has no field for."""
+        left out.
+        """
+        fd, slot = self.fd(slot), self._slot(slot)
+        is_begin = self._position(fd) == 0
+        found = dict(_entries(fd, size))
+        known = self.listed.setdefault(slot, {})
+        if is_begin:
+            known.clear()
+        known.update({name: offset for name, (offset, _) in found.items() if is_begin or name in known})
+        if is_begin:
+            return sorted((name, kind) for name, (_, kind) in found.items())
+        return sorted(name for name in found if name in known and _is_there(fd, name))
 
     def do_seekdir(self, slot: int, index: int) -> Any:
-        fd = self.fd(slot)
-        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+        """To behind an entry that was listed."""
+        fd, known = self.fd(slot), self.listed.get(self._slot(slot))
+        if not known:
             raise Empty
-        offsets = self.offsets[self._slot(slot)]
-        os.lseek(fd, offsets[index % len(offsets)], os.SEEK_SET)
+        os.lseek(fd, known[sorted(known)[index % len(known)]], os.SEEK_SET)
 
     # ------------------------------------------------------------------------------ attributes
 
@@ -374,6 +380,27 @@ class Actor:
             return None
         # Not the pid: an open file's own lock has none, and FUSE does not tell which kind a lock is.
         return (found,) if found == fcntl.F_UNLCK else (found, *where)
+
+
+def _entries(fd: int, size: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
+    """(name, (offset behind it, kind)) of a directory, from where it stands."""
+    data = ctypes.create_string_buffer(size)
+    while n := checked(libc.syscall(SYS_GETDENTS64, fd, data, size)):
+        at = 0
+        while at < n:
+            _, offset, length, kind = struct.unpack_from("=QqHB", data, at)
+            yield data.raw[at + 19 : at + length].split(b"\0")[0], (offset, kind)
+            at += length
+
+
+def _is_there(fd: int, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    except OSError:  # no right to look
+        return True
+    return True
 
 
 def _times(atime: int, mtime: int) -> Any:

@@ -137,7 +137,7 @@ STEPS: dict[str, tuple[st.SearchStrategy[Any], ...]] = {
     "readlink": (PATH,),
     "mknod": (PATH, st.builds(int.__or__, KINDS, WHOLE_MODE), DEVICE),
     "listdir": (DIRECTORY,),
-    "getdents": (SLOT, st.sampled_from([48, 100, 4096])),
+    "getdents": (SLOT, st.sampled_from([280, 300, 4096])),
     "seekdir": (SLOT, st.integers(0, 20)),
     "chmod": (PATH, WHOLE_MODE),
     "fchmod": (SLOT, WHOLE_MODE),
