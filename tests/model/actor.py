@@ -279,8 +279,8 @@ class Actor:
     def do_getdents(self, slot: int, size: int) -> Any:
         """All entries from here to the end, in calls of this size.
 
-    """What statx(2) says, without what depends on when and where and what FUSE has no field for."""
-        left out.
+        Whether one that was made or removed since the listing began is in it is open (readdir(3p)), so
+        those are left out.
         """
         fd, slot = self.fd(slot), self._slot(slot)
         is_begin = self._position(fd) == 0
