@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0 */
+#include "fusebpf.h"
+
+#define O_APPEND 02000
+#define O_TRUNC 01000
+#define N_RULES 8
+#define PATH_SIZE 128
+#define SIZE_SHIFT 8 /* a file's tag: its size << 8 | its rule's number; a directory's: the number alone */
+
+FILTER(quota, .altitude = FB_STORE + 5, .wants = FB_WANTS_PATH,
+       .doc = "Bytes and files below the paths in `rules` have a limit (EDQUOT): path:max_bytes:max_files:bytes:files.")
+
+struct quota_rule {
+	char path[PATH_SIZE];
+	u64 max_bytes; /* 0: no limit */
+	u64 max_files;
+	u64 bytes;
+	u64 files;
+};
+
+struct quota_seen {
+	u64 size;
+	u32 n_links;
+	u32 rule;
+};
+
+BPF_ARRAY(quota__rules, struct quota_rule, N_RULES);
+/* What lookups saw: unlink and rename are about names. The key is the directory's nodeid, in op and uid, and the name. */
+BPF_TABLE("lru_hash", struct fb_key, struct quota_seen, quota__seen, 4096);
+
+FB_ALWAYS_INLINE struct quota_rule *quota_rule_of(u64 tag)
+{
+	u32 index = (tag & 0xff) - 1;
+
+	return quota__rules.lookup(&index);
+}
+
+/* Take from a rule's room; what does not fit is given back. */
+FB_ALWAYS_INLINE int quota_take(struct quota_rule *rule, u64 bytes, u64 files)
+{
+	u64 now_bytes = __sync_fetch_and_add(&rule->bytes, bytes) + bytes;
+	u64 now_files = __sync_fetch_and_add(&rule->files, files) + files;
+
+	if ((!bytes || !rule->max_bytes || now_bytes <= rule->max_bytes) &&
+	    (!files || !rule->max_files || now_files <= rule->max_files))
+		return 1;
+	__sync_fetch_and_add(&rule->bytes, -bytes);
+	__sync_fetch_and_add(&rule->files, -files);
+	return 0;
+}
+
+FB_ALWAYS_INLINE void quota_give(struct quota_rule *rule, u64 bytes, u64 files)
+{
+	__sync_fetch_and_add(&rule->bytes, -bytes);
+	__sync_fetch_and_add(&rule->files, -files);
+}
+
+FB_ALWAYS_INLINE void quota_key(struct fb_slot *ctx, u64 directory)
+{
+	ctx->key_op = (u32)directory;
+	ctx->key_uid = directory >> 32;
+}
+
+/* The number of the rule whose path this is, 0 if none's. */
+FB_ALWAYS_INLINE u64 quota_named(struct fb_slot *ctx)
+{
+	u64 *path = (u64 *)ctx->path, found = 0, difference, mask, i;
+	u32 index, word, at;
+
+	if (ctx->path_len >= PATH_SIZE)
+		return 0;
+#pragma clang loop unroll(disable)
+	for (at = 0; at < PATH_SIZE; at++) {
+		asm volatile("" : "+r"(at));
+		i = at;
+		mask = (u64)((s64)(i - ctx->path_len) >> 63);
+		asm volatile("" : "+r"(mask));
+		ctx->path[at & (PATH_SIZE - 1)] &= mask;
+	}
+#pragma clang loop unroll(disable)
+	for (index = 0; index < N_RULES; index++) {
+		struct quota_rule *rule = quota__rules.lookup(&index);
+		if (!rule || !rule->path[0])
+			break;
+		difference = 0;
+#pragma clang loop unroll(full)
+		for (word = 0; word < PATH_SIZE / 8; word++)
+			difference |= path[word] ^ ((u64 *)rule->path)[word];
+		if (!difference)
+			found = index + 1;
+	}
+	return found;
+}
+
+/* Note what an entry is: a directory's rule by its path, a file's size, and for what is named later. */
+POST(quota, lookup)
+{
+	u64 directory = ctx->nodeid, rule = ctx->tag & 0xff, tag = ctx->tag;
+	struct quota_seen seen = {};
+
+	quota_key(ctx, directory);
+	if (ctx->error) {
+		quota__seen.delete(&ctx->key);
+		return FB_CONTINUE;
+	}
+	if ((ctx->result.attr.mode & 0170000) == 0040000) {
+		rule = quota_named(ctx);
+		tag = rule ? rule : tag;
+	} else if (rule) {
+		tag = ctx->result.attr.size << SIZE_SHIFT | rule;
+	}
+	seen.size = (ctx->result.attr.mode & 0170000) == 0100000 ? ctx->result.attr.size : 0;
+	seen.n_links = ctx->result.attr.nlink;
+	seen.rule = tag & 0xff;
+	if (seen.rule)
+		quota__seen.update(&ctx->key, &seen);
+	if (tag == ctx->tag)
+		return FB_CONTINUE;
+	ctx->tag = tag;
+	ctx->edits |= FB_EDIT_TAG;
+	return FB_REWRITE;
+}
+
+/* ------------------------------------------------------------------------ files */
+
+FB_ALWAYS_INLINE int quota_make(struct fb_slot *ctx)
+{
+	struct quota_rule *rule = quota_rule_of(ctx->tag);
+
+	ctx->cookie = rule ? ctx->tag & 0xff : 0;
+	return rule && !quota_take(rule, 0, 1) ? -EDQUOT : FB_CONTINUE;
+}
+
+FB_ALWAYS_INLINE int quota_made(struct fb_slot *ctx)
+{
+	struct quota_rule *rule = quota_rule_of(ctx->cookie);
+
+	if (rule && ctx->error)
+		quota_give(rule, 0, 1);
+	return FB_CONTINUE;
+}
+
+PRE(quota, create) { return quota_make(ctx); }
+PRE(quota, mkdir) { return quota_make(ctx); }
+PRE(quota, mknod) { return quota_make(ctx); }
+PRE(quota, symlink) { return quota_make(ctx); }
+POST(quota, create) { return quota_made(ctx); }
+POST(quota, mkdir) { return quota_made(ctx); }
+POST(quota, mknod) { return quota_made(ctx); }
+POST(quota, symlink) { return quota_made(ctx); }
+
+/* Files without a name come and go unseen. */
+PRE(quota, tmpfile) { return ctx->tag & 0xff ? -EOPNOTSUPP : FB_CONTINUE; }
+
+FB_ALWAYS_INLINE void quota_gone(struct fb_slot *ctx, u64 directory, u32 n_links)
+{
+	struct quota_seen *seen;
+	struct quota_rule *rule;
+
+	quota_key(ctx, directory);
+	seen = quota__seen.lookup(&ctx->key);
+	if (!seen)
+		return;
+	rule = quota_rule_of(seen->rule);
+	if (rule && seen->n_links <= n_links)
+		quota_give(rule, seen->size, 1);
+	quota__seen.delete(&ctx->key);
+}
+
+POST(quota, unlink)
+{
+	if (!ctx->error)
+		quota_gone(ctx, ctx->nodeid, 1);
+	return FB_CONTINUE;
+}
+
+POST(quota, rmdir)
+{
+	if (!ctx->error)
+		quota_gone(ctx, ctx->nodeid, FB_ANY);
+	return FB_CONTINUE;
+}
+
+/* What moves to another rule is copied, as between file systems. */
+PRE(quota, link) { return (ctx->tag & 0xff) != (ctx->tag2 & 0xff) ? -EXDEV : FB_CONTINUE; }
+PRE(quota, rename) { return (ctx->tag & 0xff) != (ctx->tag2 & 0xff) ? -EXDEV : FB_CONTINUE; }
+
+POST(quota, rename)
+{
+	u64 *to = (u64 *)ctx->name.text, *from = (u64 *)ctx->name2.text;
+	u32 i;
+
+	if (ctx->error || ctx->args.rename.flags & 2)
+		return FB_CONTINUE;
+#pragma clang loop unroll(disable)
+	for (i = 0; i < FB_NAME_SIZE / 8; i++) {
+		asm volatile("" : "+r"(i));
+		to[i & (FB_NAME_SIZE / 8 - 1)] = from[i & (FB_NAME_SIZE / 8 - 1)];
+	}
+	quota_gone(ctx, ctx->args.rename.newdir, 1);
+	return FB_CONTINUE;
+}
+
+/* ------------------------------------------------------------------------ bytes */
+
+/* Let a file grow to `end`; the cookie is by how much. */
+FB_ALWAYS_INLINE int quota_grow(struct fb_slot *ctx, u64 end)
+{
+	struct quota_rule *rule = quota_rule_of(ctx->tag);
+	u64 size = ctx->tag >> SIZE_SHIFT;
+
+	ctx->cookie = rule && end > size ? end - size : 0;
+	return ctx->cookie && !quota_take(rule, ctx->cookie, 0) ? -EDQUOT : FB_CONTINUE;
+}
+
+/* It has `size` now: give back what was taken beyond that, and note it. */
+FB_ALWAYS_INLINE int quota_sized(struct fb_slot *ctx, u64 size)
+{
+	struct quota_rule *rule = quota_rule_of(ctx->tag);
+	u64 old = ctx->tag >> SIZE_SHIFT;
+
+	if (!rule)
+		return FB_CONTINUE;
+	quota_give(rule, old + ctx->cookie - size, 0);
+	if (size == old)
+		return FB_CONTINUE;
+	ctx->tag = size << SIZE_SHIFT | (ctx->tag & 0xff);
+	ctx->edits |= FB_EDIT_TAG;
+	return FB_REWRITE;
+}
+
+FB_ALWAYS_INLINE u64 quota_start(const struct fb_slot *ctx)
+{
+	return ctx->args.rw.flags & O_APPEND ? ctx->tag >> SIZE_SHIFT : ctx->args.rw.offset;
+}
+
+FB_ALWAYS_INLINE int quota_failed(struct fb_slot *ctx)
+{
+	struct quota_rule *rule = quota_rule_of(ctx->tag);
+
+	if (rule)
+		quota_give(rule, ctx->cookie, 0);
+	return FB_CONTINUE;
+}
+
+PRE(quota, write) { return quota_grow(ctx, quota_start(ctx) + ctx->args.rw.size); }
+
+POST(quota, write)
+{
+	u64 old = ctx->tag >> SIZE_SHIFT, end = quota_start(ctx) + ctx->result.count;
+
+	if (ctx->error)
+		return quota_failed(ctx);
+	return quota_sized(ctx, end > old ? end : old);
+}
+
+PRE(quota, setattr)
+{
+	return ctx->args.setattr.valid & FB_SET_SIZE ? quota_grow(ctx, ctx->args.setattr.size) : FB_CONTINUE;
+}
+
+POST(quota, setattr)
+{
+	if (!(ctx->args.setattr.valid & FB_SET_SIZE))
+		return FB_CONTINUE;
+	return ctx->error ? quota_failed(ctx) : quota_sized(ctx, ctx->args.setattr.size);
+}
+
+POST(quota, open)
+{
+	ctx->cookie = 0;
+	return ctx->error || !(ctx->args.open.flags & O_TRUNC) ? FB_CONTINUE : quota_sized(ctx, 0);
+}
+
+/* Modes that shorten or lengthen a file in the middle are not counted, so they are not had. */
+PRE(quota, fallocate)
+{
+	u32 mode = ctx->args.fallocate.mode;
+
+	if (!(ctx->tag & 0xff))
+		return FB_CONTINUE;
+	if (mode & ~3)
+		return -EOPNOTSUPP;
+	return mode ? FB_CONTINUE : quota_grow(ctx, ctx->args.fallocate.offset + ctx->args.fallocate.length);
+}
+
+POST(quota, fallocate)
+{
+	u64 old = ctx->tag >> SIZE_SHIFT, end = ctx->args.fallocate.offset + ctx->args.fallocate.length;
+
+	if (ctx->error || ctx->args.fallocate.mode)
+		return ctx->args.fallocate.mode ? FB_CONTINUE : quota_failed(ctx);
+	return quota_sized(ctx, end > old ? end : old);
+}
