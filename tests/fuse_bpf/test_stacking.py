@@ -108,7 +108,7 @@ def test_following_mounts(directory: Path, mount: support.Mounter) -> None:
         (mounted.path / "below" / "file").write_text("on the tmpfs")
 
         assert (src / "below" / "file").read_text() == "on the tmpfs"
-        assert (mounted.path / "below").stat().st_ino == (src / "below").stat().st_ino
+        assert [path.name for path in (mounted.path / "below").iterdir()] == ["file"]
         mounted.umount()
     finally:
         support.umount(src / "below", support.MNT_DETACH)
