@@ -97,7 +97,7 @@ def test_hundreds_that_wait_leave_the_rest_alone(mount: Mounter) -> None:
     crowd.wait(timeout=60)
 
     assert os.fstat(directory).st_size >= 0
-    assert os.listdir(directory) == []  # noqa: PTH208 - by descriptor
+    assert os.listdir(directory) == []
     support.run("timeout", "-s", "KILL", "10", "stat", "-f", mounted.path)
     os.close(directory)
 
