@@ -270,6 +270,26 @@ static enum fb_io_mode io_choose(struct request *rq, struct opening *o)
 	return o->is_hooked ? FB_IO_DIRECT : FB_IO_CACHE;
 }
 
+/* A filter that came later hooks data that the kernel moves alone until the last open of the file is closed. The op need
+ * not be hooked, and is recorded all the same. */
+static int open_refuse(struct request *rq, const struct chain *chain)
+{
+	const struct op_hooks *hooks = chain->ops[FB_OP_read] ? chain->ops[FB_OP_read] : chain->ops[FB_OP_write];
+	const struct chain_hook *hook = hooks->n_pre ? &hooks->pre[0] : &hooks->post[0];
+
+	rq->decider = chain->filters[hook->position].name;
+	rq->io_reason = FB_IO_OTHERS_PASSED;
+	if (!rq->chain) {
+		rq->chain = rq->worker->chain;
+		image_fill(rq);
+	}
+	mount_log(rq->mount, "WARNING",
+		  "filter %s: it hooks the data of inode %llu, and opens from before it came pass that through: "
+		  "it cannot be opened until they are closed",
+		  rq->decider, (unsigned long long)rq->inode->nodeid);
+	return -EBUSY;
+}
+
 /**
  * Decide how the data of a regular file that is being opened goes, as a filter asked if it did, and count it.
  *
@@ -280,17 +300,20 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 {
 	struct mount *m = rq->mount;
 	struct inode *inode = h->inode;
-	struct opening o = { .h = h, .is_hooked = data_is_hooked(rq->worker->chain) || (daemon_has_data(m) && !h->leaves_data) };
+	const struct chain *chain = rq->worker->chain;
+	bool by_filter = data_is_hooked(chain), by_daemon = daemon_has_data(m) && !h->leaves_data;
+	struct opening o = { .h = h, .is_hooked = by_filter || by_daemon };
 
 	o.is_plain = !inode->is_append_only && !has_privilege_bits(rq, h->fd);
 	out->open_flags = flush_flag(rq);
 	if (!o.is_plain)
 		atomic_store(&inode->has_bits, true);
 	pthread_mutex_lock(fds_stripe(m, inode));
-	if (o.is_hooked && inode->n_passthrough > 0) {
+	if (inode->n_passthrough > 0 && (by_daemon || (by_filter && !chain->keeps_open_files))) {
 		pthread_mutex_unlock(fds_stripe(m, inode));
-		return -EBUSY;
+		return by_filter ? open_refuse(rq, chain) : -EBUSY;
 	}
+	o.is_hooked &= inode->n_passthrough == 0; // else it goes on as it did before there were such hooks
 	enum fb_io_mode mode = io_choose(rq, &o);
 	// While the inode is passed through every open of it must be; DIRECT_IO beside it has its calls come here all the same.
 	if (mode == FB_IO_PASSTHROUGH || inode->n_passthrough) {

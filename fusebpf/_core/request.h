@@ -129,6 +129,7 @@ void result_undo(struct request *rq);
 void result_negative(struct request *rq);
 
 /* route.c */
+void image_fill(struct request *rq);
 void request_run(struct request *rq);
 void request_route(struct request *rq);
 bool pre_ask(struct request *rq, const struct chain_hook *hook);

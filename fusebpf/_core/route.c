@@ -9,8 +9,8 @@
 
 /* ---------------------------------------------------------------------------- before the op */
 
-/* What the filters see of the op before it runs; the arguments are there from decoding. */
-static void image_fill(struct request *rq)
+/** What the filters see of the op before it runs, and records tell of it; the arguments are there from decoding. */
+void image_fill(struct request *rq)
 {
 	struct fb_slot *image = rq->image;
 	struct timespec now;
