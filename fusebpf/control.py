@@ -209,14 +209,15 @@ class _Request:
         value = self._take(key, str, default)
         if value is None:
             raise UsageError(f"{key!r} is missing in the request")
-        if "\0" in value:
-            raise UsageError(f"{key!r} in a request has a zero byte")
+        _check_text(key, value)
         return str(value)
 
     def texts(self, key: str) -> list[str]:
         values = self._take(key, list, None) or []
-        if not all(isinstance(value, str) and "\0" not in value for value in values):
+        if not all(isinstance(value, str) for value in values):
             raise UsageError(f"{key!r} in a request is a list of texts")
+        for value in values:
+            _check_text(key, value)
         return [str(value) for value in values]
 
     def number(self, key: str) -> int | None:
@@ -229,6 +230,15 @@ class _Request:
     def end(self) -> None:
         if self._data:
             raise UsageError(f"{next(iter(self._data))!r} is not known in such a request")
+
+
+def _check_text(key: str, value: str) -> None:
+    try:
+        is_text = b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        is_text = False
+    if not is_text:
+        raise UsageError(f"{key!r} in a request has a zero byte or half a character: {value!r}")
 
 
 def _answer(result: dict[str, Any] | None = None, error: Exception | None = None) -> bytes:

@@ -120,6 +120,7 @@ struct mount {
 	struct chain *old_chains; /* under chain_lock: snapshots that ops in flight still use */
 	struct workers workers;
 	struct notifier notifier;
+	struct negatives negatives;
 	struct watch watch;
 	struct queue queues[1 + FB_MAX_WORKERS]; /* /dev/fuse, and of FUSE over io_uring one for each core */
 	uint32_t n_queues;

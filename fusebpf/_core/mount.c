@@ -26,6 +26,7 @@ struct mount *mount_create(void)
 	fds_init(m);
 	handles_init(m);
 	notifier_init(m);
+	pthread_mutex_init(&m->negatives.lock, NULL);
 	tags_init(&m->tags);
 	watch_init(m);
 	m->ended_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -127,6 +128,7 @@ void mount_stop(struct mount *m)
 	if (m->workers.n || !notifier_join(m) || !has_ended)
 		return; // what a stuck thread may still touch stays; the process's end frees it
 	notifier_deinit(m);
+	negatives_deinit(m);
 	handles_deinit(m);
 	close_fd(&m->device_fd); // the last descriptor: callers that wait get ENOTCONN
 	inodes_deinit(m);

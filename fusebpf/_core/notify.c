@@ -91,6 +91,19 @@ static void wait_for_unknown(struct mount *m)
 		usleep(CLOCK_STEP_MS * 1000);
 }
 
+static void send_negatives(struct mount *m)
+{
+	struct negative *list;
+	uint32_t n = negatives_take(m, &list);
+
+	for (uint32_t i = 0; i < n; i++) {
+		if (!is_stopping(&m->notifier))
+			send_entry(m, list[i].parent, FUSE_EXPIRE_ONLY, list[i].name);
+		free(list[i].name);
+	}
+	free(list);
+}
+
 /* Invalidate all that was handed out: each inode's attributes and pages, and its entry. FUSE_NOTIFY_INC_EPOCH would do it
  * for entries at once, but drops them, and with them whatever is mounted below (fs/dcache.c: d_invalidate). */
 static void send_all(struct mount *m)
@@ -107,6 +120,7 @@ static void send_all(struct mount *m)
 		}
 		free(nodeids);
 	}
+	send_negatives(m);
 	wait_for_unknown(m);
 }
 

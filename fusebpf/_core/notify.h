@@ -26,6 +26,24 @@ struct notifier {
 	_Atomic uint64_t n_sent;
 };
 
+/* A name that a filter called absent. */
+struct negative {
+	uint64_t parent;
+	int64_t until_ms; /* the kernel keeps it no longer */
+	char *name;
+};
+
+struct negatives {
+	pthread_mutex_t lock; /* a leaf */
+	struct negative *list;
+	uint32_t n;
+};
+
+/* negatives.c */
+bool negatives_note(struct mount *m, uint64_t parent, const char *name, uint64_t ttl_ns);
+uint32_t negatives_take(struct mount *m, struct negative **out);
+void negatives_deinit(struct mount *m);
+
 /* notify.c: any thread may call these, with any lock held; they never block. They do nothing for what the kernel has not
  * cached, and before the mount is there or after its end. */
 void notify_entry(struct mount *m, uint64_t parent, const char *name);
