@@ -7,7 +7,14 @@ from pathlib import Path
 
 from support import CHECKOUT
 
-TRIED = ("README.md", "docs/writing-filters.md", "docs/filters.md", "docs/fuse-bpf.md", "docs/daemon.md")
+TRIED = (
+    "README.md",
+    "docs/writing-filters.md",
+    "docs/filters.md",
+    "docs/fuse-bpf.md",
+    "docs/daemon.md",
+    "docs/live.md",
+)
 KINDS = (
     "filter",
     "filter that is refused",

@@ -84,7 +84,7 @@ def play(transcript: Transcript, directory: Path) -> list[list[str]]:
         f'fusebpf() {{ timeout -s KILL 30 {shlex.quote(str(COMMAND))} "$@"; }}',
     ]
     for command, _ in transcript.commands:
-        unique = re.sub(r"(--name |/fusebpf/|umount )data\b", rf"\g<1>{name}", command)
+        unique = re.sub(r"(--name |/fusebpf/|fusebpf [a-z]+ )data\b", rf"\g<1>{name}", command)
         # Another mount of this machine may be named like the mount point.
         script += [f"echo {MARK}", unique.replace("umount mnt", "umount ./mnt")]
     done = run(
