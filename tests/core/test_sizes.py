@@ -36,10 +36,13 @@ def bytes_per_inode(served: serving.Served, count: int) -> float:
     client = (
         "import os, sys\nfor top, _, names in os.walk(sys.argv[1]):\n  for n in names: os.stat(top + '/' + n)"
     )
-    support.run("python3", "-c", client, served.path, seconds=500)
-    counters = served.counters()
-    assert counters["inodes"] - known >= count
-    return (rss_of(served) - before) / (counters["inodes"] - known)
+    for _ in range(3):  # others on the machine may make the kernel drop its caches
+        support.run("python3", "-c", client, served.path, seconds=400)
+        now = served.counters()["inodes"] - known
+        if now >= count:
+            break
+    assert now >= count
+    return (rss_of(served) - before) / now
 
 
 def test_an_inode_takes_little_memory_and_descriptors_are_bounded(directory: Path) -> None:
