@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from bed import Bed, Target, call
@@ -66,10 +66,28 @@ def mergerfs(bed: Bed, label: str) -> Iterator[Target]:
 
 
 @contextmanager
-def plain_pyfuse3(bed: Bed, label: str) -> Iterator[Target]:
+def plain_pyfuse3(bed: Bed, label: str, *words: str) -> Iterator[Target]:
     """A minimal passthrough on pyfuse3: what a file system written in Python costs."""
-    with _served(bed, label, lambda mnt: [sys.executable, HERE / "plain_pyfuse3.py", bed.src, mnt]) as target:
+    with _python(bed, label, "plain_pyfuse3.py", *words) as target:
         yield target
+
+
+@contextmanager
+def routed_pyfuse3(bed: Bed, label: str, *words: str) -> Iterator[Target]:
+    """The same handlers as a daemon of a mount of ours."""
+    with _python(bed, label, "routed_pyfuse3.py", *words) as target:
+        yield target
+
+
+@contextmanager
+def busy_daemon(bed: Bed, label: str) -> Iterator[Target]:
+    """A mount of ours whose daemon answers statfs, slowly."""
+    with _python(bed, label, "busy_daemon.py") as target:
+        yield target
+
+
+def _python(bed: Bed, label: str, name: str, *words: str) -> AbstractContextManager[Target]:
+    return _served(bed, label, lambda mnt: [sys.executable, HERE / name, bed.src, mnt, *words])
 
 
 def _layers(bed: Bed, mnt: Path) -> str:

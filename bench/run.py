@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import compare
+import daemon_cost
 import plot
 import scale
 import yardstick
@@ -26,7 +27,7 @@ from filter_cost import ONE_CORE, calibrate, measure_pairs
 from workloads import FULL, QUICK, Size
 
 DISK = "/var/tmp"  # noqa: S108 - a directory of random name is made there
-PARTS = ("yardstick", "filters", "scale")
+PARTS = ("yardstick", "filters", "daemon", "scale")
 
 
 def parse() -> argparse.Namespace:
@@ -70,6 +71,9 @@ def measure(arguments: argparse.Namespace, bed: Bed, size: Size) -> list[dict[st
                 results += found
     if "filters" in parts:
         results += measure_pairs(bed, size, {ONE_CORE: {min(all_cores)}, "free": all_cores}, wanted)
+    if "daemon" in parts:
+        run_on(all_cores, ())
+        results += daemon_cost.measure(bed, size, wanted)
     if "scale" in parts:
         run_on(all_cores, ())
         results += scale.measure(bed, is_quick=arguments.quick, wanted=wanted)
