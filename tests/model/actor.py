@@ -18,6 +18,7 @@ USERS = ((0, 0, ()), (61001, 61001, (61777,)), (61002, 61002, (61777, 61778)))
 
 N_FILES = 5
 PAGE = 4096
+UNALIGNED = 1  # as what a pipe carries may lie in memory: never for O_DIRECT
 AT_FDCWD, AT_SYMLINK_NOFOLLOW, AT_EMPTY_PATH, AT_EACCESS = -100, 0x100, 0x1000, 0x200
 SYS_GETDENTS64, SYS_RENAMEAT2, SYS_STATX, SYS_FACCESSAT2 = 217, 316, 332, 439
 STATX_BASIC_AND_BTIME = 0xFFF
@@ -208,10 +209,10 @@ class Actor:
         return os.copy_file_range(*fds, size, offset, offset_out)
 
     def do_sendfile(self, slot: int, other: int, size: int) -> Any:
-        return os.sendfile(self.target(other, size), self.data_fd(slot, size), None, size)
+        return os.sendfile(self.target(other, UNALIGNED), self.data_fd(slot, UNALIGNED), None, size)
 
     def do_splice(self, slot: int, other: int, size: int) -> Any:
-        source, target = self.data_fd(slot, size), self.target(other, size)
+        source, target = self.data_fd(slot, UNALIGNED), self.target(other, UNALIGNED)
         reader, writer = os.pipe2(os.O_NONBLOCK)
         try:
             n = os.splice(source, writer, size, flags=2)

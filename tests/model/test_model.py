@@ -76,6 +76,7 @@ def explore(sides: Sides, seed: int, n_steps: int) -> None:
         seed += 1
 
 
+@pytest.mark.timeout(600)  # where it fails, making the program short takes minutes
 def test_programs_do_the_same_as_on_the_bare_directory(sides: Sides) -> None:
     explore(sides, SEED, N_STEPS)
 
