@@ -16,8 +16,8 @@ BASE = "bind mount"
 FILTERS = ("hide", "readonly")
 SETS = ("hide.names=.ssh,*.key", "readonly.paths=protected")
 OURS = {
-    "fusebpf": ((), (), "cache=normal,locks=local"),
-    "fusebpf, 2 filters": (FILTERS, SETS, "cache=normal,locks=local"),
+    "fusebpf": ((), (), "cache=watch,locks=local"),
+    "fusebpf, 2 filters": (FILTERS, SETS, "cache=watch,locks=local"),
     "fusebpf, no cache": ((), (), "cache=none,locks=local"),
 }
 PEERS: dict[str, Callable[[Bed, str], AbstractContextManager[Target]]] = {
