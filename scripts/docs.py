@@ -112,7 +112,7 @@ OTHERS: dict[str, tuple[tuple[int, str, str, str], ...]] = {
         (
             41,
             "NOTIFY_REPLY",
-            "answers a NOTIFY_RETRIEVE, and fusebpf asks for nothing of the page cache",
+            "answers the NOTIFY_RETRIEVE of no bytes by which a new io_uring worker has its queue read",
             "test_nothing_is_retrieved_from_the_page_cache",
         ),
         (48, "SETUPMAPPING", "maps files of virtiofs (DAX)", NO_DAX),

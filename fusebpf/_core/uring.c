@@ -53,9 +53,23 @@ static int notify(struct worker *w, uint64_t nodeid)
 	return writev(m->device_fd, iov, 2) < 0 ? -errno : 0;
 }
 
+/* A regular file that the kernel may know, out of one shard of the table; 0 if there is none. */
+static uint64_t regular_of_shard(struct mount *m, uint32_t shard)
+{
+	struct inode_shard *s = &m->inodes.by_id[shard];
+	uint64_t nodeid = 0;
+
+	pthread_mutex_lock(&s->lock);
+	for (uint32_t i = 0; i < s->n_buckets && !nodeid; i++)
+		for (const struct inode *inode = s->buckets[i]; inode && !nodeid; inode = inode->next_by_id)
+			nodeid = inode->type == S_IFREG ? inode->nodeid : 0;
+	pthread_mutex_unlock(&s->lock);
+	return nodeid;
+}
+
 /* Make the kernel look into the queue. Requests that came while it had no entry that was free wait for a commit, a new entry
  * does not get them (fuse_uring_do_register): so there shall be a commit. Newer kernels want a regular file for it: one
- * that a worker is busy with. */
+ * that a worker is busy with, or any that is known. */
 static void nudge(struct worker *w)
 {
 	struct workers *p = &w->mount->workers;
@@ -70,6 +84,10 @@ static void nudge(struct worker *w)
 	int e = notify(w, ROOT_NODEID);
 	while (e && n > 0)
 		e = notify(w, nodeids[--n]);
+	for (uint32_t shard = 0; e && shard < N_SHARDS; shard++) {
+		uint64_t nodeid = regular_of_shard(w->mount, shard);
+		e = nodeid ? notify(w, nodeid) : e;
+	}
 }
 
 /* Give the kernel this worker's entry. */

@@ -129,6 +129,6 @@ def test_the_mount_ends_while_notifications_are_under_way(directory: Path, n_tim
             client.stdout.readline()
         for _ in range(3):
             served.invalidate()
-    # Only a connection that has ended tells them.
+    # Only a connection that has ended tells them; over io_uring ECANCELED to those who were being served.
     ended = {client.communicate(timeout=20)[0].strip() for client in clients}
-    assert ended <= {"103", "107", "5", "4"}, ended
+    assert ended <= {"103", "107", "125", "5", "4"}, ended
