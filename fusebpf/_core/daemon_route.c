@@ -47,13 +47,15 @@ bool daemon_takes(const struct request *rq)
 	if (h && h->is_dir && rq->op->canonical == FB_OP_readdir &&
 	    !daemon_offset(h, rq->image->args.rw.offset, &unused))
 		return false; // the daemon's entries are through: this is in the backing's
-	if (rq->route == FB_ROUTE_DAEMON || rq->inode->is_virtual)
+	if (rq->route == FB_ROUTE_DAEMON)
 		return true;
+	if (rq->inode->is_virtual)
+		return routes_of(rq) & DAEMON_DEFINES; // what it does not define need not wait for Python to say so
 	if (!h || !h->has_daemon || rq->op->canonical == FB_OP_setattr)
 		return routes_of(rq) & DAEMON_PRE;
 	if (moves_data(rq->op) && h->leaves_data)
 		return false;
-	return rq->op->flags & FB_OP_UNREFUSABLE || routes_of(rq) & (DAEMON_DEFINES | DAEMON_PRE);
+	return routes_of(rq) & (DAEMON_DEFINES | DAEMON_PRE);
 }
 
 /** Must each entry be looked up, since the daemon answers for it or sees the result? Then listings carry names alone. */
