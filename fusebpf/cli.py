@@ -22,6 +22,8 @@ from fusebpf.options import CACHES, LOCKS, TRANSPORTS, parse
 from fusebpf.tables import shown, table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fusebpf.loader import CheckedFilter
     from fusebpf.server import ServerError
 
@@ -184,25 +186,32 @@ def _chain_of(entry: registry.Entry) -> str:
 @click.argument("files", nargs=-1, required=True, metavar="FILE…")
 def check_command(files: tuple[str, ...]) -> None:
     """Compile, load and verify filters without mounting, and show what is in them."""
-    from fusebpf import bpf, loader
+    from fusebpf.compiler import stock, stock_names
 
-    checks.check_root()
-    bpf.require()
-    for file in files:
-        for one in loader.check(file):
-            click.echo(_summary(one))
+    paths = [stock(file) if file in stock_names() else file for file in files]
+    _check_and_show(paths)
 
 
 @cli.command("stock")
 def stock_command() -> None:
     """Show the stock filters."""
+    from fusebpf.compiler import stock, stock_names
+
+    _check_and_show([stock(name) for name in stock_names()])
+
+
+def _check_and_show(paths: Sequence[str | os.PathLike[str]]) -> None:
+    """Check files side by side; show what is in them in their order, up to the first bad one."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from fusebpf import bpf, loader
 
     checks.check_root()
     bpf.require()
-    for name in loader.stock_names():
-        for one in loader.check(loader.stock(name)):
-            click.echo(_summary(one))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for found in pool.map(loader.check, paths):
+            for one in found:
+                click.echo(_summary(one))
 
 
 def _summary(one: CheckedFilter) -> str:
