@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,6 +79,19 @@ def wait_until(condition: Callable[[], T], seconds: float = 10) -> T:
         time.sleep(pause)
         pause = min(pause * 2, 0.1)
     return value
+
+
+@contextmanager
+def clients(*argvs: Sequence[str | os.PathLike[str]]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Clients in the background, which say nothing; what is left of them at the end of the block is killed."""
+    started = [subprocess.Popen(argv, stderr=subprocess.DEVNULL) for argv in argvs]
+    try:
+        yield started
+    finally:
+        for client in started:
+            client.kill()
+        for client in started:
+            client.wait(20)
 
 
 def umount(path: Path, flags: int) -> bool:

@@ -7,11 +7,13 @@
 #include "core.h"
 
 #include <signal.h>
+#include <stdio.h>
 #include <time.h>
 
 #define JANITOR_PERIOD_NS 500000000L
 #define BLOCKED_MS 20 /* an op that takes longer blocks: its worker is parked where the pool is at its limit */
 #define EARLY_MS 1000 /* how long an interrupt waits for its request to be taken up */
+#define LOST_MS 100   /* how long an op takes before its caller is looked at for a signal */
 
 /* ---------------------------------------------------------------------------- interrupting */
 
@@ -56,21 +58,63 @@ static void retry_early(struct workers *p)
 
 /**
  * INTERRUPT: end the blocking system call of the worker that serves `unique`. Where no worker does, it may not have got
- * that far. Then the kernel is told to ask again (EAGAIN; it does not if the request is answered meanwhile); for requests
- * that come over io_uring it knows no such answer, so those are kept here.
+ * that far, so the interrupt is kept. The kernel would ask again if told so (EAGAIN), but hears that only on the descriptor
+ * that the request was read from, and not at all of those that come over io_uring (fs/fuse/dev.c: fuse_dev_do_write).
  */
-void worker_interrupt(struct worker *by, uint64_t unique, uint64_t own_unique)
+void worker_interrupt(struct worker *by, uint64_t unique)
 {
 	struct workers *p = &by->mount->workers;
 
 	atomic_fetch_add(&by->mount->n_interrupts, 1);
 	pthread_mutex_lock(&p->lock);
-	bool found = interrupt(p, unique);
-	if (!found && by->mount->n_queues > 1)
+	if (!interrupt(p, unique))
 		keep_early(p, unique);
 	pthread_mutex_unlock(&p->lock);
-	if (!found)
-		device_reply_raw(by->device_fd, own_unique, EAGAIN);
+}
+
+static uint64_t signals_after(const char *status, const char *title)
+{
+	const char *at = strstr(status, title);
+
+	return at ? strtoull(at + strlen(title), NULL, 16) : 0;
+}
+
+/* Has this thread a signal that it does not block? proc_pid_status(5) */
+static bool has_signal(uint32_t pid)
+{
+	char path[32], status[4096];
+
+	snprintf(path, sizeof(path), "/proc/%u/status", pid);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, status, sizeof(status) - 1);
+	if (fd >= 0)
+		close(fd);
+	if (n <= 0)
+		return false;
+	status[n] = 0;
+	return (signals_after(status, "\nSigPnd:") | signals_after(status, "\nShdPnd:")) &
+	       ~signals_after(status, "\nSigBlk:");
+}
+
+/* The kernel loses the interrupt of a request that waits for an io_uring entry, or for the entry's thread to run: it sends on
+ * only what comes after that (fs/fuse/dev_uring.c: fuse_uring_prepare_send; fuse_dev_do_read looks for earlier ones). And
+ * of those that came too early only some are kept. The caller's signal is pending still. Called with the lock held. */
+static void find_lost_interrupts(struct workers *p)
+{
+	int64_t before = now_ms() - LOST_MS;
+
+	if (p->looked_ms > before)
+		return;
+	p->looked_ms = now_ms();
+	for (struct worker *w = p->all; w; w = w->next) {
+		uint64_t unique = atomic_load(&w->unique);
+		uint32_t pid = atomic_load_explicit(&w->pid, memory_order_relaxed);
+		int state = atomic_load(&w->state);
+		bool is_blocked = (state == WORKER_IN_BACKING || state == WORKER_PARKED) && atomic_load(&w->since_ms) < before;
+
+		if (unique && pid && is_blocked && !atomic_load(&w->interrupted) && has_signal(pid))
+			interrupt(p, unique);
+	}
 }
 
 /** Is the op to end early: its caller was interrupted, or the mount stops? */
@@ -125,17 +169,15 @@ static void retire(struct mount *m)
 	}
 }
 
-/* All workers are busy, and there may be no more: park those that block, and start one in their place. Without it the
- * requests that would end the blocking (INTERRUPT, an unlock, a release) would wait behind it. Called with the lock held. */
-static bool relieve(struct workers *p)
+/* All workers are busy and there may be no more, or all rings are taken: park those that block. Without it the requests that
+ * would end the blocking (INTERRUPT, an unlock, a release) would wait behind it. Called with the lock held. */
+static void relieve(struct workers *p)
 {
 	int64_t before = now_ms() - BLOCKED_MS;
-	bool any = false;
 
 	for (struct worker *w = p->all; w; w = w->next)
 		if (atomic_load(&w->state) == WORKER_IN_BACKING && atomic_load(&w->since_ms) < before)
-			any |= worker_park_locked(w, WORKER_IN_BACKING);
-	return any;
+			worker_park_locked(w, WORKER_IN_BACKING);
 }
 
 /* A queue whose workers are all busy, or NULL. */
@@ -151,7 +193,8 @@ static struct queue *starved(struct mount *m)
 static void look_after(struct mount *m)
 {
 	struct workers *p = &m->workers;
-	bool is_urgent = atomic_load(&p->n_interrupted) || atomic_load(&p->has_early) || starved(m);
+	bool is_urgent = atomic_load(&p->n_interrupted) || atomic_load(&p->has_early) ||
+			 atomic_load(&p->n_returning) || starved(m);
 
 	workers_wait(p, is_urgent ? INTERRUPT_PERIOD_NS : JANITOR_PERIOD_NS);
 	pthread_mutex_unlock(&p->lock);
@@ -159,13 +202,18 @@ static void look_after(struct mount *m)
 	pthread_mutex_lock(&p->lock);
 	if (atomic_load(&p->has_early))
 		retry_early(p);
+	find_lost_interrupts(p);
 	if (atomic_load(&p->n_interrupted))
 		workers_kick(p, false);
 	else
 		retire(m);
+	if (atomic_load(&p->n_returning) && !~p->rings_taken)
+		relieve(p);
 	struct queue *q = starved(m);
-	if (!q || !p->is_open || (workers_are_full(p) && !relieve(p)))
+	if (!q || !p->is_open)
 		return;
+	if (workers_are_full(p))
+		relieve(p);
 	pthread_mutex_unlock(&p->lock);
 	worker_start(m, q); // also where an earlier start failed
 	pthread_mutex_lock(&p->lock);

@@ -365,7 +365,7 @@ int op_interrupt(struct request *rq)
 	const struct fuse_interrupt_in *in = request_take(rq, sizeof(*in));
 
 	if (in)
-		worker_interrupt(rq->worker, in->unique, rq->in->unique);
+		worker_interrupt(rq->worker, in->unique);
 	return 0;
 }
 

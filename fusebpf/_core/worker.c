@@ -35,6 +35,8 @@ bool worker_park_locked(struct worker *w, int expected)
 	hook_unmap_ring(w);
 	p->rings_taken &= ~(1ULL << w->index);
 	p->n_parked++;
+	if (atomic_load(&p->n_returning))
+		pthread_cond_broadcast(&p->changed);
 	return true;
 }
 
@@ -59,6 +61,8 @@ static void unpark(struct worker *w)
 
 	pthread_mutex_lock(&p->lock);
 	atomic_fetch_add(&p->n_returning, 1);
+	if (!~p->rings_taken)
+		pthread_cond_broadcast(&p->changed); // the janitor parks those that block
 	while (!~p->rings_taken && !park_an_idle_one(p))
 		pthread_cond_wait(&p->changed, &p->lock);
 	atomic_fetch_sub(&p->n_returning, 1);
@@ -81,8 +85,7 @@ void worker_park(struct worker *w)
 	struct workers *p = &w->mount->workers;
 
 	pthread_mutex_lock(&p->lock);
-	if (worker_park_locked(w, WORKER_IN_BACKING))
-		pthread_cond_broadcast(&p->changed);
+	worker_park_locked(w, WORKER_IN_BACKING);
 	pthread_mutex_unlock(&p->lock);
 	if (atomic_load(&w->queue->n_idle) == 0)
 		worker_start(w->mount, w->queue);
@@ -173,7 +176,9 @@ int worker_start(struct mount *m, struct queue *q)
 	int e = -EAGAIN;
 
 	pthread_mutex_lock(&p->lock);
-	if (!atomic_load(&p->is_stopping) && (!workers_are_full(p) || (park_an_idle_one(p) && !workers_are_full(p))))
+	while (workers_are_full(p) && park_an_idle_one(p)) // more than the limit may have come back from waiting
+		continue;
+	if (!atomic_load(&p->is_stopping) && !workers_are_full(p))
 		e = worker_create(m, q, &w);
 	if (!e)
 		e = worker_begin(w);
@@ -286,6 +291,7 @@ static void begin_request(struct worker *w)
 	int expected = WORKER_IDLE;
 
 	atomic_store_explicit(&w->nodeid, in->nodeid, memory_order_relaxed);
+	atomic_store_explicit(&w->pid, in->pid, memory_order_relaxed);
 	atomic_store(&w->unique, in->unique);
 	bool was_parked = !atomic_compare_exchange_strong(&w->state, &expected, WORKER_RUNS);
 	if (atomic_fetch_sub(&w->queue->n_idle, 1) == 1 && worker_start(w->mount, w->queue))

@@ -32,6 +32,7 @@ struct worker {
 	struct chain *chain; /* the snapshot that it holds */
 	_Atomic uint64_t unique; /* of the request that it serves, 0: none */
 	_Atomic uint64_t nodeid; /* that it is about */
+	_Atomic uint32_t pid;	 /* the thread that waits for its answer, 0: none */
 	_Atomic uint64_t interrupted; /* the request that the kernel wants interrupted, 0: none */
 	_Atomic bool is_retiring;
 	_Atomic int state;	 /* enum worker_state */
@@ -66,6 +67,7 @@ struct workers {
 	_Atomic bool has_early;
 	_Atomic uint32_t n_interrupted;
 	pthread_t janitor;
+	int64_t looked_ms; /* when it last looked for interrupts that were lost */
 	bool has_janitor;
 };
 
@@ -91,7 +93,7 @@ int janitor_start(struct mount *m);
 void janitor_stop(struct mount *m);
 void workers_wait(struct workers *p, long ns);
 void workers_kick(struct workers *p, bool all);
-void worker_interrupt(struct worker *by, uint64_t unique, uint64_t own_unique);
+void worker_interrupt(struct worker *by, uint64_t unique);
 bool request_is_interrupted(const struct request *rq);
 
 #endif

@@ -3,7 +3,6 @@
 import errno
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,23 +148,23 @@ def test_a_delayed_op_waits_and_keeps_nobody_else(mount: support.Mounter) -> Non
     (mounted.path / "slow").read_text()
     assert time.monotonic() - start >= 0.3
 
-    clients = [subprocess.Popen(["cat", mounted.path / "long"], stderr=subprocess.DEVNULL) for _ in range(70)]
     counted = ("fault", "FB_PRE", "FB_OP_open", "FB_CONTINUE")
-    support.wait_until(lambda: mounted.stats().get(counted) == 71, seconds=30)
-    support.run("ls", mounted.path)
-    (mounted.path / "other").touch()
-    for client in clients:
-        client.send_signal(signal.SIGTERM)
-    assert {client.wait(20) for client in clients} == {-signal.SIGTERM}
+    with support.clients(*[["cat", mounted.path / "long"]] * 70) as clients:
+        support.wait_until(lambda: mounted.stats().get(counted) == 71, seconds=30)
+        support.run("ls", mounted.path)
+        (mounted.path / "other").touch()
+        for client in clients:
+            client.send_signal(signal.SIGTERM)
+        assert {client.wait(20) for client in clients} == {-signal.SIGTERM}
 
 
 def test_an_op_that_is_interrupted_before_its_time_is_not_done(mount: support.Mounter) -> None:
     mounted = mount(filters=["fault"], sets={"fault.delays": "unlink:*:*:3600000"})
     (mounted.src / "f").touch()
-    client = subprocess.Popen(["rm", mounted.path / "f"], stderr=subprocess.PIPE)
-    support.wait_until(lambda: mounted.stats().get(("fault", "FB_PRE", "FB_OP_unlink", "FB_CONTINUE")))
+    with support.clients(["rm", mounted.path / "f"]) as (client,):
+        support.wait_until(lambda: mounted.stats().get(("fault", "FB_PRE", "FB_OP_unlink", "FB_CONTINUE")))
 
-    client.send_signal(signal.SIGTERM)
+        client.send_signal(signal.SIGTERM)
 
-    assert client.communicate(timeout=20) is not None
+        assert client.wait(20) == -signal.SIGTERM
     assert (mounted.src / "f").exists()

@@ -106,6 +106,23 @@ def test_interrupts_reach_what_waits(directory: Path, transport: str) -> None:
             assert b"KeyboardInterrupt" in client.communicate(timeout=10)[1]
 
 
+def test_an_interrupt_that_comes_before_its_request_is_taken_up_is_heeded(
+    directory: Path, transport: str
+) -> None:
+    with serving.serve(directory, "early", options=f"transport={transport}") as served:
+        support.run("ls", served.path)  # else the client waits for the server to begin, which no signal ends
+        with blocked(served, 1) as (clients, _):
+            os.kill(served.pid, signal.SIGSTOP)
+            try:
+                wchan = Path(f"/proc/{clients[0].pid}/wchan")
+                support.wait_until(lambda: wchan.read_text() == "request_wait_answer", seconds=20)
+                clients[0].send_signal(signal.SIGINT)
+            finally:
+                os.kill(served.pid, signal.SIGCONT)
+
+            assert b"KeyboardInterrupt" in clients[0].communicate(timeout=10)[1]
+
+
 def test_64_clients_at_once(directory: Path, transport: str) -> None:
     with serving.serve(directory, "many", options=f"transport={transport}") as served:
         ends = _ends(_clients(served.path, 64, 5))
