@@ -82,8 +82,8 @@ def wait_until(condition: Callable[[], T], seconds: float = 10) -> T:
 
 
 @contextmanager
-def clients(*argvs: Sequence[str | os.PathLike[str]]) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Clients in the background, which say nothing; what is left of them at the end of the block is killed."""
+def clients(*argvs: tuple[str | os.PathLike[str], ...]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Clients in the background, which say nothing; those left at the end of the block are killed."""
     started = [subprocess.Popen(argv, stderr=subprocess.DEVNULL) for argv in argvs]
     try:
         yield started

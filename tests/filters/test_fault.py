@@ -149,7 +149,7 @@ def test_a_delayed_op_waits_and_keeps_nobody_else(mount: support.Mounter) -> Non
     assert time.monotonic() - start >= 0.3
 
     counted = ("fault", "FB_PRE", "FB_OP_open", "FB_CONTINUE")
-    with support.clients(*[["cat", mounted.path / "long"]] * 70) as clients:
+    with support.clients(*[("cat", mounted.path / "long")] * 70) as clients:
         support.wait_until(lambda: mounted.stats().get(counted) == 71, seconds=30)
         support.run("ls", mounted.path)
         (mounted.path / "other").touch()
@@ -161,7 +161,7 @@ def test_a_delayed_op_waits_and_keeps_nobody_else(mount: support.Mounter) -> Non
 def test_an_op_that_is_interrupted_before_its_time_is_not_done(mount: support.Mounter) -> None:
     mounted = mount(filters=["fault"], sets={"fault.delays": "unlink:*:*:3600000"})
     (mounted.src / "f").touch()
-    with support.clients(["rm", mounted.path / "f"]) as (client,):
+    with support.clients(("rm", mounted.path / "f")) as (client,):
         support.wait_until(lambda: mounted.stats().get(("fault", "FB_PRE", "FB_OP_unlink", "FB_CONTINUE")))
 
         client.send_signal(signal.SIGTERM)
