@@ -46,8 +46,9 @@ FB_ALWAYS_INLINE void fb_count(const struct fb_verdict_record *record)
 }
 
 /* Put a verdict into the ring of the thread that runs this hook. PRE and POST do it; a hook that is written
- * without them has to, exactly once. */
-FB_ALWAYS_INLINE void fb_emit(struct fb_hook *hook, struct fb_slot *ctx, int said)
+ * without them has to, exactly once, and returns what this does: 0 if the filter that stands next may be asked in the same
+ * run. */
+FB_ALWAYS_INLINE int fb_emit(struct fb_hook *hook, struct fb_slot *ctx, int said)
 {
 	struct fb_verdict_record record = {};
 	u32 index = hook->ring;
@@ -72,6 +73,7 @@ FB_ALWAYS_INLINE void fb_emit(struct fb_hook *hook, struct fb_slot *ctx, int sai
 	if (ring)
 		bpf_ringbuf_output(ring, &record, sizeof(record), BPF_RB_NO_WAKEUP);
 	fb_count(&record);
+	return (said & ~FB_NOPOST) != FB_CONTINUE;
 }
 
 /* ------------------------------------------------------------------------ filters and hooks */
@@ -105,9 +107,7 @@ struct fb_filter_source {
 	int filter##__##phase##__##op(struct fb_hook *hook)                            \
 	{                                                                              \
 		struct fb_slot *ctx = fb_slot_of(hook);                                \
-		if (ctx)                                                               \
-			fb_emit(hook, ctx, filter##__##phase##__##op##__body(ctx));    \
-		return 0;                                                              \
+		return ctx ? fb_emit(hook, ctx, filter##__##phase##__##op##__body(ctx)) : 1; \
 	}                                                                              \
 	FB_ALWAYS_INLINE int filter##__##phase##__##op##__body(struct fb_slot *ctx)
 

@@ -8,6 +8,7 @@ General layout, from the user down to the kernel:
     stack               Stack: one mount, from its checks to its end
     daemon, daemon_leg  the user's pyfuse3.Operations behind a mount, and how it is reached
     live_chain, map_view, watching          its chain while it changes; its maps; its counts and records
+    joining             hooks that stand one after another become one program
     options, chain      what the user asked for: -o, --filter, --set
     checks, registry    what must hold before; which mounts there are, and what dead ones left
     testing, slot, new  unit tests for filters without a mount; a filter to begin with

@@ -89,6 +89,13 @@ class Mount:
             OSError: hooks without `share`, or memory is short.
         """
 
+    def join(self, revision: int, opcode: int, phase: int, first: int, n: int, program: int) -> bool:
+        """Have the n hooks of an op from the first-th on asked by one program (`fusebpf.joining` makes it).
+
+        Returns whether that is so: the chain has still that revision, and the hooks can be joined. The
+        descriptor is duplicated.
+        """
+
     def rehearse(
         self, slot: bytes, *, error: int = 0, skips: int = 0, data: bytes | None = None
     ) -> dict[str, Any]:

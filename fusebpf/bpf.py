@@ -275,6 +275,46 @@ def prog_load(code: bytes, name: str) -> int:
         raise ProgramRefusedError(number, name, last, steps) from None
 
 
+def joined_load(code: bytes, name: str, btf_fd: int, functions: bytes) -> int:
+    """Load instructions that call functions of their own; no log is kept of a refusal.
+
+    Args:
+        code: The main program and, behind it, the functions.
+        name: For bpftool.
+        btf_fd: Loaded BTF that has the functions' types.
+        functions: Of each the index of its first instruction and its type id, u32 (struct bpf_func_info).
+
+    Returns:
+        The program's descriptor.
+
+    Raises:
+        OSError: The verifier says no, or it did not come to that.
+
+    Source: linux/bpf.h: union bpf_attr.
+    """
+    instructions, licence, infos = _input(code), _input(_LICENSE + b"\0"), _input(functions)
+    attr = _attr(
+        "IIQQIIQII16sIIIIQI",
+        _PROG_TYPE_SYSCALL,
+        len(code) // 8,
+        _address(instructions),
+        _address(licence),
+        0,
+        0,
+        0,
+        0,
+        F_SLEEPABLE,
+        object_name(name),
+        0,
+        0,
+        btf_fd,
+        8,
+        _address(infos),
+        len(functions) // 8,
+    )
+    return _call(Command.PROG_LOAD, attr, f"program {name}")
+
+
 def _refusal_log(code: bytes, name: str, level: int, awaited: str) -> str:
     """The log of a load that fails, as far as the line that is awaited.
 

@@ -13,6 +13,7 @@ import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -67,6 +68,13 @@ class Function(NamedTuple):
     """Instructions, with zeros where map descriptors go."""
     uses: tuple[tuple[int, str], ...]
     """(index of the instruction, name of the map whose descriptor goes there)."""
+
+    def linked(self, fds: Mapping[str, int]) -> bytes:
+        """The instructions with descriptors, by the names of the maps."""
+        code = bytearray(self.code)
+        for index, name in self.uses:
+            code[index * 8 + 4 : index * 8 + 8] = fds[name].to_bytes(4, "little")
+        return bytes(code)
 
 
 class MapDefinition(NamedTuple):

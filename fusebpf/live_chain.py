@@ -20,6 +20,7 @@ from fusebpf import bpf, chain, keeping, loader, registry
 from fusebpf._core import OPS, SIZES
 from fusebpf.chain import FilterSpec, Link, MapSetting
 from fusebpf.errors import ChainError, MountError, PlatformError, RevisionError, UsageError
+from fusebpf.joining import Joiner
 from fusebpf.pins import StagedPins
 
 if TYPE_CHECKING:
@@ -80,9 +81,11 @@ class LiveChain:
         self.shared: SharedMaps | None = None
         self.links: list[Link] = []
         self.revision = 0
+        self._joiner: Joiner | None = None
 
     def close(self) -> None:
         """Give everything back; the pins are the registry's to remove."""
+        self._stop_joining()
         for link in self.links:
             link.filter.close()
         self.links = []
@@ -226,11 +229,17 @@ class LiveChain:
 
     # ----------------------------------------------------------------------------------- steps
 
+    def _stop_joining(self) -> None:
+        if self._joiner:
+            self._joiner.stop()
+        self._joiner = None
+
     def _check_ids(self, links: list[Link]) -> None:
         if self._is_idmapped:
             chain.check_idmap(links)
 
     def _check(self, revision: int | None, open_files: str = "fail") -> None:
+        self._stop_joining()  # it goes by descriptors of filters that may be about to go
         if open_files not in OPEN_FILES:
             raise UsageError(f"open files: {open_files!r} is neither {' nor '.join(OPEN_FILES)}")
         if revision is not None and revision != self.revision:
@@ -304,6 +313,7 @@ class LiveChain:
         except OSError as error:
             shared.describe_chain([_described(link) for link in self.links])
             raise MountError(f"the chain cannot be changed: {error.strerror or error}") from error
+        self._joiner = Joiner(self._core, self.revision, links, shared)
         used = {link.id for link in links}
         self._free_ids = deque(one for one in self._free_ids if one[0] not in used)
         self.links = links

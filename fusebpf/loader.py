@@ -65,6 +65,8 @@ class Program:
     fd: int
     pin_name: str
     """As pinned: `pre_lookup`."""
+    body: Function
+    """Its instructions, and the maps that they use."""
 
 
 class Hook(NamedTuple):
@@ -116,6 +118,18 @@ class Filter:
             has = f"it has: {known}" if known else "it has none"
             raise MapValueError(f"the filter {self.name!r} has no map {name!r}; {has}")
         return self.maps[name]
+
+    def code(self, program: Program, shared: SharedMaps) -> bytes | None:
+        """The instructions of a hook with descriptors of maps; None if one is another filter's map."""
+        fds = shared.by_name()
+        for _, full_name in program.body.uses:
+            owner, is_owned, short = full_name.partition("__")
+            policy_map = self.maps.get(short if is_owned and owner == self.name else full_name)
+            if policy_map:
+                fds[full_name] = policy_map.fd
+            elif full_name not in fds:
+                return None
+        return program.body.linked(fds)
 
     def pins(self) -> list[tuple[str, int]]:
         """What is pinned of it: maps and programs by the names that they get (`names`, `pre_lookup`)."""
@@ -303,7 +317,8 @@ class _Kernel:
                 fd = self._programs[compiled.functions[function]]
                 if fd not in duplicates:
                     duplicates[fd] = hold(undo, os.dup(fd))
-                programs[function] = Program(function, duplicates[fd], f"{hook.phase}_{hook.op}")
+                body = compiled.functions[function]
+                programs[function] = Program(function, duplicates[fd], f"{hook.phase}_{hook.op}", body)
             maps = self._policy_maps(undo, name, functions)
             for program in programs.values():
                 if program.pin_name in maps:
@@ -365,10 +380,7 @@ class _Kernel:
 
     def _code(self, body: Function) -> bytes:
         """A function's instructions with the descriptors of its maps."""
-        code = bytearray(body.code)
-        for index, map_name in body.uses:
-            code[index * 8 + 4 : index * 8 + 8] = self._map(map_name).to_bytes(4, "little")
-        return bytes(code)
+        return body.linked({map_name: self._map(map_name) for _, map_name in body.uses})
 
     def _load(self, function: str, code: bytes) -> int:
         try:

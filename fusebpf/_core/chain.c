@@ -32,6 +32,13 @@ static void forget_old(struct mount *m, const struct chain *c)
 	pthread_mutex_unlock(&m->chain_lock);
 }
 
+static void hook_close(const struct chain_hook *hook)
+{
+	close(hook->program_fd);
+	if (hook->joined_fd >= 0)
+		close(hook->joined_fd);
+}
+
 void chain_release(struct chain *c)
 {
 	if (!c || atomic_fetch_sub(&c->refs, 1) != 1)
@@ -41,9 +48,9 @@ void chain_release(struct chain *c)
 	for (int opcode = 0; opcode < 256; opcode++) {
 		struct op_hooks *hooks = c->ops[opcode];
 		for (uint32_t i = 0; hooks && i < hooks->n_pre; i++)
-			close(hooks->pre[i].program_fd);
+			hook_close(&hooks->pre[i]);
 		for (uint32_t i = 0; hooks && i < hooks->n_post; i++)
-			close(hooks->post[i].program_fd);
+			hook_close(&hooks->post[i]);
 		free(hooks);
 	}
 	free(c);
@@ -84,6 +91,7 @@ int chain_add_hook(struct chain *c, uint32_t id, uint8_t opcode, enum fb_phase p
 	struct op_hooks *hooks = c->ops[opcode];
 	struct chain_hook hook = { .position = c->n_filters - 1,
 				   .program_fd = fd,
+				   .joined_fd = -1,
 				   .sees_data = data_is_seen(&ops[opcode], phase, c->filters[c->n_filters - 1].wants) };
 	if (phase == FB_PRE) {
 		hooks->pre[hooks->n_pre++] = hook;

@@ -17,6 +17,8 @@ struct chain_hook {
 	uint32_t position; /* in chain.filters */
 	int program_fd;
 	bool sees_data; /* its filter wants the payload, and this op has one */
+	uint32_t n_joined; /* hooks from this one on that the program joined_fd asks */
+	int joined_fd;	   /* -1: none; set once, when the chain is the mount's already */
 };
 
 struct op_hooks {
@@ -25,7 +27,7 @@ struct op_hooks {
 	struct chain_hook post[FB_MAX_FILTERS]; /* from low to high */
 };
 
-/* An immutable snapshot. A worker holds a reference while it serves an op with it. */
+/* An immutable snapshot, but that hooks may be joined later on. A worker holds a reference while it serves an op with it. */
 struct chain {
 	_Atomic uint32_t refs;
 	uint32_t revision;
@@ -80,7 +82,15 @@ uint32_t chain_drain(struct mount *m, uint32_t revision, uint32_t timeout_ms);
 uint32_t chain_oldest(struct mount *m);
 ssize_t inodes_passed_through(struct mount *m, struct inode ***out);
 
+/* joined.c */
+bool chain_join(struct mount *m, uint32_t revision, uint8_t opcode, enum fb_phase phase, uint32_t first, uint32_t n, int fd);
+int joined_program(const struct request *rq, enum fb_phase phase, const struct chain_hook *hook);
+uint32_t pre_ask_joined(struct request *rq, const struct chain_hook *hook, int fd, const struct chain_hook **stopped);
+uint32_t post_ask_joined(struct request *rq, const struct chain_hook *hook, int fd);
+
 /* hook.c */
+uint32_t hooks_run(struct request *rq, const struct op *op, enum fb_phase phase, const struct chain_hook *hook, int fd,
+		   uint32_t n_hooks, struct fb_verdict_record *out, const char **why);
 int hook_run(struct request *rq, const struct op *op, enum fb_phase phase, const struct chain_hook *hook,
 	     struct fb_verdict_record *out);
 void hook_unmap_ring(struct worker *w);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One run of one hook: the slot is filled in from our own copy, the program runs, and exactly one verdict record must lie
- * in the ring of the thread that ran it. The record is checked for whom it is; what it says is verdict.c's.
+ * One run of one hook, or of several that were joined into one program: the slot is filled in from our own copy, the program
+ * runs, and exactly one verdict record of each hook must lie in the ring of the thread that ran it. The records are checked
+ * for whom they are; what they say is verdict.c's.
  */
 #include "core.h"
 
@@ -93,18 +94,18 @@ static void slot_fill(struct request *rq, struct fb_slot *slot, const struct op 
 	extents_fill(&rq->mount->shared.has_extents[rq->slot], slot, image);
 }
 
-/* Take what lies in the ring, all of it: how many records, and the first one of the right size. */
-static int ring_take(struct worker *w, struct fb_verdict_record *out)
+/* Take what lies in the ring, all of it: how many records, and the first ones of the right size, `most` at most. */
+static uint32_t ring_take(struct worker *w, struct fb_verdict_record *out, uint32_t most)
 {
 	unsigned long at = atomic_load_explicit(w->ring_consumer, memory_order_relaxed);
 	unsigned long end = atomic_load_explicit(w->ring_producer, memory_order_acquire);
-	int n = 0;
+	uint32_t n = 0;
 
 	while (at < end) {
 		uint32_t header = __atomic_load_n((const uint32_t *)(w->ring_data + (at & w->ring_mask)), __ATOMIC_ACQUIRE);
 		uint32_t len = header & ~(BPF_RINGBUF_BUSY_BIT | BPF_RINGBUF_DISCARD_BIT);
-		if (!(header & (BPF_RINGBUF_BUSY_BIT | BPF_RINGBUF_DISCARD_BIT)) && len == sizeof(*out) && n == 0)
-			memcpy(out, w->ring_data + (at & w->ring_mask) + BPF_RINGBUF_HDR_SZ, sizeof(*out));
+		if (!(header & (BPF_RINGBUF_BUSY_BIT | BPF_RINGBUF_DISCARD_BIT)) && len == sizeof(*out) && n < most)
+			memcpy(&out[n], w->ring_data + (at & w->ring_mask) + BPF_RINGBUF_HDR_SZ, sizeof(*out));
 		else
 			n++; // not a verdict: one too many, whatever it is
 		n++;
@@ -114,53 +115,93 @@ static int ring_take(struct worker *w, struct fb_verdict_record *out)
 	return n;
 }
 
+static uint32_t filter_of(const struct request *rq, const struct chain_hook *hook)
+{
+	return rq->chain->filters[hook->position].id;
+}
+
+static bool is_for(const struct request *rq, const struct op *op, enum fb_phase phase, const struct chain_hook *hook,
+		   const struct fb_verdict_record *v)
+{
+	return v->unique == rq->in->unique && v->slot == rq->slot && v->filter == filter_of(rq, hook) &&
+	       v->op == (enum fb_op)op->canonical && v->phase == phase;
+}
+
+/* How many of the n records are the verdicts that the hooks that were asked owe, in order; *why is NULL, or what is wrong with
+ * what the next one left. */
+static uint32_t records_check(struct request *rq, const struct op *op, enum fb_phase phase, const struct chain_hook *hook,
+			      uint32_t n_asked, const struct fb_verdict_record *v, uint32_t n, const char **why)
+{
+	uint32_t good = 0;
+
+	while (good < n_asked && good < n && is_for(rq, op, phase, &hook[good], &v[good]))
+		good++;
+	*why = NULL;
+	if (good == n_asked && n == n_asked)
+		return good;
+	bool is_second = good && (good == n_asked || (good < n && v[good].filter == filter_of(rq, &hook[good - 1])));
+	bool is_missing = n == good || (good + 1 < n_asked && v[good].filter == filter_of(rq, &hook[good + 1]));
+	if (is_missing)
+		*why = "it left no verdict";
+	else if (is_second || n > n_asked)
+		*why = "it left more than one verdict, or something else than a verdict";
+	else
+		*why = "its verdict is for another request";
+	return good - is_second;
+}
+
 /**
- * Run one hook of an op and take its verdict record. `op` is rq->op, or dirent for an entry of a listing.
+ * Run n_hooks hooks, from `hook` on, by the program fd: one hook's own, or the one that they are joined in, which returns how
+ * many it asked. `op` is rq->op, or dirent for an entry of a listing.
  *
- * Returns 0, or -EIO after fail_closed: the program did not run, or left no record, several, or one that is not
- * for this run.
+ * Returns how many left their verdicts in `out`. If *why is set then, the next one broke a rule.
  */
-int hook_run(struct request *rq, const struct op *op, enum fb_phase phase, const struct chain_hook *hook,
-	     struct fb_verdict_record *out)
+uint32_t hooks_run(struct request *rq, const struct op *op, enum fb_phase phase, const struct chain_hook *hook, int fd,
+		   uint32_t n_hooks, struct fb_verdict_record *out, const char **why)
 {
 	struct worker *w = rq->worker;
 	struct fb_hook context = { .unique = rq->in->unique,
 				   .slot = rq->slot,
 				   .ring = w->index,
-				   .filter = rq->chain->filters[hook->position].id,
+				   .filter = filter_of(rq, hook),
 				   .op = (enum fb_op)op->canonical,
 				   .phase = phase };
 	union bpf_attr attr;
-	int n;
 
 	if (!w->ring_consumer && ring_map(w) < 0) {
-		fail_closed(rq, op, hook, phase, "its verdict ring cannot be mapped");
-		return -EIO;
+		*why = "its verdict ring cannot be mapped";
+		return 0;
 	}
 	slot_fill(rq, slot_of(rq), op, phase, hook);
-	memset(&attr, 0, sizeof(attr));
-	attr.test.prog_fd = (uint32_t)hook->program_fd;
+	memset(&attr, 0, sizeof(attr.test));
+	attr.test.prog_fd = (uint32_t)fd;
 	attr.test.ctx_in = (uint64_t)(uintptr_t)&context;
 	attr.test.ctx_size_in = sizeof(context);
 	int e = (int)syscall(SYS_bpf, BPF_PROG_RUN, &attr, sizeof(attr.test));
-	n = ring_take(w, out);
-	atomic_fetch_add_explicit(&rq->mount->n_hook_runs, 1, memory_order_relaxed);
-	const char *why = NULL;
-	if (e < 0)
-		why = "its program could not be run";
-	else if (n == 0)
-		why = "it left no verdict";
-	else if (n != 1)
-		why = "it left more than one verdict, or something else than a verdict";
-	else if (out->unique != rq->in->unique || out->slot != rq->slot || out->filter != context.filter ||
-		 out->op != context.op || out->phase != phase)
-		why = "its verdict is for another request";
-	if (!why) {
-		if (out->edits & FB_EDIT_TEXT)
-			rq->mount->shared.has_extents[rq->slot] = true;
-		rq->cookies[hook->position] = out->cookie;
+	uint32_t n = ring_take(w, out, n_hooks), n_asked = n_hooks > 1 ? attr.test.retval : 1;
+	if (e < 0 || n_asked - 1 >= n_hooks) {
+		*why = "its program could not be run";
 		return 0;
 	}
+	atomic_fetch_add_explicit(&rq->mount->n_hook_runs, n_asked, memory_order_relaxed);
+	atomic_fetch_add_explicit(&rq->mount->n_program_runs, 1, memory_order_relaxed);
+	uint32_t n_good = records_check(rq, op, phase, hook, n_asked, out, n, why);
+	for (uint32_t i = 0; i < n_good; i++) {
+		if (out[i].edits & FB_EDIT_TEXT)
+			rq->mount->shared.has_extents[rq->slot] = true;
+		rq->cookies[hook[i].position] = out[i].cookie;
+	}
+	return n_good;
+}
+
+/** Run one hook and take its verdict record. Returns 0, or -EIO after fail_closed. */
+int hook_run(struct request *rq, const struct op *op, enum fb_phase phase, const struct chain_hook *hook,
+	     struct fb_verdict_record *out)
+{
+	const char *why;
+
+	if (hooks_run(rq, op, phase, hook, hook->program_fd, 1, out, &why) == 1)
+		return 0;
 	fail_closed(rq, op, hook, phase, why);
 	return -EIO;
 }

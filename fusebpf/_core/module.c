@@ -211,6 +211,18 @@ static PyObject *Mount_set_chain(MountObject *self, PyObject *args, PyObject *kw
 	return PyLong_FromUnsignedLong(chain_publish(m, c));
 }
 
+static PyObject *Mount_join(MountObject *self, PyObject *args)
+{
+	struct mount *m = mount_of(self);
+	unsigned int revision, first, n;
+	unsigned char opcode;
+	int phase, fd;
+
+	if (!m || !PyArg_ParseTuple(args, "IbiIIi", &revision, &opcode, &phase, &first, &n, &fd))
+		return NULL;
+	return PyBool_FromLong(chain_join(m, revision, opcode, (enum fb_phase)phase, first, n, fd));
+}
+
 static PyObject *Mount_drain(MountObject *self, PyObject *args)
 {
 	struct mount *m = mount_of(self);
@@ -385,6 +397,7 @@ static PyObject *Mount_rehearse(MountObject *self, PyObject *args, PyObject *kwa
 static PyMethodDef mount_methods[] = {
 	{ "share", (PyCFunction)(void (*)(void))Mount_share, METH_VARARGS | METH_KEYWORDS, NULL },
 	{ "rehearse", (PyCFunction)(void (*)(void))Mount_rehearse, METH_VARARGS | METH_KEYWORDS, NULL },
+	{ "join", (PyCFunction)Mount_join, METH_VARARGS, NULL },
 	{ "set_chain", (PyCFunction)(void (*)(void))Mount_set_chain, METH_VARARGS | METH_KEYWORDS, NULL },
 	{ "drain", (PyCFunction)Mount_drain, METH_VARARGS, NULL },
 	{ "oldest_revision", (PyCFunction)Mount_oldest_revision, METH_NOARGS, NULL },

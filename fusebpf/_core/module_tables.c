@@ -40,7 +40,8 @@ PyObject *module_args(void)
 /** The sizes and counts of the ABI. */
 PyObject *module_sizes(void)
 {
-	return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:i,s:i,s:i,s:i,s:i,s:i,s:i}",
+	return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:i,s:i,s:i,s:i,s:i,s:i,s:i}",
+			     "hook_slot_at", offsetof(struct fb_hook, slot), "hook_filter_at", offsetof(struct fb_hook, filter), "slot_filter_at", offsetof(struct fb_slot, filter),
 			     "daemon_call", sizeof(struct daemon_call), "slot", sizeof(struct fb_slot), "record", sizeof(struct fb_record),
 			     "stat_key", sizeof(struct fb_stat_key), "stat", sizeof(struct fb_stat),
 			     "filter_info", sizeof(struct fb_filter_info),

@@ -172,6 +172,7 @@ size_t mount_counters(const struct mount *m, struct counter out[MAX_COUNTERS])
 		{ "slots_in_use", m->has_shared ? FB_N_SLOTS - m->shared.n_free_slots : 0 },
 		{ "requests", m->n_requests },
 		{ "hook_runs", m->n_hook_runs },
+		{ "program_runs", m->n_program_runs },
 		{ "failed_closed", m->n_failed_closed },
 		{ "interrupts", m->n_interrupts },
 		{ "notifications", m->notifier.n_sent },

@@ -128,10 +128,15 @@ void result_from_slot(struct request *rq, uint64_t edits);
 void result_undo(struct request *rq);
 void result_negative(struct request *rq);
 
-/* route.c */
+/* image.c */
 void image_fill(struct request *rq);
+void paths_fill(struct request *rq);
+
+/* route.c */
 void request_run(struct request *rq);
 void request_route(struct request *rq);
+bool pre_decide(struct request *rq, const struct chain_hook *hook, const struct fb_verdict_record *v);
+void post_decide(struct request *rq, const struct chain_hook *hook, const struct fb_verdict_record *v);
 bool pre_ask(struct request *rq, const struct chain_hook *hook);
 void post_ask(struct request *rq, const struct chain_hook *hook);
 bool dirent_allowed(struct request *rq, uint64_t ino, uint32_t type, const char **name, uint32_t *name_len);

@@ -5,81 +5,10 @@
  */
 #include "core.h"
 
-#include <time.h>
-
 /* ---------------------------------------------------------------------------- before the op */
 
-/** What the filters see of the op before it runs, and records tell of it; the arguments are there from decoding. */
-void image_fill(struct request *rq)
-{
-	struct fb_slot *image = rq->image;
-	struct timespec now;
-
-	clock_gettime(CLOCK_REALTIME, &now);
-	image->abi = FB_ABI_VERSION;
-	image->time_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-	image->type = rq->inode ? rq->inode->type : 0;
-	image->backing = 0;
-	image->tag = 0;
-	image->view = rq->inode ? rq->inode->view : 0;
-	image->ttl_ns = 0;
-	image->delay_ns = 0;
-	image->zero = 0;
-	image->path_len = image->path2_len = image->text_len = 0;
-	// Names are padded with zeros; only what the op before this one left there is to be cleared.
-	memset(&image->name, 0, image->name_len);
-	memset(&image->name2, 0, image->name2_len);
-	image->name_len = image->name2_len = 0;
-	memset(&image->result, 0, sizeof(image->result));
-	if (rq->name) {
-		image->name_len = (uint32_t)strlen(rq->name);
-		memcpy(image->name.text, rq->name, image->name_len);
-	}
-	if (rq->name2) {
-		image->name2_len = (uint32_t)strlen(rq->name2);
-		memcpy(image->name2.text, rq->name2, image->name2_len);
-	}
-	if (rq->text) {
-		image->text_len = (uint32_t)strlen(rq->text);
-		memcpy(image->text, rq->text, image->text_len + 1);
-	} else if (rq->op->canonical == FB_OP_setxattr) {
-		text_show(rq, rq->body + rq->body_at, image->args.xattr.size);
-	} else if (rq->op->canonical == FB_OP_ioctl) {
-		text_show(rq, rq->body + rq->body_at, image->args.ioctl.in_size);
-	}
-}
-
-static int path_fill(struct request *rq, struct inode *inode, const char *name, char out[FB_PATH_SIZE])
-{
-	int len = inode ? inode_path(rq->mount, inode, name, out) : -1;
-
-	if (len < 0)
-		rq->image->flags |= FB_PATH_LOST;
-	return len < 0 ? 0 : len;
-}
-
-static void paths_fill(struct request *rq)
-{
-	struct fb_slot *image = rq->image;
-	struct mount *m = rq->mount;
-	const char *name = rq->op->flags & FB_OP_XATTR ? NULL : rq->name;
-
-	image->flags |= FB_HAS_PATH;
-	if (rq->op->canonical == FB_OP_link) {
-		struct inode *linked = inodes_get(m, image->args.link.inode);
-		image->path_len = (uint32_t)path_fill(rq, linked, NULL, image->path);
-		image->path2_len = (uint32_t)path_fill(rq, rq->inode, name, image->path2);
-		return;
-	}
-	image->path_len = (uint32_t)path_fill(rq, rq->inode, name, image->path);
-	if (rq->op->canonical == FB_OP_rename) {
-		struct inode *newdir = inodes_get(m, image->args.rename.newdir);
-		image->path2_len = (uint32_t)path_fill(rq, newdir, rq->name2, image->path2);
-	}
-}
-
-/* Act on a pre hook's verdict. Returns true if the op goes on to the filter below. */
-static bool pre_decide(struct request *rq, const struct chain_hook *hook, const struct fb_verdict_record *v)
+/** Act on a pre hook's verdict. Returns true if the op goes on to the filter below. */
+bool pre_decide(struct request *rq, const struct chain_hook *hook, const struct fb_verdict_record *v)
 {
 	const struct chain_filter *filter = &rq->chain->filters[hook->position];
 	const struct op *op = rq->op;
@@ -153,23 +82,29 @@ bool pre_ask(struct request *rq, const struct chain_hook *hook)
 
 static void pre_run(struct request *rq)
 {
-	rq->reach = rq->chain->n_filters;
-	for (uint32_t i = 0; rq->hooks && i < rq->hooks->n_pre; i++) {
-		const struct chain_hook *hook = &rq->hooks->pre[i];
+	const struct chain_hook *stopped = NULL;
 
-		rq->pre_ran |= 1U << rq->chain->filters[hook->position].id;
-		if (hook->sees_data ? data_before(rq, hook) : pre_ask(rq, hook))
+	rq->reach = rq->chain->n_filters;
+	for (uint32_t i = 0; rq->hooks && i < rq->hooks->n_pre && !stopped;) {
+		const struct chain_hook *hook = &rq->hooks->pre[i];
+		int joined_fd = joined_program(rq, FB_PRE, hook);
+
+		if (joined_fd >= 0) {
+			i += pre_ask_joined(rq, hook, joined_fd, &stopped);
 			continue;
-		if (rq->route == FB_ROUTE_REPLY)
-			rq->reach = hook->position;
-		return;
+		}
+		i++;
+		rq->pre_ran |= 1U << rq->chain->filters[hook->position].id;
+		stopped = (hook->sees_data ? data_before(rq, hook) : pre_ask(rq, hook)) ? NULL : hook;
 	}
+	if (stopped && rq->route == FB_ROUTE_REPLY)
+		rq->reach = stopped->position;
 }
 
 /* ---------------------------------------------------------------------------- after the op */
 
-/* Act on a post hook's verdict: the errno and the results may change. */
-static void post_decide(struct request *rq, const struct chain_hook *hook, const struct fb_verdict_record *v)
+/** Act on a post hook's verdict: the errno and the results may change. */
+void post_decide(struct request *rq, const struct chain_hook *hook, const struct fb_verdict_record *v)
 {
 	static const uint32_t with_result =
 		FB_OP_ENTRY | FB_OP_ATTR | FB_OP_TEXT | FB_OP_COUNT | FB_OP_STATFS | FB_OP_OPENS;
@@ -239,9 +174,14 @@ static void post_run(struct request *rq)
 {
 	if (!rq->error)
 		result_to_slot(rq);
-	for (uint32_t i = 0; i < rq->hooks->n_post; i++) {
+	for (uint32_t i = 0, n = 1; i < rq->hooks->n_post; i += n, n = 1) {
 		const struct chain_hook *hook = &rq->hooks->post[i];
+		int joined_fd = joined_program(rq, FB_POST, hook);
 
+		if (joined_fd >= 0) {
+			n = post_ask_joined(rq, hook, joined_fd);
+			continue;
+		}
 		if (hook->position >= rq->reach || rq->no_post & 1U << hook->position)
 			continue;
 		rq->post_ran |= 1U << rq->chain->filters[hook->position].id;

@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* An op as its filters see it, in our own copy, from which the slot is filled in before each hook. On a worker's thread. */
+#include "core.h"
+
+#include <time.h>
+
+/** What the filters see of the op before it runs, and records tell of it; the arguments are there from decoding. */
+void image_fill(struct request *rq)
+{
+	struct fb_slot *image = rq->image;
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	image->abi = FB_ABI_VERSION;
+	image->time_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+	image->type = rq->inode ? rq->inode->type : 0;
+	image->backing = 0;
+	image->tag = 0;
+	image->view = rq->inode ? rq->inode->view : 0;
+	image->ttl_ns = 0;
+	image->delay_ns = 0;
+	image->zero = 0;
+	image->path_len = image->path2_len = image->text_len = 0;
+	// Names are padded with zeros; only what the op before this one left there is to be cleared.
+	memset(&image->name, 0, image->name_len);
+	memset(&image->name2, 0, image->name2_len);
+	image->name_len = image->name2_len = 0;
+	memset(&image->result, 0, sizeof(image->result));
+	if (rq->name) {
+		image->name_len = (uint32_t)strlen(rq->name);
+		memcpy(image->name.text, rq->name, image->name_len);
+	}
+	if (rq->name2) {
+		image->name2_len = (uint32_t)strlen(rq->name2);
+		memcpy(image->name2.text, rq->name2, image->name2_len);
+	}
+	if (rq->text) {
+		image->text_len = (uint32_t)strlen(rq->text);
+		memcpy(image->text, rq->text, image->text_len + 1);
+	} else if (rq->op->canonical == FB_OP_setxattr) {
+		text_show(rq, rq->body + rq->body_at, image->args.xattr.size);
+	} else if (rq->op->canonical == FB_OP_ioctl) {
+		text_show(rq, rq->body + rq->body_at, image->args.ioctl.in_size);
+	}
+}
+
+static int path_fill(struct request *rq, struct inode *inode, const char *name, char out[FB_PATH_SIZE])
+{
+	int len = inode ? inode_path(rq->mount, inode, name, out) : -1;
+
+	if (len < 0)
+		rq->image->flags |= FB_PATH_LOST;
+	return len < 0 ? 0 : len;
+}
+
+/** Its paths, for filters that want them. */
+void paths_fill(struct request *rq)
+{
+	struct fb_slot *image = rq->image;
+	struct mount *m = rq->mount;
+	const char *name = rq->op->flags & FB_OP_XATTR ? NULL : rq->name;
+
+	image->flags |= FB_HAS_PATH;
+	if (rq->op->canonical == FB_OP_link) {
+		struct inode *linked = inodes_get(m, image->args.link.inode);
+		image->path_len = (uint32_t)path_fill(rq, linked, NULL, image->path);
+		image->path2_len = (uint32_t)path_fill(rq, rq->inode, name, image->path2);
+		return;
+	}
+	image->path_len = (uint32_t)path_fill(rq, rq->inode, name, image->path);
+	if (rq->op->canonical == FB_OP_rename) {
+		struct inode *newdir = inodes_get(m, image->args.rename.newdir);
+		image->path2_len = (uint32_t)path_fill(rq, newdir, rq->name2, image->path2);
+	}
+}

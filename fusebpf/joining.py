@@ -1,0 +1,268 @@
+"""Hooks that stand one after another at an op, joined into one program: a chain then costs one run.
+
+Each hook becomes a function of the program, which the kernel verifies by itself (a global function: its work
+is not multiplied by that of the others). The main part asks one after another, until one says more than "go
+on", and returns how many it asked; each leaves its own verdict record and counts for itself.
+
+Only what leaves the slot alone can be followed by another: in a run of its own each hook finds the slot as
+the core filled it in, and must do so here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+from fusebpf import bpf
+from fusebpf._core import OPS, SIZES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from fusebpf._core import Mount
+    from fusebpf.chain import Link
+    from fusebpf.loader import Filter, Program, SharedMaps
+
+_log = logging.getLogger(__name__)
+
+_INSTRUCTION = struct.Struct("<BBhi")
+_ST, _STX, _ATOMIC, _STACK = 0x02, 0x03, 0xC0, 10
+_CALL, _EXIT, _PSEUDO_CALL = 0x85, 0x95, 1
+# Helpers that write to maps and rings alone: lookups, updates, deletes, clocks, random numbers, ids, locks.
+# linux/bpf.h: __BPF_FUNC_MAPPER.
+_QUIET_HELPERS = frozenset({1, 2, 3, 5, 6, 7, 8, 14, 15, 93, 94, 118, 125, 130, 160})
+_POST = 1  # FB_POST
+_DIRENT = next(opcode for name, opcode, *_ in OPS if name == "dirent")
+_BTF_MAGIC = 0xEB9F
+_FUNC_GLOBAL = 1
+
+
+class Joiner:
+    """Joins the hooks of a chain while it works: verifying takes some 0.1 s for each program.
+
+    The chain works without; what the kernel refuses stays as it is. Until `stop`, the filters must stay open.
+    """
+
+    def __init__(self, core: Mount, revision: int, links: Sequence[Link], shared: SharedMaps) -> None:
+        self._core = core
+        self._revision = revision
+        self._shared = shared
+        self._is_stopping = threading.Event()
+        self._programs: dict[tuple[tuple[int, int], ...], int] = {}
+        places = _places(links)
+        self._thread: threading.Thread | None = None
+        if places:
+            self._thread = threading.Thread(target=self._join_all, args=(places,), daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Let it end; what is joined already stays so."""
+        self._is_stopping.set()
+        if self._thread:
+            self._thread.join()
+        self._thread = None
+
+    def _join_all(self, places: dict[tuple[int, int], list[_Place]]) -> None:
+        codes: dict[int, bytes | None] = {}
+        try:
+            for (phase, opcode), hooks in places.items():
+                for hook in hooks:
+                    if hook.program.fd not in codes:
+                        codes[hook.program.fd] = hook.code(self._shared)
+                for first, n in runs([codes[hook.program.fd] for hook in hooks]):
+                    if self._is_stopping.is_set():
+                        return
+                    fd = self._program(hooks[first : first + n], codes)
+                    if fd >= 0:
+                        self._core.join(self._revision, opcode, phase, first, n, fd)
+        finally:
+            for fd in self._programs.values():
+                if fd >= 0:
+                    os.close(fd)
+            self._programs.clear()
+
+    def _program(self, hooks: Sequence[_Place], codes: dict[int, bytes | None]) -> int:
+        """The program of these hooks, loaded once for all ops that have them; -1 where it cannot be."""
+        key = tuple((hook.filter_id, hook.program.fd) for hook in hooks)
+        if key not in self._programs:
+            members = [Member(hook.filter_id, codes[hook.program.fd] or b"") for hook in hooks]
+            try:
+                self._programs[key] = load(members, self._shared.slots)
+            except OSError as error:
+                _log.debug("%d hooks run one by one: %s", len(hooks), error.strerror)
+                self._programs[key] = -1
+        return self._programs[key]
+
+
+class _Place(NamedTuple):
+    """A hook where it stands in the chain."""
+
+    filter_id: int
+    filter: Filter
+    program: Program
+
+    def code(self, shared: SharedMaps) -> bytes | None:
+        return self.filter.code(self.program, shared)
+
+
+def _places(links: Sequence[Link]) -> dict[tuple[int, int], list[_Place]]:
+    """The hooks of each phase and op that has several, in the order in which the core asks them."""
+    found: dict[tuple[int, int], list[_Place]] = {}
+    for link in links:
+        for hook in link.filter.hooks:
+            place = _Place(link.id, link.filter, hook.program)
+            found.setdefault((hook.phase, hook.opcode), []).append(place)
+    for (phase, _), hooks in found.items():
+        if phase == _POST:
+            hooks.reverse()
+    return {where: hooks for where, hooks in found.items() if len(hooks) > 1 and where[1] != _DIRENT}
+
+
+class Member(NamedTuple):
+    """One hook of a join: the id of its filter, and its instructions with their maps' descriptors."""
+
+    filter_id: int
+    code: bytes
+
+
+def leaves_slot_alone(code: bytes) -> bool:
+    """Whether a hook stores to nothing but its stack, but for counters that it adds to atomically."""
+    for operation, registers, _, immediate in _steps(code):
+        kind, target, source = operation & 7, registers & 15, registers >> 4
+        if kind in {_ST, _STX} and target != _STACK and operation & 0xE0 != _ATOMIC:
+            return False
+        if operation == _CALL and (source or immediate not in _QUIET_HELPERS):
+            return False
+    return True
+
+
+def runs(members: Sequence[bytes | None]) -> Iterator[tuple[int, int]]:
+    """Where hooks can be joined: (first, count), each at least two.
+
+    Args:
+        members: The hooks of one op and phase in the order in which they are asked; None cannot be joined.
+    """
+    first = 0
+    while first < len(members):
+        end = first
+        while end < len(members) and (code := members[end]) is not None:
+            end += 1
+            if not leaves_slot_alone(code):
+                break  # it may be the last one
+        if end - first > 1:
+            yield first, end - first
+        first = max(end, first + 1)
+
+
+def load(members: Sequence[Member], slots_fd: int) -> int:
+    """Load the program that asks these hooks, in this order.
+
+    Args:
+        members: At least two.
+        slots_fd: The map of the mount's slots.
+
+    Returns:
+        Its descriptor.
+
+    Raises:
+        OSError: The kernel refused it: it is too large, or there are no functions that take the context of a
+            SYSCALL program (they came with Linux 6.8).
+    """
+    main = _main(members, slots_fd)
+    code, starts = bytearray(main), [0]
+    for member in members:
+        starts.append(len(code) // 8)
+        code += member.code
+    for at, index in _calls(main):
+        # A call is relative to the instruction behind it.
+        struct.pack_into("<i", code, at * 8 + 4, starts[index + 1] - at - 1)
+    first_type = 4
+    infos = b"".join(struct.pack("<II", start, first_type + index) for index, start in enumerate(starts))
+    btf_fd = bpf.btf_load(_btf(len(starts)))
+    try:
+        return bpf.joined_load(bytes(code), "fb_joined", btf_fd, infos)
+    finally:
+        os.close(btf_fd)
+
+
+def _steps(code: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """The instructions, without the second halves of those that take two."""
+    skip = False
+    for step in _INSTRUCTION.iter_unpack(code):
+        if not skip:
+            yield step
+        skip = not skip and step[0] == bpf.LD_IMM64
+
+
+def _calls(main: bytes) -> Iterator[tuple[int, int]]:
+    """(instruction, which member it calls) of the main part."""
+    for at, (operation, registers, _, immediate) in enumerate(_INSTRUCTION.iter_unpack(main)):
+        if operation == _CALL and registers >> 4 == _PSEUDO_CALL:
+            yield at, immediate
+
+
+def _main(members: Sequence[Member], slots_fd: int) -> bytes:
+    """The main part; in its calls stands, for now, the index of the member."""
+    hook_at, slot_at = SIZES["hook_filter_at"], SIZES["slot_filter_at"]
+    steps = [
+        (0xBF, 6 | 1 << 4, 0, 0),  # r6 = r1: the context
+        (0xB7, 8, 0, 0),  # r8 = 0: how many were asked
+        (0x61, 2 | 6 << 4, SIZES["hook_slot_at"], 0),  # r2 = its slot's index
+        (0x63, 10 | 2 << 4, -4, 0),  # on the stack
+        (0xBF, 2 | 10 << 4, 0, 0),
+        (0x07, 2, 0, -4),  # r2: the key
+        (bpf.LD_IMM64, 1 | bpf.PSEUDO_MAP_FD << 4, 0, slots_fd),
+        (0, 0, 0, 0),
+        (_CALL, 0, 0, 1),  # bpf_map_lookup_elem
+        (0xBF, 7, 0, 0),  # r7 = r0: the slot
+    ]
+    # Forward jumps are to the two instructions at the end.
+    body: list[tuple[int, int, int, int]] = []
+    n_each = 8
+    n_body = n_each * len(members)
+    steps.append((0x15, 7, n_body, 0))  # no slot: nobody was asked
+    for index, member in enumerate(members):
+        behind = n_body - n_each * (index + 1)
+        body += [
+            (0xB7, 2, 0, member.filter_id),  # r2 = the filter
+            (0x63, 6 | 2 << 4, hook_at, 0),
+            (0x63, 7 | 2 << 4, slot_at, 0),
+            (0x07, 8, 0, 1),  # r8 += 1
+            (0xBF, 1 | 6 << 4, 0, 0),  # r1 = the context
+            (_CALL, _PSEUDO_CALL << 4, 0, index),
+            (0x67, 0, 0, 32),  # the upper half of an int is nobody's
+            (0x55, 0, behind, 0),  # not 0: it does not simply go on
+        ]
+    end = [(0xBF, 0 | 8 << 4, 0, 0), (_EXIT, 0, 0, 0)]
+    return b"".join(_INSTRUCTION.pack(*step) for step in (*steps, *body, *end))
+
+
+def _btf(n_functions: int) -> bytes:
+    """Types of n functions `int hook(void *ctx)`, whose ids are 4 and up, that take a context.
+
+    Source: Documentation/bpf/btf.rst; kernel/bpf/btf.c: btf_prepare_func_args (arg:ctx).
+    """
+    strings = b"\0int\0ctx\0arg:ctx\0"
+    at = {text: strings.index(b"\0" + text + b"\0") + 1 for text in (b"int", b"ctx", b"arg:ctx")}
+    names = [f"hook{number}".encode() for number in range(n_functions)]
+    name_at = []
+    for name in names:
+        name_at.append(len(strings))
+        strings += name + b"\0"
+
+    def entry(name: int, kind: int, length: int, size_or_type: int, *rest: int) -> bytes:
+        return struct.pack(f"<III{len(rest)}I", name, kind << 24 | length, size_or_type, *rest)
+
+    types = [
+        entry(at[b"int"], 1, 0, 4, 1 << 24 | 32),  # 1: int, signed, 32 bits
+        entry(0, 2, 0, 0),  # 2: void *
+        entry(0, 13, 1, 1, at[b"ctx"], 2),  # 3: int (void *ctx)
+    ]
+    types += [entry(name, 12, _FUNC_GLOBAL, 3) for name in name_at]
+    types += [entry(at[b"arg:ctx"], 17, 0, 4 + number, 0) for number in range(1, n_functions)]
+    section = b"".join(types)
+    header = struct.pack("<HBBIIIII", _BTF_MAGIC, 1, 0, 24, 0, len(section), len(section), len(strings))
+    return header + section + strings
