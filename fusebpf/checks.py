@@ -94,7 +94,7 @@ def check_source(src: mounts.StrPath | int) -> tuple[int, str]:
     if isinstance(src, int):
         try:
             fd = os.dup(src)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise UsageError(f"root descriptor {src} is not open") from error
         name = f"root descriptor {src}"
     else:
@@ -116,8 +116,11 @@ def check_places(src: mounts.StrPath | int, mnt: mounts.StrPath) -> Places:
 
     Raises:
         MountError: One is missing or no directory; MNT is a fusebpf mount already, lies in SRC or around it.
-        UsageError: SRC is a descriptor that is not open.
+        UsageError: SRC is a descriptor that is not open, or a path has a NUL byte in it.
     """
+    for what, path in (("source", src), ("mount point", mnt)):
+        if not isinstance(path, int) and "\0" in os.fspath(path):
+            raise UsageError(f"{what} {os.fspath(path)!r}: a NUL byte cannot be in a path")
     root_fd, src_path = check_source(src)
     try:
         with mounts.opened(mnt) as mnt_fd:

@@ -42,7 +42,7 @@ class Entry:
         src: The backing root, as a path.
         mnt: The mount point, free of symlinks.
         under: The id of the mount that the mount point lies in.
-        options: Texts of -o.
+        options: Those that hold as long as the mount does, by name (options.lasting).
         filter_texts: Filters as for --filter, paths absolute.
         set_texts: Map values as for --set.
         filters: The loaded chain, top first: name, altitude, source.
@@ -59,7 +59,7 @@ class Entry:
     src: str
     mnt: str
     under: int
-    options: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
     filter_texts: list[str] = field(default_factory=list)
     set_texts: list[str] = field(default_factory=list)
     filters: list[dict[str, Any]] = field(default_factory=list)

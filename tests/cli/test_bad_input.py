@@ -38,6 +38,9 @@ EVERYBODYS_MODE = 0o777
         (["src", "mnt", "--root-fd", "0"], ["leave 'src' out"]),
         (["mnt", "--root-fd", "77"], ["root descriptor 77 is not open"]),
         (["mnt", "--root-fd", "-1"], ["--root-fd"]),
+        (["mnt", "--root-fd", "99999999999"], ["root descriptor 99999999999 is not open"]),
+        (["src", "mnt", "-o", r"fsname=a\000b"], ["a NUL byte cannot be in an option"]),
+        (["src", "mnt", "-o", r"filter=./a\000b.c"], ["a NUL byte cannot be in an option"]),
         (["src", "mnt", "--name", "a", "-o", "name=b"], ["two names"]),
         (["src", "mnt", "-o", "remount,ro"], ["mount -o remount"]),
     ],
@@ -48,6 +51,10 @@ def test_a_command_put_wrongly_ends_with_2_and_names_the_word(
     done = fusebpf("mount", *words, cwd=tree)
 
     assert_refused(done, 2, *parts)
+
+
+def test_no_command_is_a_command_put_wrongly(tree: Path) -> None:
+    assert_refused(fusebpf(cwd=tree), 2, "a command is missing: attach, check", "umount", "--help")
 
 
 @pytest.mark.parametrize(
