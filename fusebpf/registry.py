@@ -246,11 +246,19 @@ def find(target: str) -> Entry:
 
 
 def write(entry: Entry) -> None:
-    """Write an entry's state file, whole or not at all."""
-    scratch = DIRECTORY / f".{entry.name}.new"
-    scratch.write_text(json.dumps(asdict(entry), indent=1) + "\n")
-    scratch.chmod(0o600)
-    scratch.rename(_state_path(entry.name))
+    """Write an entry's state file, whole or not at all.
+
+    Raises:
+        PlatformError: It cannot be written: there is no room, say.
+    """
+    path, scratch = _state_path(entry.name), DIRECTORY / f".{entry.name}.new"
+    try:
+        scratch.write_text(json.dumps(asdict(entry), indent=1) + "\n")
+        scratch.chmod(0o600)
+        scratch.rename(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise PlatformError(f"{str(path)!r} cannot be written: {error.strerror}") from error
 
 
 def reserve(entry: Entry) -> Entry:

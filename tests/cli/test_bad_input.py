@@ -209,6 +209,19 @@ def test_a_machine_without_fuse_is_told_what_to_load(tree: Path, script: str, pa
     assert_refused(done, 1, *parts)
 
 
+@pytest.mark.parametrize("n_inodes", [2, 3, 4])
+def test_a_machine_without_room_for_a_mounts_state_is_told_so(tree: Path, n_inodes: int) -> None:
+    """The state, its log, the state again: whichever finds no room, nothing is left."""
+    script = (
+        f'mount -t tmpfs -o nr_inodes={n_inodes} none /run && "$0" mount src mnt; code=$?;'
+        " find /run /sys/fs/bpf -name '*mnt*'; findmnt mnt; exit $code"
+    )
+
+    done = support.run("unshare", "-m", "sh", "-c", script, support.COMMAND, cwd=tree, check=False)
+
+    assert_refused(done, 1, "'/run/fusebpf", "cannot be written: No space left on device")
+
+
 def refuse_bpf() -> None:
     """In a child: let bpf(2) fail with EPERM, as in a container that has none (seccomp(2))."""
     code = b"".join(
