@@ -43,6 +43,7 @@ def whole(fd: int, kind: int, _start: int = 0, _length: int = TO_END, *, waits: 
 
 Lock = Callable[..., Any]
 ALL: dict[str, Lock] = {"posix": posix, "ofd": ofd, "flock": whole}
+OP = {"posix": "FB_OP_setlk", "flock": "FB_OP_flock"}
 
 
 @pytest.fixture(params=list(ALL))
@@ -478,6 +479,32 @@ def test_a_hundred_waiters_do_not_stop_the_mount_and_all_get_the_lock(
         os.close(fd)
         support.wait_until(lambda: served.counters()["workers"] <= 8, seconds=20)
         support.wait_until(lambda: served.counters()["handles"] == 0)
+
+
+@pytest.mark.parametrize("kind", ["posix", "flock"])
+def test_the_end_of_the_server_is_told_to_those_who_wait(mount: support.Mounter, kind: str) -> None:
+    """Not as EINTR: without a signal the kernel would hand its own errno, 512, to the caller."""
+    mounted = mount(filters=["audit"])
+    path = put(mounted.path / "f")
+    put(mounted.path / "f.count", b"")
+    hold = ALL[kind]
+    with another(mounted.src / "f", lambda fd: hold(fd, WRITE)), waiters(path, kind, 3) as clients:
+        support.wait_until(lambda: mounted.stats().get(("audit", "FB_PRE", OP[kind], "FB_CONTINUE"), 0) >= 3)
+
+        os.kill(mounted.pid, signal.SIGTERM)
+        said = [client.communicate(timeout=20)[1] for client in clients]
+
+    assert all(b"[Errno 107] Transport endpoint is not connected" in text for text in said), said
+    support.wait_until(lambda: not support.is_alive(mounted.pid), seconds=20)
+
+
+def test_a_filters_eintr_on_a_lock_is_no_errno_of_the_kernels_own(mount: support.Mounter) -> None:
+    mounted = mount(filters=["deny"], sets={"deny.rules": "setlk:*:*:EINTR,flock:*:*:EINTR"})
+    path = put(mounted.path / "f")
+
+    found = [elsewhere(path, lambda fd, hold=hold: hold(fd, WRITE)) for hold in ALL.values()]
+
+    assert found == ["EIO", "EIO", "EIO"]
 
 
 def test_an_unmount_ends_those_who_wait(mount: support.Mounter) -> None:
