@@ -105,10 +105,15 @@ def check_source(src: mounts.StrPath | int) -> tuple[int, str]:
             raise MountError(f"{name} is not a directory") from error
         except OSError as error:
             raise MountError(f"{name} cannot be opened: {error.strerror}") from error
-    if not mounts.place_of(fd).is_directory:
+    try:
+        is_directory, path = mounts.place_of(fd).is_directory, mounts.path_of(fd)
+    except OSError as error:
+        os.close(fd)
+        raise MountError(f"{name} cannot be opened: {error.strerror}") from error
+    if not is_directory:
         os.close(fd)
         raise MountError(f"{name} is not a directory")
-    return fd, mounts.path_of(fd)
+    return fd, path
 
 
 def check_places(src: mounts.StrPath | int, mnt: mounts.StrPath) -> Places:
@@ -140,6 +145,8 @@ def _check_point(mnt: mounts.StrPath, mnt_fd: int) -> str:
     if not place.is_directory:
         raise MountError(f"mount point {os.fspath(mnt)!r} is not a directory")
     point = mounts.path_of(mnt_fd)
+    if point == "/":
+        raise MountError("mount point '/' is the root directory: processes would go on below the mount")
     mounted = mounts.by_id(place.mount_id)
     if place.is_mount_root and mounted and mounted.is_ours:
         raise MountError(

@@ -87,6 +87,25 @@ def test_what_cannot_be_mounted_ends_with_1_and_says_why(
     assert_refused(done, 1, *parts)
 
 
+@pytest.mark.parametrize("src", ["/", "src"])
+def test_the_root_directory_is_no_mount_point(tree: Path, src: str) -> None:
+    """Whoever runs has it as its root already and would go on below the mount, where nobody reaches it."""
+    script = '"$0" mount "$1" /; code=$?; grep " / / .*fuse.fusebpf" /proc/self/mountinfo; exit $code'
+
+    words = ("unshare", "-m", "sh", "-c", script, support.COMMAND, src)
+    done = support.run(*words, cwd=tree, check=False)
+
+    assert_refused(done, 1, "mount point '/' is the root directory")
+
+
+def test_a_source_whose_path_is_too_long_to_be_told_is_refused(tree: Path) -> None:
+    script = 'cd "$1" && for i in $(seq 20); do mkdir $2 && cd $2; done; exec "$0" mount . "$1"/mnt'
+
+    done = support.run("bash", "-c", script, support.COMMAND, tree, "d" * 250, check=False)
+
+    assert_refused(done, 1, "source '.' cannot be opened: File name too long")
+
+
 def test_a_mount_point_in_a_bind_mount_of_the_source_is_inside_it(tree: Path) -> None:
     """By the directory itself where the source is bound, by propagation where a part of it is."""
     (tree / "src" / "sub" / "point").mkdir(parents=True)
