@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from fusebpf import mounts
+from fusebpf import mounts, registry
 from fusebpf.errors import MountError, PlatformError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _CAP_SYS_ADMIN = 21
 _FUSE_DEVICE = Path("/dev/fuse")
@@ -168,6 +171,30 @@ def _check_apart(src: str, root_fd: int, mnt: str, mnt_fd: int) -> None:
         raise MountError(
             f"mount point {mnt!r} lies inside the source {src!r}: the mount would contain itself"
         )
+    for path, shown in _shown_by(src, root_fd):
+        if mounts.any_above(mnt_fd, shown.is_same):
+            raise MountError(
+                f"mount point {mnt!r} lies inside {path!r}, which the source {src!r} shows: "
+                f"the mount would contain itself"
+            )
+
+
+def _shown_by(src: str, root_fd: int) -> Iterator[tuple[str, mounts.Place]]:
+    """What a source that lies in a fusebpf mount shows, and that in turn, as far as paths lead there."""
+    place, seen = mounts.place_of(root_fd), set()
+    while place not in seen:
+        seen.add(place)
+        mounted = mounts.by_id(place.mount_id)
+        entry = registry.entry_of(mounted) if mounted and mounted.is_ours else None
+        if mounted is None or entry is None:
+            return
+        src = os.path.normpath(os.path.join(entry.src, os.path.relpath(src, mounted.point)))  # noqa: PTH118
+        try:
+            with mounts.opened(src) as fd:
+                place = mounts.place_of(fd)
+        except OSError:
+            return
+        yield src, place
 
 
 def _is_inside(path: str, source: mounts.Place) -> bool:

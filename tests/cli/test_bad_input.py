@@ -119,6 +119,22 @@ def test_a_mount_point_in_a_bind_mount_of_the_source_is_inside_it(tree: Path) ->
     assert_refused(done, 1, "inside the source")
 
 
+def test_a_mount_point_in_what_a_mounted_source_shows_is_inside_it(tree: Path) -> None:
+    """Each would ask the other for what lies below, until all threads of both wait for one another."""
+    (tree / "src" / "sub" / "deep").mkdir(parents=True)
+    (tree / "mnt2").mkdir()
+    mount("src", "mnt", cwd=tree)
+    mount("mnt/sub", "mnt2", cwd=tree)
+
+    assert_refused(fusebpf("mount", "mnt", "src/sub", cwd=tree), 1, "inside", "/src', which the source")
+    assert_refused(fusebpf("mount", "mnt2", "src/sub/deep", cwd=tree), 1, "inside", "/sub', which the source")
+    mount("mnt2", "src/sub", cwd=tree)  # in place, by a detour
+    assert (tree / "mnt" / "file").read_text() == "text\n"
+
+    for path in ("src/sub", "mnt2", "mnt"):
+        umount(tree / path)
+
+
 def test_a_bad_filter_is_told_with_file_and_line_and_its_details_indented(tree: Path) -> None:
     (tree / "bad.c").write_text(
         '#include "fusebpf.h"\nFILTER(bad, .altitude = 5, .doc = "")\nPRE(bad, lookup) { return oops; }\n'
