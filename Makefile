@@ -51,7 +51,7 @@ root:
 	@[ "$$(id -u)" -eq 0 ] || { echo "fusebpf: only root can mount and load BPF: sudo make $(MAKECMDGOALS)" >&2; exit 1; }
 
 demo: root build ## two chained filters on a real tree, and what they did to real programs (SRC=… MNT=…)
-	@$(PY) examples/demo/demo.py $(if $(SRC),--src '$(SRC)') $(if $(MNT),--mnt '$(MNT)')
+	@$(PY) examples/demo/demo.py $(if $(SRC),--src "$$SRC") $(if $(MNT),--mnt "$$MNT")
 
 test: root build ## all tests, on real mounts (ARGS='-k name')
 	@$(SAN_ENV) $(PY) -m pytest $(ARGS)

@@ -40,8 +40,10 @@ class MapSetting(NamedTuple):
         """Read FILTER.MAP=VALUE.
 
         Raises:
-            UsageError: It is not of that form.
+            UsageError: It is not of that form, or holds a NUL byte.
         """
+        if "\0" in text:
+            raise UsageError(f"{text!r} sets nothing: a NUL byte cannot be in a value")
         target, equals, value = text.partition("=")
         name, dot, map_name = target.partition(".")
         if not (equals and dot and name and map_name):
@@ -68,6 +70,12 @@ class FilterSpec:
     pick: str | None = None
     sets: Mapping[str, str] = field(default_factory=dict)
     beside: tuple[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no file's name and no map's value can hold."""
+        for text in (self.source, self.pick or "", *self.sets, *self.sets.values()):
+            if "\0" in text:
+                raise UsageError(f"filter {self.source!r}: a NUL byte cannot be in {text!r}")
 
     @classmethod
     def parse(cls, text: str) -> FilterSpec:

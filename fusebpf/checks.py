@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from fusebpf import mounts
+from fusebpf import mounts, registry
 from fusebpf.errors import MountError, PlatformError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _CAP_SYS_ADMIN = 21
 _FUSE_DEVICE = Path("/dev/fuse")
@@ -94,7 +97,7 @@ def check_source(src: mounts.StrPath | int) -> tuple[int, str]:
     if isinstance(src, int):
         try:
             fd = os.dup(src)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise UsageError(f"root descriptor {src} is not open") from error
         name = f"root descriptor {src}"
     else:
@@ -105,10 +108,15 @@ def check_source(src: mounts.StrPath | int) -> tuple[int, str]:
             raise MountError(f"{name} is not a directory") from error
         except OSError as error:
             raise MountError(f"{name} cannot be opened: {error.strerror}") from error
-    if not mounts.place_of(fd).is_directory:
+    try:
+        is_directory, path = mounts.place_of(fd).is_directory, mounts.path_of(fd)
+    except OSError as error:
+        os.close(fd)
+        raise MountError(f"{name} cannot be opened: {error.strerror}") from error
+    if not is_directory:
         os.close(fd)
         raise MountError(f"{name} is not a directory")
-    return fd, mounts.path_of(fd)
+    return fd, path
 
 
 def check_places(src: mounts.StrPath | int, mnt: mounts.StrPath) -> Places:
@@ -116,8 +124,11 @@ def check_places(src: mounts.StrPath | int, mnt: mounts.StrPath) -> Places:
 
     Raises:
         MountError: One is missing or no directory; MNT is a fusebpf mount already, lies in SRC or around it.
-        UsageError: SRC is a descriptor that is not open.
+        UsageError: SRC is a descriptor that is not open, or a path has a NUL byte in it.
     """
+    for what, path in (("source", src), ("mount point", mnt)):
+        if not isinstance(path, int) and "\0" in os.fspath(path):
+            raise UsageError(f"{what} {os.fspath(path)!r}: a NUL byte cannot be in a path")
     root_fd, src_path = check_source(src)
     try:
         with mounts.opened(mnt) as mnt_fd:
@@ -137,6 +148,8 @@ def _check_point(mnt: mounts.StrPath, mnt_fd: int) -> str:
     if not place.is_directory:
         raise MountError(f"mount point {os.fspath(mnt)!r} is not a directory")
     point = mounts.path_of(mnt_fd)
+    if point == "/":
+        raise MountError("mount point '/' is the root directory: processes would go on below the mount")
     mounted = mounts.by_id(place.mount_id)
     if place.is_mount_root and mounted and mounted.is_ours:
         raise MountError(
@@ -158,6 +171,30 @@ def _check_apart(src: str, root_fd: int, mnt: str, mnt_fd: int) -> None:
         raise MountError(
             f"mount point {mnt!r} lies inside the source {src!r}: the mount would contain itself"
         )
+    for path, shown in _shown_by(src, root_fd):
+        if mounts.any_above(mnt_fd, shown.is_same):
+            raise MountError(
+                f"mount point {mnt!r} lies inside {path!r}, which the source {src!r} shows: "
+                f"the mount would contain itself"
+            )
+
+
+def _shown_by(src: str, root_fd: int) -> Iterator[tuple[str, mounts.Place]]:
+    """What a source that lies in a fusebpf mount shows, and that in turn, as far as paths lead there."""
+    place, seen = mounts.place_of(root_fd), set()
+    while place not in seen:
+        seen.add(place)
+        mounted = mounts.by_id(place.mount_id)
+        entry = registry.entry_of(mounted) if mounted and mounted.is_ours else None
+        if mounted is None or entry is None:
+            return
+        src = os.path.normpath(os.path.join(entry.src, os.path.relpath(src, mounted.point)))  # noqa: PTH118
+        try:
+            with mounts.opened(src) as fd:
+                place = mounts.place_of(fd)
+        except OSError:
+            return
+        yield src, place
 
 
 def _is_inside(path: str, source: mounts.Place) -> bool:

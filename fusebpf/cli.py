@@ -33,10 +33,14 @@ if TYPE_CHECKING:
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-@click.group(context_settings=_SETTINGS, no_args_is_help=True)
+@click.group(context_settings=_SETTINGS, invoke_without_command=True)
 @click.version_option(package_name="fusebpf", message="fusebpf %(version)s")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Mount directories through stacks of eBPF filters."""
+    if context.invoked_subcommand is None:
+        names = ", ".join(name for name, command in sorted(cli.commands.items()) if not command.hidden)
+        raise UsageError(f"a command is missing: {names} (fusebpf --help says more)")
 
 
 @cli.command("mount")
@@ -279,8 +283,10 @@ def mount_helper_command(
     """Do what mount(8) asks for; it calls this as mount.fuse.fusebpf."""
     from fusebpf.mounthelper import help_mount
 
-    del fs_type, namespace, no_mtab  # mount(8) passes them; there is one type, and no mtab
-    line = help_mount(src, mnt, list(texts), is_sloppy=sloppy, is_fake=fake, is_verbose=verbose)
+    del fs_type, no_mtab  # mount(8) passes them; there is one type, and no mtab
+    line = help_mount(
+        src, mnt, list(texts), namespace=namespace, is_sloppy=sloppy, is_fake=fake, is_verbose=verbose
+    )
     if line:
         click.echo(line)
 
@@ -294,7 +300,22 @@ for _command in (*live_commands.COMMANDS, *watch_commands.COMMANDS):
 
 def main() -> NoReturn:
     """Run the command; every way out ends here."""
+    _open_standard_streams()
     sys.exit(_run(sys.argv[1:]))
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where a standard stream is closed, before another file takes its number."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.set_inheritable(fd, True)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def _run(arguments: list[str]) -> int:

@@ -41,6 +41,8 @@ MS_LAZYTIME = 1 << 25
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 
+_CLONE_NEWNS = 0x20000
+
 _AT_EMPTY_PATH = 0x1000
 _AT_STATX_DONT_SYNC = 0x4000
 _STATX_TYPE = 0x1
@@ -59,6 +61,7 @@ _libc.mount.argtypes = (
     ctypes.c_ulong,
     ctypes.c_char_p,
 )
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
 
@@ -234,6 +237,23 @@ def mount(source: str, point: StrPath, fs_type: str, flags: int = 0, data: str =
     arguments = [os.fsencode(text) for text in (source, point, fs_type)]
     if _libc.mount(*arguments, flags, os.fsencode(data) or None) != 0:
         _raise_errno("mount", point)
+
+
+def enter_namespace(path: StrPath) -> None:
+    """Take this process, which has one thread, into another mount namespace, to the root there.
+
+    Args:
+        path: Of the namespace, such as /proc/1/ns/mnt.
+
+    Raises:
+        OSError: It is none, or we may not.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.setns(fd, _CLONE_NEWNS) != 0:
+            _raise_errno("setns", path)
+    finally:
+        os.close(fd)
 
 
 def unmount(mounted: Mounted, *, is_lazy: bool = False) -> bool:

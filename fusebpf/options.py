@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import re
 import resource
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fusebpf import mounts
 from fusebpf.errors import UsageError
@@ -136,7 +136,7 @@ def split(text: str) -> list[str]:
     """Split the text behind `-o` at its commas; escapes and quotes are undone.
 
     Raises:
-        UsageError: A quote is not closed.
+        UsageError: A quote is not closed, or there is a NUL byte.
 
     Source: libfuse, lib/fuse_opt.c: process_real_option_group; util-linux, libmount: optstr.c.
     """
@@ -156,6 +156,8 @@ def split(text: str) -> list[str]:
             options[-1] += plain
     if is_quoted:
         raise UsageError(f'option text {text!r}: a double quote is not closed (write \\" for the character)')
+    if any("\0" in option for option in options):
+        raise UsageError(f"option text {text!r}: a NUL byte cannot be in an option")
     # Bytes that were escaped one by one may be one character together.
     return [os.fsdecode(os.fsencode(option)) for option in options if option]
 
@@ -186,6 +188,12 @@ def parse(
     if with_ttl and options.cache == "none":
         raise UsageError(f"mount option {with_ttl[-1]!r} has no meaning beside 'cache=none'")
     return options
+
+
+def lasting(options: MountOptions) -> dict[str, Any]:
+    """What holds as long as the mount does: all but mount(2)'s flags, the name and the chain."""
+    changing = ("flags", "name", "filters", "sets", "is_remount")
+    return {name: value for name, value in asdict(options).items() if name not in changing}
 
 
 def _apply(options: MountOptions, option: str, *, is_sloppy: bool) -> MountOptions:
@@ -235,7 +243,9 @@ def _subtype(options: MountOptions, option: str, value: str) -> MountOptions:
 
 
 def _max_read(options: MountOptions, option: str, value: str) -> MountOptions:
-    return replace(options, max_read=_number(option, value, 0, (1 << 32) - 1))
+    # Source: fs/fuse/inode.c: fuse_fill_super_common takes 4096 for less.
+    number = _number(option, value, 0, (1 << 32) - 1)
+    return replace(options, max_read=max(number, 4096) if number else 0)
 
 
 def _max_workers(options: MountOptions, option: str, value: str) -> MountOptions:

@@ -42,7 +42,7 @@ class Entry:
         src: The backing root, as a path.
         mnt: The mount point, free of symlinks.
         under: The id of the mount that the mount point lies in.
-        options: Texts of -o.
+        options: Those that hold as long as the mount does, by name (options.lasting).
         filter_texts: Filters as for --filter, paths absolute.
         set_texts: Map values as for --set.
         filters: The loaded chain, top first: name, altitude, source.
@@ -59,7 +59,7 @@ class Entry:
     src: str
     mnt: str
     under: int
-    options: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
     filter_texts: list[str] = field(default_factory=list)
     set_texts: list[str] = field(default_factory=list)
     filters: list[dict[str, Any]] = field(default_factory=list)
@@ -246,11 +246,19 @@ def find(target: str) -> Entry:
 
 
 def write(entry: Entry) -> None:
-    """Write an entry's state file, whole or not at all."""
-    scratch = DIRECTORY / f".{entry.name}.new"
-    scratch.write_text(json.dumps(asdict(entry), indent=1) + "\n")
-    scratch.chmod(0o600)
-    scratch.rename(_state_path(entry.name))
+    """Write an entry's state file, whole or not at all.
+
+    Raises:
+        PlatformError: It cannot be written: there is no room, say.
+    """
+    path, scratch = _state_path(entry.name), DIRECTORY / f".{entry.name}.new"
+    try:
+        scratch.write_text(json.dumps(asdict(entry), indent=1) + "\n")
+        scratch.chmod(0o600)
+        scratch.rename(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise PlatformError(f"{str(path)!r} cannot be written: {error.strerror}") from error
 
 
 def reserve(entry: Entry) -> Entry:

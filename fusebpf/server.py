@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import trio
 
 from fusebpf import registry
-from fusebpf.errors import FilterError, FusebpfError, MountError
+from fusebpf.errors import FilterError, FusebpfError, MountError, PlatformError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -266,7 +266,10 @@ def _close_all_but(kept: set[int]) -> None:
 
 def _redirect(log: os.PathLike[str]) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    try:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise PlatformError(f"the log {os.fspath(log)!r} cannot be written: {error.strerror}") from error
     for source, target in ((null, 0), (file, 1), (file, 2)):
         os.dup2(source, target)
     for fd in {null, file} - {0, 1, 2}:

@@ -24,7 +24,7 @@ from fusebpf.daemon_import import begin, claim, end, leg_of, present
 from fusebpf.errors import FusebpfError, MountError, UsageError
 from fusebpf.live_chain import Change, LiveChain, pick_of
 from fusebpf.map_view import MapView
-from fusebpf.options import MountOptions, parse
+from fusebpf.options import MountOptions, lasting, parse
 from fusebpf.watching import Events, Records, Statistic
 
 if TYPE_CHECKING:
@@ -338,6 +338,7 @@ class Stack:
             entry = registry.own_entry(
                 name=self._name, src=places.src, mnt=places.mnt, under=places.under, is_server=self._is_server
             )
+            entry.options = lasting(self.options)
             entry.filter_texts = [spec.text for spec in self._specs]
             entry.set_texts = self._set_texts
             self._entry = registry.reserve(entry)

@@ -34,7 +34,7 @@ def run_directory() -> Iterator[Path]:
     for name, pid in list(support.servers_below(directory)):
         support.end_server(pid, seconds=1)
         support.unpin(support.PINS / name)
-        for suffix in ("json", "log"):
+        for suffix in ("json", "log", "sock"):
             (support.STATE / f"{name}.{suffix}").unlink(missing_ok=True)
     for path in support.mountpoints(directory):
         support.umount(path, support.MNT_FORCE | support.MNT_DETACH)

@@ -215,6 +215,21 @@ int op_getlk(struct request *rq)
 	return 0;
 }
 
+/**
+ * The errno in place of an EINTR. Of a lock op's EINTR the kernel makes ERESTARTSYS, and without a signal, which is how
+ * filters and the end of the mount cause it, that would be what the caller gets: errno 512.
+ *
+ * Source: fs/fuse/file.c: fuse_setlk.
+ */
+int lock_eintr(const struct request *rq)
+{
+	bool is_lock = rq->op->canonical == FB_OP_setlk || rq->op->canonical == FB_OP_flock;
+
+	if (!is_lock || atomic_load(&rq->worker->interrupted) == rq->in->unique)
+		return EINTR;
+	return request_is_interrupted(rq) ? ENOTCONN : EIO;
+}
+
 /* Take a lock with `attempt`; where another holds it and the caller wants to wait, the worker steps aside meanwhile. */
 static int lock_or_wait(struct request *rq, int (*attempt)(int fd, const struct fb_lock *args, bool waits), int fd)
 {

@@ -128,6 +128,9 @@ void result_from_slot(struct request *rq, uint64_t edits);
 void result_undo(struct request *rq);
 void result_negative(struct request *rq);
 
+/* locks.c */
+int lock_eintr(const struct request *rq);
+
 /* image.c */
 void image_fill(struct request *rq);
 void paths_fill(struct request *rq);

@@ -416,6 +416,8 @@ void request_run(struct request *rq)
 	} else {
 		op_do(rq);
 	}
+	if (rq->error == EINTR)
+		rq->error = lock_eintr(rq);
 	if (rq->error)
 		result_undo(rq);
 	if (!rq->error)

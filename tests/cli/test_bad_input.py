@@ -38,6 +38,9 @@ EVERYBODYS_MODE = 0o777
         (["src", "mnt", "--root-fd", "0"], ["leave 'src' out"]),
         (["mnt", "--root-fd", "77"], ["root descriptor 77 is not open"]),
         (["mnt", "--root-fd", "-1"], ["--root-fd"]),
+        (["mnt", "--root-fd", "99999999999"], ["root descriptor 99999999999 is not open"]),
+        (["src", "mnt", "-o", r"fsname=a\000b"], ["a NUL byte cannot be in an option"]),
+        (["src", "mnt", "-o", r"filter=./a\000b.c"], ["a NUL byte cannot be in an option"]),
         (["src", "mnt", "--name", "a", "-o", "name=b"], ["two names"]),
         (["src", "mnt", "-o", "remount,ro"], ["mount -o remount"]),
     ],
@@ -48,6 +51,10 @@ def test_a_command_put_wrongly_ends_with_2_and_names_the_word(
     done = fusebpf("mount", *words, cwd=tree)
 
     assert_refused(done, 2, *parts)
+
+
+def test_no_command_is_a_command_put_wrongly(tree: Path) -> None:
+    assert_refused(fusebpf(cwd=tree), 2, "a command is missing: attach, check", "umount", "--help")
 
 
 @pytest.mark.parametrize(
@@ -80,6 +87,25 @@ def test_what_cannot_be_mounted_ends_with_1_and_says_why(
     assert_refused(done, 1, *parts)
 
 
+@pytest.mark.parametrize("src", ["/", "src"])
+def test_the_root_directory_is_no_mount_point(tree: Path, src: str) -> None:
+    """Whoever runs has it as its root already and would go on below the mount, where nobody reaches it."""
+    script = '"$0" mount "$1" /; code=$?; grep " / / .*fuse.fusebpf" /proc/self/mountinfo; exit $code'
+
+    words = ("unshare", "-m", "sh", "-c", script, support.COMMAND, src)
+    done = support.run(*words, cwd=tree, check=False)
+
+    assert_refused(done, 1, "mount point '/' is the root directory")
+
+
+def test_a_source_whose_path_is_too_long_to_be_told_is_refused(tree: Path) -> None:
+    script = 'cd "$1" && for i in $(seq 20); do mkdir $2 && cd $2; done; exec "$0" mount . "$1"/mnt'
+
+    done = support.run("bash", "-c", script, support.COMMAND, tree, "d" * 250, check=False)
+
+    assert_refused(done, 1, "source '.' cannot be opened: File name too long")
+
+
 def test_a_mount_point_in_a_bind_mount_of_the_source_is_inside_it(tree: Path) -> None:
     """By the directory itself where the source is bound, by propagation where a part of it is."""
     (tree / "src" / "sub" / "point").mkdir(parents=True)
@@ -91,6 +117,22 @@ def test_a_mount_point_in_a_bind_mount_of_the_source_is_inside_it(tree: Path) ->
     done = support.run("unshare", "-m", "sh", "-c", script, "sh", tree, support.COMMAND, check=False)
 
     assert_refused(done, 1, "inside the source")
+
+
+def test_a_mount_point_in_what_a_mounted_source_shows_is_inside_it(tree: Path) -> None:
+    """Each would ask the other for what lies below, until all threads of both wait for one another."""
+    (tree / "src" / "sub" / "deep").mkdir(parents=True)
+    (tree / "mnt2").mkdir()
+    mount("src", "mnt", cwd=tree)
+    mount("mnt/sub", "mnt2", cwd=tree)
+
+    assert_refused(fusebpf("mount", "mnt", "src/sub", cwd=tree), 1, "inside", "/src', which the source")
+    assert_refused(fusebpf("mount", "mnt2", "src/sub/deep", cwd=tree), 1, "inside", "/sub', which the source")
+    mount("mnt2", "src/sub", cwd=tree)  # in place, by a detour
+    assert (tree / "mnt" / "file").read_text() == "text\n"
+
+    for path in ("src/sub", "mnt2", "mnt"):
+        umount(tree / path)
 
 
 def test_a_bad_filter_is_told_with_file_and_line_and_its_details_indented(tree: Path) -> None:
@@ -200,6 +242,19 @@ def test_a_machine_without_fuse_is_told_what_to_load(tree: Path, script: str, pa
     done = support.run(*words, cwd=tree, check=False)
 
     assert_refused(done, 1, *parts)
+
+
+@pytest.mark.parametrize("n_inodes", [2, 3, 4])
+def test_a_machine_without_room_for_a_mounts_state_is_told_so(tree: Path, n_inodes: int) -> None:
+    """The state, its log, the state again: whichever finds no room, nothing is left."""
+    script = (
+        f'mount -t tmpfs -o nr_inodes={n_inodes} none /run && "$0" mount src mnt; code=$?;'
+        " find /run /sys/fs/bpf -name '*mnt*'; findmnt mnt; exit $code"
+    )
+
+    done = support.run("unshare", "-m", "sh", "-c", script, support.COMMAND, cwd=tree, check=False)
+
+    assert_refused(done, 1, "'/run/fusebpf", "cannot be written: No space left on device")
 
 
 def refuse_bpf() -> None:

@@ -49,7 +49,7 @@ def test_mount_makes_a_mount_with_filters_and_umount_ends_it(tree: Path, helper:
     done = in_namespace(
         tree,
         helper,
-        "mount -t fuse.fusebpf src mnt -o ro,filter=hide@333,set=hide.names=f* || exit",
+        "mount -t fuse.fusebpf src mnt -o ro,nosuid,nodev,filter=hide@333,set=hide.names=f* || exit",
         "ls mnt",
         "findmnt -no FSTYPE,OPTIONS mnt",
         "fusebpf list",
@@ -86,7 +86,7 @@ def test_a_remount_changes_flags_and_nothing_else(tree: Path, helper: Path) -> N
     done = in_namespace(
         tree,
         helper,
-        "mount -t fuse.fusebpf src mnt -o filter=hide || exit",
+        "mount -t fuse.fusebpf src mnt -o nosuid,nodev,filter=hide || exit",
         "mount -o remount,ro mnt || exit",
         "touch mnt/new; findmnt -no OPTIONS mnt",
         "mount -o remount,rw,noexec mnt || exit",
@@ -120,6 +120,84 @@ def test_a_remount_accepts_the_running_filters_and_refuses_others(tree: Path, he
     assert "hide@710" in done.stdout
     assert "does not attach, detach or set filters" in done.stderr
     support.wait_until(lambda: left_behind(tree) == [])
+
+
+def test_suid_and_dev_which_mount_does_not_hand_on_hold_unless_told_otherwise(
+    tree: Path, helper: Path
+) -> None:
+    done = in_namespace(
+        tree,
+        helper,
+        "mount -t fuse.fusebpf src mnt -o suid,dev || exit",
+        "findmnt -no VFS-OPTIONS mnt",
+        "mount -o remount,nosuid,nodev,noexec mnt || exit",
+        "findmnt -no VFS-OPTIONS mnt",
+        "mount -o remount,suid mnt || exit",
+        "findmnt -no VFS-OPTIONS mnt",
+        "umount mnt",
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    flags = [set(line.split(",")) & {"nosuid", "nodev", "noexec"} for line in done.stdout.splitlines()]
+    assert flags == [set(), {"nosuid", "nodev", "noexec"}, {"nodev", "noexec"}]
+    support.wait_until(lambda: left_behind(tree) == [])
+
+
+@pytest.mark.parametrize(
+    ("option", "word"),
+    [
+        ("ttl=9", "ttl (1.0 now, 9.0 asked for)"),
+        ("noallow_other", "allow_other"),
+        ("max_read=65536", "max_read"),
+        ("nopassthrough", "passthrough"),
+        ("fsname=other", "fsname"),
+        ("cache=none", "cache"),
+    ],
+)
+def test_a_remount_refuses_what_it_could_not_change(tree: Path, helper: Path, option: str, word: str) -> None:
+    done = in_namespace(
+        tree,
+        helper,
+        "mount -t fuse.fusebpf src mnt -o max_read=1,locks=local || exit",
+        "mount -o remount,ro,max_read=4096,locks=local,ttl=1 mnt || exit",
+        f"mount -o remount,rw,{option} mnt; echo $?",
+        "findmnt -no VFS-OPTIONS mnt",
+        "umount mnt",
+    )
+
+    exit_code, flags = done.stdout.split()
+    assert exit_code == "2"
+    assert "ro" in flags.split(",")
+    assert done.stderr.startswith("fusebpf: a remount changes flags such as ro")
+    assert word in done.stderr
+    assert done.stderr.count("\n") == 1
+    support.wait_until(lambda: left_behind(tree) == [])
+
+
+def test_mount_mounts_and_remounts_in_another_namespace(tree: Path, helper: Path) -> None:
+    done = in_namespace(
+        tree,
+        helper,
+        f"unshare -m --propagation private sh -c 'echo $$ >{tree}/pid; exec sleep 50' &",
+        f"until [ -s {tree}/pid ]; do :; done; other=$(cat {tree}/pid)",
+        f"mount -N $other -t fuse.fusebpf {tree}/src {tree}/mnt -o filter=hide || exit",
+        f"ls {tree}/mnt",
+        f"nsenter -m -t $other ls {tree}/mnt",
+        f"mount -N $other -o remount,ro {tree}/mnt || exit",
+        f"nsenter -m -t $other touch {tree}/mnt/new",
+        f"umount -N $other {tree}/mnt; kill $other",
+    )
+
+    assert (done.returncode, done.stdout) == (0, "file\n")
+    assert "Read-only file system" in done.stderr
+    assert done.stderr.count("\n") == 1
+    support.wait_until(lambda: left_behind(tree) == [])
+
+
+def test_a_namespace_that_is_none_is_told(tree: Path) -> None:
+    done = fusebpf("mount-helper", "src", "mnt", "-N", "src/file", cwd=tree)
+
+    assert_refused(done, 1, "mount namespace 'src/file' cannot be entered", "Invalid argument")
 
 
 def test_an_fstab_line_mounts_at_boot_and_remounts(tree: Path, helper: Path) -> None:

@@ -165,6 +165,16 @@ def test_paths_may_hold_any_bytes(tree: Path) -> None:
     assert left_behind(tree) == []
 
 
+def test_a_mount_is_made_where_no_standard_stream_is_open(tree: Path) -> None:
+    script = '"$0" mount "$1" "$2" --filter hide <&- >&- 2>&- || exit; exec "$0" mount "$1" "$2" <&- >&-'
+
+    done = support.run("sh", "-c", script, support.COMMAND, tree / "src", tree / "mnt", check=False)
+
+    assert_refused(done, 1, "is a fusebpf mount already")
+    assert (tree / "mnt" / "file").read_text() == "text\n"
+    umount(tree / "mnt")
+
+
 def test_a_name_is_taken_and_unmounts(tree: Path) -> None:
     name = f"named-{os.getpid()}"
 

@@ -55,6 +55,11 @@ def test_fuse_options_are_taken() -> None:
     assert (options.fsname, options.max_read) == ("my disk", 8192)
 
 
+@pytest.mark.parametrize(("said", "meant"), [(0, 0), (1, 4096), (4096, 4096), (4097, 4097)])
+def test_the_largest_read_is_as_the_kernel_takes_it(said: int, meant: int) -> None:
+    assert parse(f"max_read={said}").max_read == meant
+
+
 def test_cache_and_locks_are_chosen() -> None:
     assert (parse("").cache, parse("").locks) == ("normal", "backing")
     assert parse("cache=watch,ttl=2").cache == "watch"

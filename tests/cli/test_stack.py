@@ -176,6 +176,8 @@ def test_errors_name_what_is_wrong_and_leave_nothing(tree: Path) -> None:
         ([tree / "asks.c"], fusebpf.ChainError),
         (["nosuch"], fusebpf.UsageError),
         ([FilterSpec("hide", sets={"nosuch": "1"})], fusebpf.UsageError),
+        (["a\0b.c"], fusebpf.UsageError),
+        ([Path("a\0b.c")], fusebpf.UsageError),
     ):
 
         async def main(filters: Any = filters) -> None:
@@ -187,6 +189,23 @@ def test_errors_name_what_is_wrong_and_leave_nothing(tree: Path) -> None:
 
     assert left_behind(tree) == []
     assert descriptors() == before
+
+
+def test_a_value_that_no_map_can_hold_is_an_error_of_usage() -> None:
+    with pytest.raises(fusebpf.UsageError, match="NUL"):
+        FilterSpec("hide", sets={"names": "a\0b"})
+
+
+@pytest.mark.parametrize(("src", "mnt"), [("src\0", "mnt"), ("src", "mnt\0"), (1 << 40, "mnt")])
+def test_a_path_or_a_descriptor_that_there_cannot_be_is_an_error_of_usage(
+    tree: Path, src: str | int, mnt: str
+) -> None:
+    async def main() -> None:
+        async with Stack(tree / src if isinstance(src, str) else src, tree / mnt):
+            pytest.fail("it mounted")
+
+    with pytest.raises(fusebpf.UsageError):
+        run(main)
 
 
 def test_the_cores_log_lines_come_as_logging(tree: Path, caplog: pytest.LogCaptureFixture) -> None:

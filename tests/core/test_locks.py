@@ -2,14 +2,12 @@
 
 import fcntl
 import os
-import re
 import signal
-import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,85 +16,31 @@ import pytest
 import serving
 import support
 from core.comparing import compare, fresh
-from core.table import attempt, in_child, opened, put
+from core.locking import (
+    ALL,
+    READ,
+    TO_END,
+    UNLOCK,
+    WRITE,
+    Lock,
+    another,
+    elsewhere,
+    getlk,
+    is_waited_for,
+    ofd,
+    posix,
+    whole,
+)
+from core.table import in_child, opened, put
 from core.variants import Variant
 
-READ, WRITE, UNLOCK = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
-TO_END = 0
-FORMAT = "hhqqi4x"
-
-
-def posix(fd: int, kind: int, start: int = 0, length: int = TO_END, *, waits: bool = False) -> Any:
-    data = struct.pack(FORMAT, kind, os.SEEK_SET, start, length, 0)
-    return attempt(lambda: fcntl.fcntl(fd, fcntl.F_SETLKW if waits else fcntl.F_SETLK, data) and None)
-
-
-def ofd(fd: int, kind: int, start: int = 0, length: int = TO_END, *, waits: bool = False) -> Any:
-    data = struct.pack(FORMAT, kind, os.SEEK_SET, start, length, 0)
-    return attempt(lambda: fcntl.fcntl(fd, fcntl.F_OFD_SETLKW if waits else fcntl.F_OFD_SETLK, data) and None)
-
-
-def whole(fd: int, kind: int, _start: int = 0, _length: int = TO_END, *, waits: bool = False) -> Any:
-    how = {READ: fcntl.LOCK_SH, WRITE: fcntl.LOCK_EX, UNLOCK: fcntl.LOCK_UN}[kind]
-    return attempt(fcntl.flock, fd, how | (0 if waits else fcntl.LOCK_NB))
-
-
-Lock = Callable[..., Any]
-ALL: dict[str, Lock] = {"posix": posix, "ofd": ofd, "flock": whole}
+OP = {"posix": "FB_OP_setlk", "flock": "FB_OP_flock"}
 
 
 @pytest.fixture(params=list(ALL))
 def lock(request: pytest.FixtureRequest) -> Lock:
     """One way to lock."""
     return ALL[request.param]
-
-
-def getlk(fd: int, kind: int, start: int = 0, length: int = TO_END, command: int = fcntl.F_GETLK) -> Any:
-    """(type, start, length, pid) of what is in the way."""
-    answer = fcntl.fcntl(fd, command, struct.pack(FORMAT, kind, os.SEEK_SET, start, length, 0))
-    found, _, start, length, pid = struct.unpack(FORMAT, answer)
-    return (found,) if found == UNLOCK else (found, start, length, pid)
-
-
-def elsewhere(path: Path, call: Callable[[int], Any], flags: int = os.O_RDWR) -> Any:
-    """What a second process finds that opens the file itself."""
-
-    def act() -> Any:
-        with opened(path, flags) as fd:
-            return call(fd)
-
-    return in_child(act, seconds=10)
-
-
-@contextmanager
-def another(path: Path, call: Callable[[int], Any]) -> Iterator[int]:
-    """A second process that opens the file, does this, and stays for the time of a block."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            fd = os.open(path, os.O_RDWR)
-            call(fd)
-            os.write(writer, b"1")
-            signal.alarm(60)
-            signal.pause()
-        finally:
-            os._exit(status)
-    os.close(writer)
-    try:
-        assert os.read(reader, 1) == b"1"
-        yield pid
-    finally:
-        os.close(reader)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
-def is_waited_for(path: Path) -> bool:
-    """Whether somebody waits for a lock of the file: through the mount it is the server that does."""
-    inode = os.stat(path).st_ino
-    return any(re.search(rf"->.*:{inode} ", line) for line in Path("/proc/locks").read_text().splitlines())
 
 
 # ---------------------------------------------------------------------------- what conflicts
@@ -478,6 +422,33 @@ def test_a_hundred_waiters_do_not_stop_the_mount_and_all_get_the_lock(
         os.close(fd)
         support.wait_until(lambda: served.counters()["workers"] <= 8, seconds=20)
         support.wait_until(lambda: served.counters()["handles"] == 0)
+
+
+@pytest.mark.parametrize("kind", ["posix", "flock"])
+def test_the_end_of_the_server_is_told_to_those_who_wait(mount: support.Mounter, kind: str) -> None:
+    """Not as EINTR: without a signal the kernel would hand its own errno, 512, to the caller."""
+    mounted = mount(filters=["audit"])
+    path = put(mounted.path / "f")
+    put(mounted.path / "f.count", b"")
+    hold = ALL[kind]
+    with another(mounted.src / "f", lambda fd: hold(fd, WRITE)), waiters(path, kind, 3) as clients:
+        support.wait_until(lambda: mounted.stats().get(("audit", "FB_PRE", OP[kind], "FB_CONTINUE"), 0) >= 3)
+
+        os.kill(mounted.pid, signal.SIGTERM)
+        said = [client.communicate(timeout=20)[1] for client in clients]
+
+    assert all(b"[Errno 107] Transport endpoint is not connected" in text for text in said), said
+    support.wait_until(lambda: not support.is_alive(mounted.pid), seconds=20)
+
+
+def test_a_filters_eintr_on_a_lock_is_no_errno_of_the_kernels_own(mount: support.Mounter) -> None:
+    mounted = mount(filters=["deny"], sets={"deny.rules": "setlk:*:*:EINTR,flock:*:*:EINTR"})
+    path = put(mounted.path / "f")
+
+    def lock_in_every_way(fd: int) -> list[object]:
+        return [hold(fd, WRITE) for hold in ALL.values()]
+
+    assert elsewhere(path, lock_in_every_way) == ["EIO", "EIO", "EIO"]
 
 
 def test_an_unmount_ends_those_who_wait(mount: support.Mounter) -> None:

@@ -65,6 +65,15 @@ def test_the_demo_takes_a_tree_and_a_mount_point_of_the_users(tree: Path, direct
     assert left_behind(said) == []
 
 
+def test_make_hands_any_path_to_the_demo(directory: Path) -> None:
+    src = directory / """it's "a" place; `exit`"""
+
+    said = run("make", "-C", CHECKOUT, "-s", "-o", "build", "demo", f"SRC={src}", check=False)
+
+    assert said.returncode == 2
+    assert f"fusebpf: source {str(src)!r} cannot be opened: No such file or directory\n" in said.stderr
+
+
 def test_the_demo_shows_what_it_can_on_a_tree_that_takes_no_files(tmpfs: Path) -> None:
     (tmpfs / "letter.txt").write_text("dear reader\n")
     run("mount", "-o", "remount,ro", tmpfs)

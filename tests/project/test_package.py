@@ -26,8 +26,10 @@ def test_the_sdist_holds_the_sources(built: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
 
+    tracked = run("git", "-c", "safe.directory=*", "-C", CHECKOUT, "ls-files").stdout.split()
     core = {f"fusebpf/_core/{path.name}" for path in (CHECKOUT / "fusebpf/_core").glob("*.[ch]")}
     assert {f"bpf/{name}" for name in BPF_SOURCES} | core | {"LICENSE", "README.md", "Makefile"} <= names
+    assert set(tracked) - names == set(), "tests, set-up and documents are as in a clone"
 
 
 def test_the_wheel_holds_the_bpf_sources_and_the_core(built: Path) -> None:
