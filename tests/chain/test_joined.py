@@ -63,8 +63,10 @@ class Eight:
         before = self.served.stats()
         result = self.make()
         new = {key for key, times in self.served.stats().items() if times != before.get(key)}
-        by_phase = [sorted(name for name, phase, *_ in new if phase == one) for one in ("pre", "post")]
-        return result, *by_phase
+        before_it, after_it = (
+            sorted(name for name, phase, *_ in new if phase == one) for one in ("pre", "post")
+        )
+        return result, before_it, after_it
 
     def say(self, index: int, verdict: int) -> None:
         """What a hook says from now on."""
