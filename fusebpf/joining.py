@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 _INSTRUCTION = struct.Struct("<BBhi")
 _ST, _STX, _ATOMIC, _STACK = 0x02, 0x03, 0xC0, 10
 _CALL, _EXIT, _PSEUDO_CALL = 0x85, 0x95, 1
+_RINGBUF_OUTPUT = 130
 # Helpers that write to maps and rings alone: lookups, updates, deletes, clocks, random numbers, ids, locks.
 # linux/bpf.h: __BPF_FUNC_MAPPER.
 _QUIET_HELPERS = frozenset({1, 2, 3, 5, 6, 7, 8, 14, 15, 93, 94, 118, 125, 130, 160})
@@ -128,6 +129,11 @@ class Member(NamedTuple):
     code: bytes
 
 
+def leaves_one_record(code: bytes) -> bool:
+    """Whether a hook writes to rings in one place alone, so that whose record is whose cannot be doubted."""
+    return sum(step[0] == _CALL and step[3] == _RINGBUF_OUTPUT for step in _steps(code)) == 1
+
+
 def leaves_slot_alone(code: bytes) -> bool:
     """Whether a hook stores to nothing but its stack, but for counters that it adds to atomically."""
     for operation, registers, _, immediate in _steps(code):
@@ -148,7 +154,7 @@ def runs(members: Sequence[bytes | None]) -> Iterator[tuple[int, int]]:
     first = 0
     while first < len(members):
         end = first
-        while end < len(members) and (code := members[end]) is not None:
+        while end < len(members) and (code := members[end]) is not None and leaves_one_record(code):
             end += 1
             if not leaves_slot_alone(code):
                 break  # it may be the last one

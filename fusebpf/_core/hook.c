@@ -11,6 +11,7 @@
 #include <sys/syscall.h>
 
 #define RING_SIZE_MIN 4096UL
+#define NOBODY UINT32_MAX /* no filter's id */
 
 static int ring_map(struct worker *w)
 {
@@ -94,21 +95,21 @@ static void slot_fill(struct request *rq, struct fb_slot *slot, const struct op 
 	extents_fill(&rq->mount->shared.has_extents[rq->slot], slot, image);
 }
 
-/* Take what lies in the ring, all of it: how many records, and the first ones of the right size, `most` at most. */
+/* Take what lies in the ring, all of it: how many records, and the first `most` of them; what is no verdict is nobody's. */
 static uint32_t ring_take(struct worker *w, struct fb_verdict_record *out, uint32_t most)
 {
 	unsigned long at = atomic_load_explicit(w->ring_consumer, memory_order_relaxed);
 	unsigned long end = atomic_load_explicit(w->ring_producer, memory_order_acquire);
 	uint32_t n = 0;
 
-	while (at < end) {
+	for (; at < end; n++) {
 		uint32_t header = __atomic_load_n((const uint32_t *)(w->ring_data + (at & w->ring_mask)), __ATOMIC_ACQUIRE);
 		uint32_t len = header & ~(BPF_RINGBUF_BUSY_BIT | BPF_RINGBUF_DISCARD_BIT);
-		if (!(header & (BPF_RINGBUF_BUSY_BIT | BPF_RINGBUF_DISCARD_BIT)) && len == sizeof(*out) && n < most)
+		bool is_verdict = len == sizeof(*out) && header == len;
+		if (n < most && is_verdict)
 			memcpy(&out[n], w->ring_data + (at & w->ring_mask) + BPF_RINGBUF_HDR_SZ, sizeof(*out));
-		else
-			n++; // not a verdict: one too many, whatever it is
-		n++;
+		else if (n < most)
+			out[n].filter = NOBODY;
 		at += (len + BPF_RINGBUF_HDR_SZ + 7) / 8 * 8;
 	}
 	atomic_store_explicit(w->ring_consumer, end, memory_order_release);
@@ -139,15 +140,12 @@ static uint32_t records_check(struct request *rq, const struct op *op, enum fb_p
 	*why = NULL;
 	if (good == n_asked && n == n_asked)
 		return good;
-	bool is_second = good && (good == n_asked || (good < n && v[good].filter == filter_of(rq, &hook[good - 1])));
-	bool is_missing = n == good || (good + 1 < n_asked && v[good].filter == filter_of(rq, &hook[good + 1]));
-	if (is_missing)
-		*why = "it left no verdict";
-	else if (is_second || n > n_asked)
-		*why = "it left more than one verdict, or something else than a verdict";
-	else
-		*why = "its verdict is for another request";
-	return good - is_second;
+	bool is_surplus = good == n_asked || n > n_asked || (good < n && v[good].filter == NOBODY);
+	bool is_missing = good == n || (good + 1 < n_asked && v[good].filter == filter_of(rq, &hook[good + 1]));
+	*why = is_surplus   ? "it left more than one verdict, or something else than a verdict"
+	       : is_missing ? "it left no verdict"
+			    : "its verdict is for another request";
+	return good == n_asked ? good - 1 : good;
 }
 
 /**

@@ -187,8 +187,12 @@ def test_what_one_scribbles_on_the_slot_reaches_nobody(served: serving.Served) -
 
 
 def test_hooks_that_store_to_the_slot_can_only_be_the_last_of_a_run() -> None:
-    quiet, loud = bytes.fromhex("9500000000000000"), bytes.fromhex("6321000000000000 9500000000000000")
+    output, leave, store = (
+        bytes.fromhex(f"{one}000000") for one in ("8500000082", "9500000000", "6321000000")
+    )
+    quiet, loud, twice = output + leave, store + output + leave, output + output + leave
 
     assert list(joining.runs([quiet, quiet, loud, quiet, None, quiet, loud, loud])) == [(0, 3), (5, 2)]
     assert list(joining.runs([loud, quiet])) == []
+    assert list(joining.runs([quiet, twice, quiet])) == []
     assert list(joining.runs([])) == []
