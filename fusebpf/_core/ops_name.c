@@ -108,8 +108,10 @@ int op_link(struct request *rq)
 			rq->view = linked->view;
 		rq->has_view = true;
 		e = linkat(fd, "", parent_fd, rq->name, AT_EMPTY_PATH) < 0 ? -errno : 0;
-		if (!e)
+		if (!e) {
+			inode_fd_unpin(m, linked);
 			e = reply_entry(rq, parent_fd, rq->name);
+		}
 		inode_fd_put(m, rq->inode);
 	}
 	inode_fd_put(m, linked);

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import serving
 import support
-from core.table import OLD, attempt, facts, in_child, opened, user
+from core.table import OLD, attempt, facts, in_child, link_fd, opened, user
 
 SMALL = 128
 FORGET = Path("/proc/sys/vm/drop_caches")
@@ -120,6 +120,21 @@ def test_users_reach_files_whose_descriptors_were_closed(directory: Path) -> Non
 
     with serving.serve(directory, "users", options="nodefault_permissions", n_files=SMALL) as served:
         assert in_child(read_all_as_user, served.path, seconds=30) == ([b"1"] * 10, 2000)
+
+
+@pytest.mark.parametrize("options", ["", "nopassthrough"])
+def test_unnamed_files_that_got_a_name_hold_no_descriptors(directory: Path, options: str) -> None:
+    def make(p: Path) -> Any:
+        for index in range(3 * SMALL):
+            with opened(p, os.O_TMPFILE | os.O_RDWR) as fd:
+                os.write(fd, b"%d" % index)
+                link_fd(fd, p / f"f{index}")
+        return sum((p / f"f{index}").read_bytes() == b"%d" % index for index in range(3 * SMALL))
+
+    with serving.serve(directory, "named", options=options, n_files=SMALL) as served:
+        assert in_child(make, served.path, seconds=30) == 3 * SMALL
+        assert served.counters()["inodes"] > 3 * SMALL
+        assert served.counters()["descriptors"] <= SMALL // 2
 
 
 @pytest.mark.parametrize("filters", [[], ["audit"]], ids=["plain", "audited"])
