@@ -24,7 +24,9 @@ void cache_begin(struct request *rq)
 		ttl_ns = FOR_EVER_NS;
 		rq->n_changes = atomic_load(&m->watch.n_changes);
 	}
-	rq->entry_ttl_ns = chain && chain_hooks(chain, FB_OP_lookup) ? 0 : ttl_ns;
+	// Where the backing file system judges who looks, a name that one caller was led to is not another one's.
+	bool is_for_all = m->default_permissions && !(chain && chain_hooks(chain, FB_OP_lookup));
+	rq->entry_ttl_ns = is_for_all ? ttl_ns : 0;
 	rq->attr_ttl_ns = chain && (chain_hooks(chain, FB_OP_getattr) || chain_hooks(chain, FB_OP_statx)) ? 0 : ttl_ns;
 }
 
