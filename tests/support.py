@@ -194,7 +194,7 @@ class Mounted:
         end_server(self.pid)
         left = [str(path) for path in (self.pins, STATE / f"{self.name}.json") if path.exists()]
         unpin(self.pins)
-        for suffix in ("json", "log"):
+        for suffix in ("json", "log", "sock"):
             (STATE / f"{self.name}.{suffix}").unlink(missing_ok=True)
         return [] if self.is_expected_dead else left
 

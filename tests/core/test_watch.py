@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import serving
 import support
+from core import scenarios_users
+from core.table import in_child
 
 MODES = ["cache=watch", "cache=watch,nopassthrough"]
 
@@ -144,6 +146,12 @@ def test_attributes_are_seen(directory: Path) -> None:
         for path in (served.path / "f", served.path / "d"):
             support.wait_until(partial(has, path, "st_gid", 34))
             assert path.stat().st_mode & 0o777 == 0o700
+
+
+def test_suid_that_goes_with_a_write_is_gone_at_once(directory: Path, bare: Path) -> None:
+    act = scenarios_users.suid_is_seen_to_be_gone_by_who_asks_for_the_mode_alone
+    with watched(directory) as served:
+        assert in_child(act, served.path) == in_child(act, bare)
 
 
 def test_an_acl_that_is_changed_behind_is_heeded(directory: Path) -> None:
