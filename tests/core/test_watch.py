@@ -306,6 +306,33 @@ def test_an_overflow_invalidates_everything(directory: Path) -> None:
         assert os.listdir(served.path / "d") == []
 
 
+@pytest.mark.parametrize("options", MODES)
+def test_what_is_changed_through_one_of_two_places_is_seen_in_the_other(directory: Path, options: str) -> None:
+    one, two = directory / "src" / "one", directory / "src" / "two"
+    one.mkdir(parents=True)
+    two.mkdir()
+    for name in ("changed", "removed", "moved"):
+        (one / name).write_text("old")
+    support.run("mount", "--bind", one, two)
+    try:
+        with watched(directory, options) as served:
+            here, there = served.path / "one", served.path / "two"
+            for _ in range(2):  # the second time from what is kept
+                assert [path.stat().st_size for path in there.iterdir()] == [3, 3, 3]
+            (here / "changed").write_text("newer")
+            (here / "changed").chmod(0o600)
+            (here / "removed").unlink()
+            (here / "moved").rename(here / "here")
+
+            support.wait_until(lambda: has(there / "changed", "st_size", 5))
+            support.wait_until(lambda: has(there / "changed", "st_mode", 0o100600))
+            support.wait_until(lambda: sorted(os.listdir(there)) == ["changed", "here"])
+            support.wait_until(lambda: not (there / "removed").exists())
+            assert (there / "here").read_text() == "old"
+    finally:
+        support.umount(two, support.MNT_DETACH)
+
+
 # ---------------------------------------------------------------------- where it cannot be
 
 
