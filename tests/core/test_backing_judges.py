@@ -1,5 +1,6 @@
 """`-o nodefault_permissions`: the backing file system judges each op, and judges the caller as it does without a mount."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,16 @@ def test_a_name_that_one_caller_reached_is_no_way_for_another(judged: Variant, b
         return said
 
     assert compare(judged, bare, act) == [b"text\n", True, "EACCES", False, b"text\n", True]
+
+
+def test_an_open_file_is_locked_by_who_may_not_open_it_any_more(judged: Variant, bare: Path) -> None:
+    def act(p: Path) -> Any:
+        with opened(put(p / "f"), os.O_RDWR) as fd:
+            os.chmod(p / "f", 0)
+            with user(ALICE):
+                return [attempt(lock, fd, fcntl.LOCK_EX) for lock in (fcntl.lockf, fcntl.flock)]
+
+    assert compare(judged, bare, act) == [None, None]
 
 
 @pytest.mark.parametrize("options", ["", "nodefault_permissions", "nopassthrough"])
