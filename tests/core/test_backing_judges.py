@@ -1,4 +1,4 @@
-"""`-o nodefault_permissions`: the backing file system judges each op, and judges the caller as it does without a mount."""
+"""`-o nodefault_permissions`: the backing file system judges each caller as it does without a mount."""
 
 import fcntl
 import os
@@ -60,7 +60,10 @@ def test_a_name_that_one_caller_reached_is_no_way_for_another(judged: Variant, b
         said = []
         for uid in (ALICE, BOB, ALICE):
             with user(uid):
-                said += [attempt((p / "closed" / "f").read_bytes), attempt(os.path.exists, p / "closed" / "f")]
+                said += [
+                    attempt((p / "closed" / "f").read_bytes),
+                    attempt(os.path.exists, p / "closed" / "f"),
+                ]
         return said
 
     assert compare(judged, bare, act) == [b"text\n", True, "EACCES", False, b"text\n", True]

@@ -307,7 +307,7 @@ def test_an_overflow_invalidates_everything(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("options", MODES)
-def test_what_is_changed_through_one_of_two_places_is_seen_in_the_other(directory: Path, options: str) -> None:
+def test_what_is_changed_in_one_of_two_places_is_seen_in_the_other(directory: Path, options: str) -> None:
     one, two = directory / "src" / "one", directory / "src" / "two"
     one.mkdir(parents=True)
     two.mkdir()

@@ -137,7 +137,7 @@ class Actor:
 
     @staticmethod
     def _refuse_one_file(to: int, source: int) -> None:
-        """A pipe carries the pages of a file, not copies: what overlaps becomes what the order of copying makes of it."""
+        """A pipe carries pages, not copies: what overlaps is as the order of copying makes it."""
         if os.path.sameopenfile(to, source):
             raise Empty
 
