@@ -128,6 +128,8 @@ static void fd_insert(struct mount *m, struct inode *inode, int fd)
 	atomic_fetch_add(&m->fds.n_open, 1);
 	if (!inode->fd_pinned)
 		clock_insert(m, inode);
+	else if (atomic_load(&m->fds.n_open) > m->fds.limit)
+		notify_prune(m);
 }
 
 /* Open a file by its handle. Returns the descriptor or -errno (ESTALE: it is gone, or cannot be opened so). */

@@ -196,3 +196,30 @@ def test_what_changes_behind_the_mount_is_seen(variant: Any) -> None:
     (behind / "f").unlink()
     assert os.listdir(place) == ["g"]
     support.wait_until(lambda: not (place / "f").exists())
+
+
+def test_where_there_are_no_file_handles_the_kernel_is_asked_to_let_go(directory: Path) -> None:
+    """On an overlay each inode that the kernel knows holds a descriptor."""
+    layers, src = directory / "layers", directory / "src"
+    layers.mkdir()
+    support.run("mount", "-t", "tmpfs", "tmpfs", layers)
+    try:
+        make_files(layers / "lower", 10 * SMALL)
+        for name in ("upper", "work"):
+            (layers / name).mkdir()
+        src.mkdir()
+        places = f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work"
+        support.run("mount", "-t", "overlay", "overlay", "-o", places, src)
+
+        def work(p: Path) -> Any:
+            with opened(p / "part0" / "f0", os.O_RDONLY) as fd, opened(p / "part1", os.O_RDONLY) as part:
+                n_found = stat_all(p)
+                return n_found, os.pread(fd, 10, 0), os.fstat(fd).st_size, len(os.listdir(part)), stat_all(p)
+
+        with serving.serve(directory, "overlay", n_files=4 * SMALL) as served:
+            n = 10 * SMALL
+            assert in_child(work, served.path, seconds=30) == (n, b"0", 1, n // 10, n)
+            support.wait_until(lambda: served.counters()["descriptors"] <= 2 * SMALL)
+    finally:
+        support.umount(src, support.MNT_DETACH)
+        support.umount(layers, support.MNT_DETACH)
