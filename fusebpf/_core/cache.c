@@ -24,7 +24,9 @@ void cache_begin(struct request *rq)
 		ttl_ns = FOR_EVER_NS;
 		rq->n_changes = atomic_load(&m->watch.n_changes);
 	}
-	rq->entry_ttl_ns = chain && chain_hooks(chain, FB_OP_lookup) ? 0 : ttl_ns;
+	// Where the backing file system judges who looks, a name that one caller was led to is not another one's.
+	bool is_for_all = m->default_permissions && !(chain && chain_hooks(chain, FB_OP_lookup));
+	rq->entry_ttl_ns = is_for_all ? ttl_ns : 0;
 	rq->attr_ttl_ns = chain && (chain_hooks(chain, FB_OP_getattr) || chain_hooks(chain, FB_OP_statx)) ? 0 : ttl_ns;
 }
 
@@ -35,6 +37,13 @@ static uint64_t ttl_of(const struct mount *m, const struct inode *inode, uint64_
 	bool is_watched = inode->mnt && inode->mnt->is_watched && !inode->n_passthrough;
 
 	return ttl_ns == FOR_EVER_NS && !is_watched ? m->ttl_ns : ttl_ns;
+}
+
+/* A write takes suid and sgid from a file, and the kernel does not ask for the mode after one (fs/fuse/file.c:
+ * fuse_write_update_attr): the attributes of a file that has them are asked for each time. */
+static bool has_bits(const struct fuse_attr *attr)
+{
+	return S_ISREG(attr->mode) && attr->mode & (S_ISUID | S_ISGID);
 }
 
 /** Say how long an entry and its attributes, which are filled in, may be kept. */
@@ -55,15 +64,19 @@ void cache_entry(struct request *rq, struct inode *inode, struct fuse_entry_out 
 		if (entry_ns)
 			notify_unknown(m);
 	}
+	if (has_bits(&out->attr))
+		attr_ns = 0;
 	ttl_set(entry_ns, &out->entry_valid, &out->entry_valid_nsec);
 	ttl_set(attr_ns, &out->attr_valid, &out->attr_valid_nsec);
 }
 
-/** Say how long the attributes in rq->out.attr may be kept. */
+/** Say how long the attributes in rq->out.attr, which are filled in, may be kept. */
 void cache_attr(struct request *rq)
 {
 	uint64_t ttl_ns = ttl_of(rq->mount, rq->inode, attr_ttl_ns(rq, rq->inode));
 
+	if (has_bits(&rq->out.attr.attr))
+		ttl_ns = 0;
 	ttl_set(ttl_ns, &rq->out.attr.attr_valid, &rq->out.attr.attr_valid_nsec);
 }
 

@@ -56,11 +56,74 @@ int creds_init_thread(void)
 	return 0;
 }
 
+/* The numbers in the line of proc_pid_status(5) that names a thread's groups; the caller frees them. */
+static gid_t *groups_in(const char *line, size_t *n)
+{
+	size_t most = strlen(line) / 2 + 1; // each is a digit and a blank at least
+	gid_t *groups = calloc(most, sizeof(*groups));
+	char *end;
+
+	for (const char *at = line; groups && *n < most; at = end) {
+		unsigned long each = strtoul(at, &end, 10);
+		if (end == at)
+			break;
+		groups[(*n)++] = (gid_t)each;
+	}
+	return groups;
+}
+
+/* The supplementary groups of a thread, which the caller frees; NULL with *n 0 where they are not known. It waits for our
+ * answer, so it cannot end or change meanwhile. */
+static gid_t *groups_of_thread(uint32_t pid, size_t *n)
+{
+	char path[32], *line = NULL;
+	size_t size = 0;
+	gid_t *groups = NULL;
+
+	*n = 0;
+	snprintf(path, sizeof(path), "/proc/%u/status", pid);
+	FILE *file = pid ? fopen(path, "re") : NULL;
+	while (file && !groups && getline(&line, &size, file) > 0)
+		if (!strncmp(line, "Groups:", 7))
+			groups = groups_in(line + 7, n);
+	free(line);
+	if (file)
+		fclose(file);
+	return groups;
+}
+
+static bool thread_has_group(uint32_t pid, uint32_t gid)
+{
+	size_t n;
+	gid_t *groups = groups_of_thread(pid, &n);
+	bool found = false;
+
+	for (size_t i = 0; i < n && !found; i++)
+		found = groups[i] == gid;
+	free(groups);
+	return found;
+}
+
+/* Take the caller's groups: all that he has, where the backing file system is to judge him and he is who a filter left him;
+ * else the one that the kernel says matters. */
+static void groups_enter(const struct request *rq, bool is_judged)
+{
+	bool is_himself = rq->create_uid == rq->in->uid && rq->create_gid == rq->in->gid;
+	size_t n = 0;
+	gid_t *groups = is_judged && is_himself ? groups_of_thread(rq->in->pid, &n) : NULL;
+
+	if (groups)
+		syscall(SYS_setgroups, n, groups);
+	else
+		syscall(SYS_setgroups, rq->has_supplementary_group ? 1 : 0, &rq->supplementary_group);
+	free(groups);
+}
+
 /**
- * Act as the caller until creds_leave: fsuid, fsgid, the one supplementary group that the kernel says matters
- * (FUSE_CREATE_SUPP_GROUP), and its umask, so that the backing file system applies default ACLs as it would have.
- * With keep_rights the capabilities that setfsuid(2) drops are kept, but CAP_FSETID: the kernel has judged the
- * caller's permissions already. Without, the backing file system judges them.
+ * Act as the caller until creds_leave: fsuid, fsgid, groups, and its umask, so that the backing file system applies
+ * default ACLs as it would have. With keep_rights the capabilities that setfsuid(2) drops are kept, but CAP_FSETID: the
+ * kernel has judged the caller's permissions already, and says which supplementary group matters
+ * (FUSE_CREATE_SUPP_GROUP). Without, the backing file system judges them. The second may follow the first.
  */
 void creds_enter(const struct request *rq, uint32_t uid, uint32_t gid, bool keep_rights)
 {
@@ -71,7 +134,7 @@ void creds_enter(const struct request *rq, uint32_t uid, uint32_t gid, bool keep
 	if (uid == UINT32_MAX)
 		return; // with -o idmap the kernel names the caller to ops that create alone
 	is_other = true;
-	syscall(SYS_setgroups, rq->has_supplementary_group ? 1 : 0, &rq->supplementary_group);
+	groups_enter(rq, !keep_rights && uid);
 	syscall(SYS_setfsgid, gid);
 	gid_now = gid;
 	syscall(SYS_setfsuid, uid);
@@ -107,30 +170,6 @@ void creds_unlift(void)
 		caps_set_effective(caps_now);
 }
 
-/* Is the thread of that number in the group? It waits for our answer, so it cannot end or change meanwhile. */
-static bool thread_has_group(uint32_t pid, uint32_t gid)
-{
-	char path[32], *line = NULL;
-	size_t size = 0;
-	bool found = false;
-
-	snprintf(path, sizeof(path), "/proc/%u/status", pid);
-	FILE *file = fopen(path, "re");
-	while (file && !found && getline(&line, &size, file) > 0) {
-		char *at = strncmp(line, "Groups:", 7) ? NULL : line + 7, *end;
-		for (; at && !found; at = end) {
-			unsigned long each = strtoul(at, &end, 10);
-			if (end == at)
-				break;
-			found = each == gid;
-		}
-	}
-	free(line);
-	if (file)
-		fclose(file);
-	return found;
-}
-
 /**
  * The one group of a caller that counts when he writes to fd: an sgid bit without group-execute stays if the file's group
  * is among his (fs/attr.c: setattr_should_drop_sgid). The request names only his first, so the others are looked up, and
@@ -141,7 +180,7 @@ uint32_t creds_writer_group(const struct request *rq, int fd)
 	uint32_t gid = rq->in->gid;
 	struct stat st;
 
-	if (fstat(fd, &st) < 0 || (st.st_mode & (S_ISGID | S_IXGRP)) != S_ISGID || st.st_gid == gid || !rq->in->pid)
+	if (fstat(fd, &st) < 0 || (st.st_mode & (S_ISGID | S_IXGRP)) != S_ISGID || st.st_gid == gid)
 		return gid;
 	return thread_has_group(rq->in->pid, st.st_gid) ? st.st_gid : gid;
 }

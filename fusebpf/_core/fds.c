@@ -103,17 +103,12 @@ static void clock_evict(struct mount *m)
 	}
 }
 
-/* Put a freshly opened descriptor in. Called with the inode's stripe held. One that cannot be opened again, or that
- * finds the clock full of descriptors in use, stays open outside of it. */
-static void fd_insert(struct mount *m, struct inode *inode, int fd)
+/* Let the clock's hand find a descriptor, closing another one for it past the limit. Where it is full of descriptors in use,
+ * this one stays open outside of it. Called with the inode's stripe held. */
+static void clock_insert(struct mount *m, struct inode *inode)
 {
 	struct fds *f = &m->fds;
 
-	inode->fd = fd;
-	inode->fd_referenced = true;
-	atomic_fetch_add(&f->n_open, 1);
-	if (inode->fd_pinned)
-		return;
 	pthread_mutex_lock(&f->clock_lock);
 	if (atomic_load(&f->n_open) > f->limit || f->n_clock == f->limit)
 		clock_evict(m);
@@ -122,6 +117,19 @@ static void fd_insert(struct mount *m, struct inode *inode, int fd)
 		f->clock[f->n_clock++] = inode;
 	}
 	pthread_mutex_unlock(&f->clock_lock);
+}
+
+/* Put a freshly opened descriptor in. Called with the inode's stripe held. One that cannot be opened again stays open
+ * outside of the clock. */
+static void fd_insert(struct mount *m, struct inode *inode, int fd)
+{
+	inode->fd = fd;
+	inode->fd_referenced = true;
+	atomic_fetch_add(&m->fds.n_open, 1);
+	if (!inode->fd_pinned)
+		clock_insert(m, inode);
+	else if (atomic_load(&m->fds.n_open) > m->fds.limit)
+		notify_prune(m);
 }
 
 /* Open a file by its handle. Returns the descriptor or -errno (ESTALE: it is gone, or cannot be opened so). */
@@ -289,5 +297,20 @@ void inode_fd_pin(struct mount *m, struct inode *inode)
 	pthread_mutex_lock(&m->fds.clock_lock);
 	clock_remove(&m->fds, inode);
 	pthread_mutex_unlock(&m->fds.clock_lock);
+	pthread_mutex_unlock(fds_stripe(m, inode));
+}
+
+/** The file may have got a name, by link(2): then it is reached by its handle, and its descriptor need not stay. Looked at with
+ * the lock held that inode_fd_pin takes, so that who takes the name away again comes before or after. Called between
+ * inode_fd_get and inode_fd_put. */
+void inode_fd_unpin(struct mount *m, struct inode *inode)
+{
+	struct stat st;
+
+	pthread_mutex_lock(fds_stripe(m, inode));
+	if (inode->fd_pinned && inode->mnt && inode->mnt->can_reopen && !fstat(inode->fd, &st) && st.st_nlink) {
+		inode->fd_pinned = false;
+		clock_insert(m, inode);
+	}
 	pthread_mutex_unlock(fds_stripe(m, inode));
 }

@@ -249,7 +249,8 @@ static struct inode *find_or_make_locked(struct mount *m, const struct inode_key
 		return NULL;
 	if (*fd >= 0 && inode->fd_pinned) {
 		inode->fd = *fd; // before anybody finds it
-		atomic_fetch_add(&m->fds.n_open, 1);
+		if (atomic_fetch_add(&m->fds.n_open, 1) >= m->fds.limit)
+			notify_prune(m);
 		*fd = -1;
 	}
 	if (view || m->inodes.has_views)

@@ -124,6 +124,7 @@ void inode_fd_adopt(struct mount *m, struct inode *inode, int fd);
 void inode_fd_drop(struct mount *m, struct inode *inode);
 void inode_fd_renew(struct mount *m, struct inode *inode);
 void inode_fd_pin(struct mount *m, struct inode *inode);
+void inode_fd_unpin(struct mount *m, struct inode *inode);
 int reopen_as_path(int fd);
 void proc_path(char out[PROC_PATH_SIZE], int fd);
 

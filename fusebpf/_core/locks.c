@@ -45,10 +45,12 @@ static struct lock_owner *owner_create(struct mount *m, struct inode *inode, uin
 		return NULL;
 	}
 	proc_path(path, fd);
+	creds_lift(); // the caller has the file open, whatever he may by now
 	// Without O_NONBLOCK a lease would hold us, and with us all who want a lock.
 	o->fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
 	if (o->fd < 0) // a read-only file system, a program that runs: then only read locks
 		o->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	creds_unlift();
 	inode_fd_put(m, inode);
 	if (o->fd < 0) {
 		free(o);

@@ -68,6 +68,12 @@ static bool send_inode(struct mount *m, uint64_t nodeid, int64_t offset, int64_t
 	return send_message(m, FUSE_NOTIFY_INVAL_INODE, &out, sizeof(out), NULL);
 }
 
+/** The kernel lets go of an entry, at once; on the notifier's thread. */
+void notifier_drop(struct mount *m, uint64_t parent, const char *name)
+{
+	send_entry(m, parent, 0, name);
+}
+
 static bool send_notice(struct mount *m, const struct notice *n)
 {
 	return n->code == FUSE_NOTIFY_INVAL_ENTRY ? send_entry(m, n->nodeid, n->flags, n->name)
@@ -165,6 +171,12 @@ static void *notifier_main(void *argument)
 
 	pthread_mutex_lock(&n->lock);
 	while (!n->is_stopping) {
+		if (atomic_exchange(&n->wants_prune, false)) {
+			pthread_mutex_unlock(&n->lock);
+			prune(m);
+			pthread_mutex_lock(&n->lock);
+			continue;
+		}
 		if (!n->wants_all && !n->n_queued) {
 			idle(m);
 			continue;
@@ -275,6 +287,18 @@ void notify_all(struct mount *m)
 void notify_unknown(struct mount *m)
 {
 	atomic_store_explicit(&m->notifier.unknown_ms, now_ms(), memory_order_relaxed);
+}
+
+/** Too many inodes hold a descriptor: the kernel is to let go of those that nobody uses. */
+void notify_prune(struct mount *m)
+{
+	struct notifier *n = &m->notifier;
+
+	if (atomic_load(&n->wants_prune) || atomic_exchange(&n->wants_prune, true))
+		return;
+	pthread_mutex_lock(&n->lock);
+	pthread_cond_broadcast(&n->changed);
+	pthread_mutex_unlock(&n->lock);
 }
 
 /** Wait until the kernel has heeded all that was asked before this call. Returns false if it took too long. Never on a worker:

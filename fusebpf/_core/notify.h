@@ -15,6 +15,7 @@ struct notifier {
 	pthread_t thread;
 	bool has_thread, is_stopping, has_ended;
 	bool wants_all;
+	_Atomic bool wants_prune;
 	struct notice *queue; /* a ring */
 	uint32_t first, n_queued;
 	uint64_t n_asked, n_done;
@@ -23,6 +24,7 @@ struct notifier {
 	struct notice *again;
 	uint32_t n_again;
 	int64_t again_ms;
+	uint32_t next_pruned; /* shard of the inode table */
 	_Atomic uint64_t n_sent;
 };
 
@@ -51,6 +53,11 @@ void notify_deleted(struct mount *m, uint64_t parent, const char *name);
 void notify_inode(struct mount *m, uint64_t nodeid, int64_t offset, int64_t length);
 void notify_all(struct mount *m);
 void notify_unknown(struct mount *m);
+void notify_prune(struct mount *m);
+
+/* prune.c: the notifier's. */
+void prune(struct mount *m);
+void notifier_drop(struct mount *m, uint64_t parent, const char *name);
 
 /* The control path's. */
 bool notify_wait(struct mount *m, int timeout_ms);

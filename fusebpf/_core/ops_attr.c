@@ -47,10 +47,12 @@ int attr_of_fd(struct request *rq, int fd, struct fuse_attr *out)
 static int reply_attr(struct request *rq, int fd)
 {
 	memset(&rq->out.attr, 0, sizeof(rq->out.attr));
-	cache_attr(rq);
 	rq->reply = &rq->out.attr;
 	rq->reply_len = sizeof(rq->out.attr);
-	return attr_of_fd(rq, fd, &rq->out.attr.attr);
+	int e = attr_of_fd(rq, fd, &rq->out.attr.attr);
+	if (!e)
+		cache_attr(rq);
+	return e;
 }
 
 int op_getattr(struct request *rq)

@@ -29,6 +29,17 @@ struct listing {
 	dev_t dev;	  /* whose inode numbers getdents64 gives */
 };
 
+/* A caller whom the backing file system judges may list what he may not search, and "." takes a search. */
+static int dir_open(struct mount *m, int fd, int flags)
+{
+	char path[PROC_PATH_SIZE];
+
+	if (m->default_permissions)
+		return openat(fd, ".", flags);
+	proc_path(path, fd);
+	return open(path, flags);
+}
+
 int op_opendir(struct request *rq)
 {
 	int fd = inode_fd_get(rq->mount, rq->inode);
@@ -36,7 +47,7 @@ int op_opendir(struct request *rq)
 	if (fd < 0)
 		return fd;
 	int no_atime = (int)(rq->image->args.open.flags & O_NOATIME);
-	int opened = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC | no_atime);
+	int opened = dir_open(rq->mount, fd, O_RDONLY | O_DIRECTORY | O_CLOEXEC | no_atime);
 	int e = opened < 0 ? -errno : 0;
 	inode_fd_put(rq->mount, rq->inode);
 	if (e)

@@ -96,6 +96,7 @@ int op_link(struct request *rq)
 {
 	struct mount *m = rq->mount;
 	struct inode *linked = inodes_get(m, rq->image->args.link.inode);
+	char path[PROC_PATH_SIZE];
 
 	if (!linked)
 		return -ESTALE;
@@ -107,9 +108,12 @@ int op_link(struct request *rq)
 		if (!rq->has_view)
 			rq->view = linked->view;
 		rq->has_view = true;
-		e = linkat(fd, "", parent_fd, rq->name, AT_EMPTY_PATH) < 0 ? -errno : 0;
-		if (!e)
+		proc_path(path, fd); // by an empty path it takes CAP_DAC_READ_SEARCH, which a caller has not
+		e = linkat(AT_FDCWD, path, parent_fd, rq->name, AT_SYMLINK_FOLLOW) < 0 ? -errno : 0;
+		if (!e) {
+			inode_fd_unpin(m, linked);
 			e = reply_entry(rq, parent_fd, rq->name);
+		}
 		inode_fd_put(m, rq->inode);
 	}
 	inode_fd_put(m, linked);
@@ -268,9 +272,12 @@ static int create_at(struct request *rq, int parent_fd)
 	int flags = backing_open_flags(args->flags);
 	int fd = openat(parent_fd, rq->name, flags | O_CREAT | O_EXCL | O_NOFOLLOW, args->mode);
 
-	if (fd < 0 && errno == EEXIST && !(args->flags & O_EXCL))
-		fd = open_existing(parent_fd, rq->name, flags);
-	return fd;
+	if (fd >= 0 || errno != EEXIST || args->flags & O_EXCL)
+		return fd;
+	// The kernel took the name for free, so it has judged the directory and not this file.
+	if (rq->mount->default_permissions)
+		creds_enter(rq, rq->create_uid, rq->create_gid, false);
+	return open_existing(parent_fd, rq->name, flags);
 }
 
 /* Answer with the file that was made and is open by fd, unless `error` says that it has no entry. */

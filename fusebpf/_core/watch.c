@@ -103,6 +103,17 @@ static void heed(struct mount *m, const struct event *e)
 	}
 }
 
+/* Do several mounts of the backing tree show this file system? Then one file is several inodes, and what the mount itself
+ * changes by one of them the kernel does not know of the others. */
+static bool is_aliased(const struct mount *m, uint64_t fsid)
+{
+	int n = 0;
+
+	for (const struct backing_mount *b = atomic_load(&m->inodes.mounts); b && n < 2; b = b->next)
+		n += b->fsid == fsid;
+	return n > 1;
+}
+
 static void all_changed(struct mount *m)
 {
 	atomic_fetch_add(&m->watch.n_changes, 1);
@@ -143,10 +154,11 @@ static void read_events(struct mount *m, char *buffer)
 		if (meta->mask & FAN_Q_OVERFLOW) {
 			atomic_fetch_add(&m->watch.n_overflows, 1);
 			all_changed(m);
-		} else if (!is_own(m, (uint32_t)meta->pid)) {
-			struct event e = parse(meta);
-			heed(m, &e);
+			continue;
 		}
+		struct event e = parse(meta);
+		if (!is_own(m, (uint32_t)meta->pid) || is_aliased(m, e.fsid))
+			heed(m, &e);
 	}
 }
 

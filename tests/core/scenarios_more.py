@@ -17,9 +17,11 @@ FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
 def an_append_only_file_is_appended_to_and_no_more(p: Path) -> Any:
     append_only = 0x20
 
-    def flag(bits: int) -> None:
+    def flag(bit: int) -> None:
         with opened(p / "f", os.O_RDONLY) as fd:
-            fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("l", bits))
+            # The others stay: ext4 takes the lack of its own for a wish to lay the file out anew.
+            (old,) = struct.unpack("l", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8)))
+            fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("l", old & ~append_only | bit))
 
     def change(flags: int) -> Any:
         with opened(p / "f", flags) as fd:

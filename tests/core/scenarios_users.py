@@ -3,6 +3,8 @@
 import ctypes
 import os
 import stat
+import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +239,34 @@ def suid_and_sgid_are_cleared_by_a_users_write(p: Path) -> Any:
                 os.write(fd, b"x")
             seen.append(mode_of(path))
     return seen
+
+
+def mode_alone(path: Path) -> str:
+    """The permission bits as stat(1) asks for them: by statx(2), and nothing else with them."""
+    syscall_statx, statx_mode, mode_at = 332, 2, 28
+    found = ctypes.create_string_buffer(256)
+    checked(libc.syscall(syscall_statx, -100, os.fsencode(path), 0, statx_mode, found))
+    return oct(stat.S_IMODE(struct.unpack_from("H", found.raw, mode_at)[0]))
+
+
+@scenario
+def suid_is_seen_to_be_gone_by_who_asks_for_the_mode_alone(p: Path) -> Any:
+    path = _suid_file(p / "f", WHO, 0o6777)
+
+    def after(change: Callable[[int], Any]) -> str:
+        os.chmod(path, 0o6777)
+        os.stat(path)
+        with user(OTHER), opened(path, os.O_RDWR) as fd:
+            change(fd)
+        return mode_alone(path)
+
+    return [
+        after(lambda fd: os.write(fd, b"x")),
+        after(lambda fd: os.posix_fallocate(fd, 0, 5000)),
+        after(lambda fd: os.ftruncate(fd, 3)),
+        after(lambda _: os.truncate(path, 2)),
+        after(lambda _: os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))),
+    ]
 
 
 @scenario

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import serving
 import support
-from core.table import OLD, attempt, facts, in_child, opened, user
+from core.table import OLD, attempt, facts, in_child, link_fd, opened, user
 
 SMALL = 128
 FORGET = Path("/proc/sys/vm/drop_caches")
@@ -122,6 +122,21 @@ def test_users_reach_files_whose_descriptors_were_closed(directory: Path) -> Non
         assert in_child(read_all_as_user, served.path, seconds=30) == ([b"1"] * 10, 2000)
 
 
+@pytest.mark.parametrize("options", ["", "nopassthrough"])
+def test_unnamed_files_that_got_a_name_hold_no_descriptors(directory: Path, options: str) -> None:
+    def make(p: Path) -> Any:
+        for index in range(3 * SMALL):
+            with opened(p, os.O_TMPFILE | os.O_RDWR) as fd:
+                os.write(fd, b"%d" % index)
+                link_fd(fd, p / f"f{index}")
+        return sum((p / f"f{index}").read_bytes() == b"%d" % index for index in range(3 * SMALL))
+
+    with serving.serve(directory, "named", options=options, n_files=SMALL) as served:
+        assert in_child(make, served.path, seconds=30) == 3 * SMALL
+        assert served.counters()["inodes"] > 3 * SMALL
+        assert served.counters()["descriptors"] <= SMALL // 2
+
+
 @pytest.mark.parametrize("filters", [[], ["audit"]], ids=["plain", "audited"])
 def test_nothing_is_left_when_all_is_closed_and_forgotten(directory: Path, filters: list[str]) -> None:
     def work(p: Path) -> None:
@@ -181,3 +196,30 @@ def test_what_changes_behind_the_mount_is_seen(variant: Any) -> None:
     (behind / "f").unlink()
     assert os.listdir(place) == ["g"]
     support.wait_until(lambda: not (place / "f").exists())
+
+
+def test_where_there_are_no_file_handles_the_kernel_is_asked_to_let_go(directory: Path) -> None:
+    """On an overlay each inode that the kernel knows holds a descriptor."""
+    layers, src = directory / "layers", directory / "src"
+    layers.mkdir()
+    support.run("mount", "-t", "tmpfs", "tmpfs", layers)
+    try:
+        make_files(layers / "lower", 10 * SMALL)
+        for name in ("upper", "work"):
+            (layers / name).mkdir()
+        src.mkdir()
+        places = f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work"
+        support.run("mount", "-t", "overlay", "overlay", "-o", places, src)
+
+        def work(p: Path) -> Any:
+            with opened(p / "part0" / "f0", os.O_RDONLY) as fd, opened(p / "part1", os.O_RDONLY) as part:
+                n_found = stat_all(p)
+                return n_found, os.pread(fd, 10, 0), os.fstat(fd).st_size, len(os.listdir(part)), stat_all(p)
+
+        with serving.serve(directory, "overlay", n_files=4 * SMALL) as served:
+            n = 10 * SMALL
+            assert in_child(work, served.path, seconds=30) == (n, b"0", 1, n // 10, n)
+            support.wait_until(lambda: served.counters()["descriptors"] <= 2 * SMALL)
+    finally:
+        support.umount(src, support.MNT_DETACH)
+        support.umount(layers, support.MNT_DETACH)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import serving
 import support
+from core import scenarios_users
+from core.table import in_child
 
 MODES = ["cache=watch", "cache=watch,nopassthrough"]
 
@@ -144,6 +146,12 @@ def test_attributes_are_seen(directory: Path) -> None:
         for path in (served.path / "f", served.path / "d"):
             support.wait_until(partial(has, path, "st_gid", 34))
             assert path.stat().st_mode & 0o777 == 0o700
+
+
+def test_suid_that_goes_with_a_write_is_gone_at_once(directory: Path, bare: Path) -> None:
+    act = scenarios_users.suid_is_seen_to_be_gone_by_who_asks_for_the_mode_alone
+    with watched(directory) as served:
+        assert in_child(act, served.path) == in_child(act, bare)
 
 
 def test_an_acl_that_is_changed_behind_is_heeded(directory: Path) -> None:
@@ -296,6 +304,33 @@ def test_an_overflow_invalidates_everything(directory: Path) -> None:
         support.wait_until(lambda: served.counters()["watch_overflows"] > 0)
         support.wait_until(lambda: (served.path / "f").stat().st_size > 0)
         assert os.listdir(served.path / "d") == []
+
+
+@pytest.mark.parametrize("options", MODES)
+def test_what_is_changed_in_one_of_two_places_is_seen_in_the_other(directory: Path, options: str) -> None:
+    one, two = directory / "src" / "one", directory / "src" / "two"
+    one.mkdir(parents=True)
+    two.mkdir()
+    for name in ("changed", "removed", "moved"):
+        (one / name).write_text("old")
+    support.run("mount", "--bind", one, two)
+    try:
+        with watched(directory, options) as served:
+            here, there = served.path / "one", served.path / "two"
+            for _ in range(2):  # the second time from what is kept
+                assert [path.stat().st_size for path in there.iterdir()] == [3, 3, 3]
+            (here / "changed").write_text("newer")
+            (here / "changed").chmod(0o600)
+            (here / "removed").unlink()
+            (here / "moved").rename(here / "here")
+
+            support.wait_until(lambda: has(there / "changed", "st_size", 5))
+            support.wait_until(lambda: has(there / "changed", "st_mode", 0o100600))
+            support.wait_until(lambda: sorted(os.listdir(there)) == ["changed", "here"])
+            support.wait_until(lambda: not (there / "removed").exists())
+            assert (there / "here").read_text() == "old"
+    finally:
+        support.umount(two, support.MNT_DETACH)
 
 
 # ---------------------------------------------------------------------- where it cannot be

@@ -224,6 +224,19 @@ def test_dontcache_is_refused(plain: Mounted) -> None:
     assert client(code, cwd) == "ENOTSUP"
 
 
+def test_where_blocks_lie_and_quotas_are_not_told(plain: Mounted) -> None:
+    cwd = place(plain, "blocks")
+    code = """
+fd = os.open("file", os.O_RDONLY)
+print(attempt(fcntl.ioctl, fd, 0xC020660B, struct.pack("QQIIII", 0, 1 << 62, 0, 0, 0, 0)))
+syscall_quotactl_fd, q_getfmt = 443, 0x800004 << 8
+print(libc.syscall(syscall_quotactl_fd, fd, q_getfmt, 0, ctypes.create_string_buffer(8)))
+print(errno.errorcode[ctypes.get_errno()])
+"""
+
+    assert client(code, cwd).split() == ["ENOTSUP", "-1", "ENOSYS"]
+
+
 def test_syncfs_succeeds(plain: Mounted) -> None:
     cwd = place(plain, "syncfs")
 

@@ -136,6 +136,12 @@ class Actor:
         return fd
 
     @staticmethod
+    def _refuse_one_file(to: int, source: int) -> None:
+        """A pipe carries pages, not copies: what overlaps is as the order of copying makes it."""
+        if os.path.sameopenfile(to, source):
+            raise Empty
+
+    @staticmethod
     def _position(fd: int) -> int:
         try:
             return os.lseek(fd, 0, os.SEEK_CUR)
@@ -209,10 +215,13 @@ class Actor:
         return os.copy_file_range(*fds, size, offset, offset_out)
 
     def do_sendfile(self, slot: int, other: int, size: int) -> Any:
-        return os.sendfile(self.target(other, UNALIGNED), self.data_fd(slot, UNALIGNED), None, size)
+        to, source = self.target(other, UNALIGNED), self.data_fd(slot, UNALIGNED)
+        self._refuse_one_file(to, source)
+        return os.sendfile(to, source, None, size)
 
     def do_splice(self, slot: int, other: int, size: int) -> Any:
         source, target = self.data_fd(slot, UNALIGNED), self.target(other, UNALIGNED)
+        self._refuse_one_file(target, source)
         reader, writer = os.pipe2(os.O_NONBLOCK)
         try:
             n = os.splice(source, writer, size, flags=2)
