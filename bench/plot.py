@@ -1,21 +1,27 @@
 """The plots of docs/performance.md, out of the results of a run."""
 
+import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import yardstick
 
+MATPLOTLIB = "matplotlib>=3.8,<4"
+
 
 def draw(results: list[dict[str, Any]], directory: Path) -> None:
-    """Write yardstick.svg and scale.svg; one line and nothing else where matplotlib is not installed."""
-    try:
-        import matplotlib as mpl  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
+    """Write yardstick.svg and scale.svg; matplotlib is installed for it where it is missing."""
+    if not importlib.util.find_spec("matplotlib"):
+        words = ["-m", "pip", "-qq", "--disable-pip-version-check", "install", MATPLOTLIB]
+        subprocess.run([sys.executable, *words], check=True)
+        importlib.invalidate_caches()
+    import matplotlib as mpl  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
 
-        mpl.use("svg")
-        from matplotlib import pyplot as plt  # noqa: PLC0415
-    except ImportError:
-        sys.exit("bench: plots need matplotlib: .venv/bin/pip install 'matplotlib>=3.8,<4'")
+    mpl.use("svg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
     directory.mkdir(parents=True, exist_ok=True)
     free = [one for one in results if "ratio" in one and one["mode"] == "free"]
     if free:

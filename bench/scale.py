@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bed import CLIENT, Bed, Target, client
+from filter_cost import JOIN_SECONDS
 from tabulate import tabulate
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
@@ -73,6 +74,7 @@ def _chain(bed: Bed, n: int) -> Iterator[tuple[int, float]]:
         sources.append(source)
     for length in CHAIN:
         with bed.mounted("chain", sources[:length], (), "ttl=0") as target:
+            time.sleep(JOIN_SECONDS)
             runs = [client(target, "missing", target.path / "files", 50, n // 50) for _ in range(ROUNDS)]
             yield length, statistics.median(run.cpu_ns for run in runs) / 1e3
 
