@@ -239,7 +239,6 @@ class LiveChain:
             chain.check_idmap(links)
 
     def _check(self, revision: int | None, open_files: str = "fail") -> None:
-        self._stop_joining()  # it goes by descriptors of filters that may be about to go
         if open_files not in OPEN_FILES:
             raise UsageError(f"open files: {open_files!r} is neither {' nor '.join(OPEN_FILES)}")
         if revision is not None and revision != self.revision:
@@ -308,6 +307,7 @@ class LiveChain:
             for link in links
         ]
         keeps = all(link.keeps_open_files for link in links if _hooks_data(link.filter))
+        self._stop_joining()  # it goes by descriptors of filters that may be about to go
         try:
             self.revision = self._core.set_chain(attached, keep_open_files=keeps)
         except OSError as error:
