@@ -17,6 +17,7 @@ FILTERS = ("hide", "readonly")
 SETS = ("hide.names=.ssh,*.key", "readonly.paths=protected")
 OURS = {
     "fusebpf": ((), (), "cache=watch,locks=local"),
+    "fusebpf, small": ((), (), "profile=small,cache=watch"),
     "fusebpf, 2 filters": (FILTERS, SETS, "cache=watch,locks=local"),
     "fusebpf, no cache": ((), (), "cache=none,locks=local"),
 }
@@ -31,6 +32,7 @@ LABELS = ("bare", BASE, *OURS, *PEERS)
 # Times slower than the bind mount, at most: docs/performance.md says where they come from.
 TARGETS = {
     "fusebpf": {METADATA: 2.2, DATA: 1.0, WORK: 2.0},
+    "fusebpf, small": {METADATA: 2.2, WORK: 2.0},
     "fusebpf, 2 filters": {METADATA: 2.8, DATA: 1.0, WORK: 2.5},
     "fusebpf, no cache": {METADATA: 10.0, WORK: 5.0},
 }

@@ -44,6 +44,7 @@ class Mount:
         max_descriptors: int = 0,
         one_file_system: bool = False,
         idmap: bool = False,
+        small: bool = False,
     ) -> None:
         """Prepare a mount of the directory `root_fd` (duplicated, so the caller may close its own).
 
@@ -60,6 +61,7 @@ class Mount:
             max_descriptors: How many descriptors of inodes are kept open; 0: half of RLIMIT_NOFILE.
             one_file_system: What is mounted below the backing root is not shown.
             idmap: The mount may be cloned with mapped ids; callers' ids are seen by ops that create alone.
+            small: The kernel sends no opens of files; their pages are kept as long as their attributes hold.
 
         Raises:
             OSError: root_fd is no directory, or memory is short.

@@ -286,6 +286,10 @@ def check_stock(specs: Iterable[FilterSpec], stock_names: Sequence[str]) -> None
             )
 
 
+_OP_NAMES = {opcode: name for name, opcode, *_ in OPS}
+_NOT_WITH_SMALL = ("open", "release", "flush", "read", "write")
+
+
 def check_idmap(links: Iterable[Link]) -> None:
     """See that no filter of an id-mapped mount judges by callers' ids, which the kernel does not tell there.
 
@@ -312,4 +316,21 @@ def check_sets(settings: Iterable[MapSetting], names: Sequence[str]) -> None:
             raise UsageError(
                 f"'{setting.filter}.{setting.map}' is to be set, but {setting.filter!r} is no filter of this "
                 f"mount ({known})"
+            )
+
+
+def check_small(links: Iterable[Link]) -> None:
+    """See that no filter hooks what the profile for small files keeps from the mount.
+
+    Opens are not sent at all, and of reads only those of pages that the kernel does not have.
+
+    Raises:
+        UsageError: One does.
+    """
+    for link in links:
+        hooked = {_OP_NAMES[hook.opcode] for hook in link.filter.hooks}
+        if lost := [name for name in _NOT_WITH_SMALL if name in hooked]:
+            raise UsageError(
+                f"filter {link.filter.name!r} hooks {', '.join(lost)}, and with '-o profile=small' the "
+                "kernel does not ask for each of these: leave one of the two out"
             )

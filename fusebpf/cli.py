@@ -18,7 +18,7 @@ import click
 
 from fusebpf import checks, live_commands, registry, watch_commands
 from fusebpf.errors import UsageError
-from fusebpf.options import CACHES, LOCKS, TRANSPORTS, parse
+from fusebpf.options import CACHES, LOCKS, PROFILES, TRANSPORTS, parse
 from fusebpf.tables import shown, table
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def cli(context: click.Context) -> None:
 @click.option("--cache-ttl", metavar="SECONDS", help="For how long with --cache normal; 1 if not said.")
 @click.option("--transport", type=click.Choice(TRANSPORTS),
               help="How requests come: over io_uring, or over /dev/fuse.")  # fmt: skip
+@click.option("--profile", type=click.Choice(PROFILES),
+              help="small: no opens are sent and pages are kept, for many small files.")  # fmt: skip
 @click.option("--one-file-system", is_flag=True, help="Leave out what is mounted below SRC.")
 @click.option("--root-fd", type=click.IntRange(min=0), metavar="N",
               help="The open directory N is the source: fusebpf mount --root-fd N MNT.")  # fmt: skip
@@ -87,6 +89,7 @@ def mount_command(
     cache: str | None,
     cache_ttl: str | None,
     transport: str | None,
+    profile: str | None,
     one_file_system: bool,
     root_fd: int | None,
     daemon: str | None,
@@ -99,7 +102,7 @@ def mount_command(
     from fusebpf import server
     from fusebpf.stack import Stack
 
-    ours = {"locks": locks, "cache": cache, "ttl": cache_ttl, "transport": transport}
+    ours = {"locks": locks, "cache": cache, "ttl": cache_ttl, "transport": transport, "profile": profile}
     words = [f"{key}={value}" for key, value in ours.items() if value is not None]
     options = parse([*texts, *words, *(["one_file_system"] if one_file_system else [])])
     if options.is_remount:

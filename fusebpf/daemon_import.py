@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from fusebpf._core import Mount
     from fusebpf.daemon_leg import Leg
+    from fusebpf.options import MountOptions
     from fusebpf.stack import Stack
 
 
@@ -56,12 +57,18 @@ def _module(name: str) -> ModuleType:
     return module
 
 
-def leg_of(daemon: object, routes: tuple[str, ...], timeout: float, on_failure: str) -> Leg | None:
+def leg_of(
+    daemon: object, routes: tuple[str, ...], timeout: float, on_failure: str, options: MountOptions
+) -> Leg | None:
     """The daemon's leg; a mount without a daemon does not even import it."""
     if daemon is None and routes:
         raise UsageError(f"route {routes[0]!r}: the mount has no daemon")
     if daemon is None:
         return None
+    if options.profile == "small":
+        raise UsageError(
+            "a daemon and '-o profile=small' exclude one another, since it would not be asked of opens"
+        )
     from fusebpf.daemon_leg import Leg  # noqa: PLC0415 - see above
 
     return Leg(daemon, routes=routes, timeout=timeout, on_failure=on_failure)

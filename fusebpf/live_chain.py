@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fusebpf._core import Mount
     from fusebpf.compiler import Compiled
     from fusebpf.loader import Filter, SharedMaps
+    from fusebpf.options import MountOptions
 
 DRAIN_SECONDS = 5.0
 """How long a change waits for ops that began before it."""
@@ -70,12 +71,10 @@ class Change(NamedTuple):
 class LiveChain:
     """Loaded filters in their order, what they share, and the revision. It owns them."""
 
-    def __init__(
-        self, core: Mount, name: str, *, is_idmapped: bool = False, has_daemon: bool = False
-    ) -> None:
+    def __init__(self, core: Mount, name: str, options: MountOptions, *, has_daemon: bool = False) -> None:
         self.has_daemon = has_daemon
         self._core = core
-        self._is_idmapped = is_idmapped
+        self._options = options
         self._name = name
         self._free_ids = deque((number, 0) for number in range(SIZES["max_filters"]))
         self.shared: SharedMaps | None = None
@@ -145,7 +144,7 @@ class LiveChain:
             links = chain.arrange(
                 chain.settle([*self.links, *new]), SIZES["max_filters"], has_daemon=self.has_daemon
             )
-            self._check_ids(links)
+            self._check_options(links)
             names = [link.filter.name for link in new]
             _set(all_settings, {link.filter.name: link.filter for link in new})
             links = self._with_ids(links)
@@ -209,7 +208,7 @@ class LiveChain:
             links = chain.arrange(
                 chain.settle([*others, link]), SIZES["max_filters"], has_daemon=self.has_daemon
             )
-            self._check_ids(links)
+            self._check_options(links)
             for policy_map in (one for full, one in alike.items() if full not in kept):
                 keeping.copy(policy_map, new.maps[policy_map.name])
             _set(all_settings, {pick: new})
@@ -234,9 +233,11 @@ class LiveChain:
             self._joiner.stop()
         self._joiner = None
 
-    def _check_ids(self, links: list[Link]) -> None:
-        if self._is_idmapped:
+    def _check_options(self, links: list[Link]) -> None:
+        if self._options.idmap:
             chain.check_idmap(links)
+        if self._options.profile == "small":
+            chain.check_small(links)
 
     def _check(self, revision: int | None, open_files: str = "fail") -> None:
         if open_files not in OPEN_FILES:

@@ -18,11 +18,12 @@ from fusebpf import mounts
 from fusebpf.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 SUBTYPE = "fusebpf"
 CACHES = ("normal", "none", "watch")
 LOCKS = ("backing", "local")
+PROFILES = ("normal", "small")
 TRANSPORTS = ("auto", "uring", "dev")
 
 _SECURE = mounts.MS_NOSUID | mounts.MS_NODEV
@@ -104,6 +105,8 @@ class MountOptions:
         idmap: The mount may be cloned with mapped ids (mount_setattr(2)); filters see no callers' ids then.
         locks: "backing": locks are held on the backing files, for programs there to see; "local": the kernel
             keeps those of ranges for this mount alone.
+        profile: "small" is for many small files: no opens are sent, and pages are kept as long as attributes
+            hold. It goes with locks "local" and without passthrough.
         transport: How requests come: "uring", FUSE over io_uring; "dev", /dev/fuse; "auto", io_uring where
             the kernel has it.
         name: The mount's name; None: from MNT.
@@ -125,6 +128,7 @@ class MountOptions:
     one_file_system: bool = False
     idmap: bool = False
     locks: str = "backing"
+    profile: str = "normal"
     transport: str = "auto"
     name: str | None = None
     filters: tuple[str, ...] = field(default=())
@@ -184,10 +188,25 @@ def parse(
     if options.idmap and not options.default_permissions:
         raise UsageError("mount options 'idmap' and 'nodefault_permissions' exclude one another: "
                          "with mapped ids only the kernel can judge who may do what")  # fmt: skip
+    if options.profile == "small":
+        options = _small(options, found)
     with_ttl = [option for option in found if option.startswith("ttl=")]
     if with_ttl and options.cache == "none":
         raise UsageError(f"mount option {with_ttl[-1]!r} has no meaning beside 'cache=none'")
     return options
+
+
+def _small(options: MountOptions, found: Sequence[str]) -> MountOptions:
+    """What the profile for small files brings with it, and does not go with."""
+    reasons = {
+        "locks=backing": "locks are held by open files, and opens are not sent",
+        "passthrough": "files are passed through when they are opened, and opens are not sent",
+        "nodefault_permissions": "the backing file system would judge opens, and those are not sent",
+    }
+    for option, reason in reasons.items():
+        if option in found:
+            raise UsageError(f"mount options 'profile=small' and {option!r} exclude one another: {reason}")
+    return replace(options, locks="local", passthrough=False)
 
 
 def lasting(options: MountOptions) -> dict[str, Any]:
@@ -277,6 +296,10 @@ def _locks(options: MountOptions, option: str, value: str) -> MountOptions:
     return replace(options, locks=_choice(option, value, *LOCKS))
 
 
+def _profile(options: MountOptions, option: str, value: str) -> MountOptions:
+    return replace(options, profile=_choice(option, value, *PROFILES))
+
+
 def _transport(options: MountOptions, option: str, value: str) -> MountOptions:
     return replace(options, transport=_choice(option, value, *TRANSPORTS))
 
@@ -317,6 +340,7 @@ _VALUES: dict[str, Callable[[MountOptions, str, str], MountOptions]] = {
     "ttl": _ttl,
     "cache": _cache,
     "locks": _locks,
+    "profile": _profile,
     "transport": _transport,
     "name": _name,
     "filter": _filter,

@@ -90,7 +90,7 @@ class Stack:
             raise UsageError(f"two names for one mount: {name!r} and {self.options.name!r}")
         self._given = (src, mnt)
         self._is_server = is_server
-        self._leg = leg_of(daemon, tuple(routes), daemon_timeout, on_daemon_failure)
+        self._leg = leg_of(daemon, tuple(routes), daemon_timeout, on_daemon_failure, self.options)
         self._root_fd = -1
         self._entry: registry.Entry | None = None
         self._core: Mount | None = None
@@ -387,6 +387,7 @@ class Stack:
                 max_descriptors=options.max_descriptors,
                 one_file_system=options.one_file_system,
                 idmap=options.idmap,
+                small=options.profile == "small",
             )
         except OSError as error:
             raise MountError(f"a mount of {self.src!r} cannot be prepared: {error.strerror}") from error
@@ -405,8 +406,7 @@ class Stack:
             self._root_fd = -1
 
     def _load(self) -> None:
-        live = LiveChain(self._prepared_core, self.name, is_idmapped=self.options.idmap)
-        live.has_daemon = self._leg is not None
+        live = LiveChain(self._prepared_core, self.name, self.options, has_daemon=self._leg is not None)
         self._live = live
         self._undo.callback(live.close)
         if self._specs:

@@ -90,6 +90,7 @@ struct mount {
 	unsigned long flags;
 	bool allow_other, default_permissions, wants_passthrough, wants_backing_locks, wants_watch;
 	bool is_one_file_system, wants_idmap;
+	bool is_small; /* profile=small: the kernel sends no OPEN, RELEASE and FLUSH of files */
 	uint32_t max_read;
 	uint64_t ttl_ns;
 	enum transport_choice transport;

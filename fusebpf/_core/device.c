@@ -54,15 +54,19 @@ static uint64_t wanted_features(const struct mount *m)
 			  FUSE_PARALLEL_DIROPS | FUSE_HANDLE_KILLPRIV_V2 | FUSE_MAX_PAGES | FUSE_SETXATTR_EXT |
 			  FUSE_INIT_EXT | FB_FUSE_CREATE_SUPP_GROUP | FB_FUSE_DIRECT_IO_ALLOW_MMAP;
 
-	wanted |= FUSE_FLOCK_LOCKS;
-	if (m->wants_backing_locks)
+	// Without opens there is nothing to hold locks by, and O_TRUNC must come as a truncate (fs/fuse/file.c: fuse_open).
+	if (m->is_small)
+		wanted = (wanted & ~(uint64_t)FUSE_ATOMIC_O_TRUNC) | FUSE_NO_OPEN_SUPPORT;
+	else
+		wanted |= FUSE_FLOCK_LOCKS;
+	if (m->wants_backing_locks && !m->is_small)
 		wanted |= FUSE_POSIX_LOCKS;
 	// With FUSE_POSIX_ACL the kernel judges by ACLs, which only makes sense where it judges at all.
 	if (m->default_permissions)
 		wanted |= FUSE_POSIX_ACL;
 	if (m->wants_idmap)
 		wanted |= FB_FUSE_ALLOW_IDMAP;
-	if (m->wants_passthrough)
+	if (m->wants_passthrough && !m->is_small)
 		wanted |= FB_FUSE_PASSTHROUGH;
 	if (m->n_queues > 1)
 		wanted |= FB_FUSE_OVER_IO_URING;
@@ -126,6 +130,10 @@ int device_answer(struct mount *m)
 	m->has_passthrough = m->features & FB_FUSE_PASSTHROUGH;
 	if (m->wants_idmap && !(m->features & FB_FUSE_ALLOW_IDMAP)) {
 		m->failed_call = "-o idmap: this kernel's FUSE has no id-mapped mounts";
+		return -EOPNOTSUPP;
+	}
+	if (m->is_small && !(m->features & FUSE_NO_OPEN_SUPPORT)) {
+		m->failed_call = "-o profile=small: this kernel's FUSE cannot do without opens";
 		return -EOPNOTSUPP;
 	}
 	out.minor = m->kernel_minor;

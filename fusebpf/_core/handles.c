@@ -148,3 +148,55 @@ struct handle *handle_get(struct mount *m, uint64_t fh, bool is_dir)
 	errno = e;
 	return e ? NULL : h;
 }
+
+/* ------------------------------------------------------------------------- where opens are not sent */
+
+/* Open a file for one request. Nobody may write to an append-only one but with O_APPEND. */
+static int open_once(struct mount *m, struct inode *inode, int access)
+{
+	int fd = inode_open(m, inode, access | O_NOCTTY | O_CLOEXEC);
+
+	if (fd != -EPERM || access == O_RDONLY)
+		return fd;
+	fd = inode_open(m, inode, access | O_APPEND | O_CLOEXEC);
+	atomic_store(&inode->is_append_only, fd >= 0);
+	return fd;
+}
+
+/**
+ * The open handle of a file by its number. With profile=small there is none where the kernel did not open the file by CREATE: its
+ * number is 0, and the request gets one of its own, with that access (O_RDONLY, O_WRONLY).
+ *
+ * NULL with errno: EBADF, or why the file cannot be opened.
+ */
+struct handle *handle_of(struct request *rq, struct inode *inode, uint64_t fh, int access)
+{
+	struct mount *m = rq->mount;
+
+	if (fh || !m->is_small || !inode)
+		return handle_get(m, fh, false);
+	for (uint32_t i = 0; i < rq->n_own; i++) // the op is tried once more
+		if (rq->own[i].h->inode == inode && rq->own[i].access == access)
+			return rq->own[i].h;
+	int fd = rq->n_own == 2 ? -EIO : open_once(m, inode, access);
+	if (fd < 0) {
+		errno = -fd;
+		return NULL;
+	}
+	struct handle *h = handle_create(m, inode, fd, false);
+	if (!h) {
+		close(fd);
+		errno = ENFILE;
+		return NULL;
+	}
+	rq->own[rq->n_own].access = access;
+	rq->own[rq->n_own++].h = h;
+	return h;
+}
+
+/** The request is answered: close what it had for itself. */
+void handles_end(struct request *rq)
+{
+	while (rq->n_own)
+		handle_destroy(rq->mount, rq->own[--rq->n_own].h);
+}

@@ -55,6 +55,8 @@ struct handle *handle_create(struct mount *m, struct inode *inode, int fd, bool 
 void handle_destroy(struct mount *m, struct handle *h);
 struct handle *handle_find(struct mount *m, uint64_t fh, bool is_dir);
 struct handle *handle_get(struct mount *m, uint64_t fh, bool is_dir);
+struct handle *handle_of(struct request *rq, struct inode *inode, uint64_t fh, int access);
+void handles_end(struct request *rq);
 uint64_t handle_number(const struct handle *h);
 
 /* backing_id.c */

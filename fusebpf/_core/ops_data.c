@@ -71,7 +71,7 @@ int op_open(struct request *rq)
 int op_read(struct request *rq)
 {
 	const struct fb_rw *args = &rq->image->args.rw;
-	struct handle *h = handle_get(rq->mount, args->fh, false);
+	struct handle *h = handle_of(rq, rq->inode, args->fh, O_RDONLY);
 
 	if (!h)
 		return -errno;
@@ -119,7 +119,7 @@ int op_write(struct request *rq)
 {
 	const struct fb_rw *args = &rq->image->args.rw;
 	const struct fuse_write_in *in = (const void *)rq->body;
-	struct handle *h = handle_get(rq->mount, args->fh, false);
+	struct handle *h = handle_of(rq, rq->inode, args->fh, O_WRONLY);
 	struct iovec data = { rq->input ? rq->input : (char *)rq->body + sizeof(*in), args->size };
 
 	if (!h)
@@ -153,7 +153,7 @@ int op_flush(struct request *rq)
 int op_lseek(struct request *rq)
 {
 	const struct fb_lseek *args = &rq->image->args.lseek;
-	struct handle *h = handle_get(rq->mount, args->fh, false);
+	struct handle *h = handle_of(rq, rq->inode, args->fh, O_RDONLY);
 
 	if (!h)
 		return -errno;
@@ -170,7 +170,7 @@ int op_lseek(struct request *rq)
 int op_fallocate(struct request *rq)
 {
 	const struct fb_fallocate *args = &rq->image->args.fallocate;
-	struct handle *h = handle_get(rq->mount, args->fh, false);
+	struct handle *h = handle_of(rq, rq->inode, args->fh, O_WRONLY);
 
 	if (!h)
 		return -errno;
@@ -184,7 +184,8 @@ int op_fallocate(struct request *rq)
 int op_copy_file_range(struct request *rq)
 {
 	const struct fb_copy *args = &rq->image->args.copy;
-	struct handle *in = handle_get(rq->mount, args->fh, false), *out = handle_get(rq->mount, args->fh_out, false);
+	struct handle *in = handle_of(rq, rq->inode, args->fh, O_RDONLY);
+	struct handle *out = in ? handle_of(rq, inodes_get(rq->mount, args->nodeid_out), args->fh_out, O_WRONLY) : NULL;
 	const struct chain *chain = rq->worker->chain;
 	off_t from = (off_t)args->offset, to = (off_t)args->offset_out;
 
@@ -200,7 +201,7 @@ int op_copy_file_range(struct request *rq)
 static int sync_handle(struct request *rq, bool is_dir)
 {
 	const struct fb_fsync *args = &rq->image->args.fsync;
-	struct handle *h = handle_get(rq->mount, args->fh, is_dir);
+	struct handle *h = is_dir ? handle_get(rq->mount, args->fh, true) : handle_of(rq, rq->inode, args->fh, O_RDONLY);
 
 	if (!h)
 		return -errno;

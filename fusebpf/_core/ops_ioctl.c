@@ -11,7 +11,7 @@
 
 static struct handle *any_handle(struct request *rq, uint64_t fh)
 {
-	struct handle *h = handle_get(rq->mount, fh, false);
+	struct handle *h = handle_of(rq, rq->inode->type == S_IFREG ? rq->inode : NULL, fh, O_RDONLY);
 
 	return h ? h : handle_get(rq->mount, fh, true);
 }

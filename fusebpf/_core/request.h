@@ -32,6 +32,11 @@ struct request {
 	size_t payload_len;
 	uint64_t entry_ttl_ns, attr_ttl_ns;
 	uint64_t n_changes; /* watch.n_changes when it began */
+	struct {
+		struct handle *h;
+		int access;
+	} own[2]; /* what handle_of opened for this request alone */
+	uint32_t n_own;
 	struct inode *entry;   /* the inode that the reply counts once; taken back if the reply does not arrive */
 	struct handle *opened; /* the handle that the reply hands out; closed if it does not arrive */
 	uint64_t count;	       /* FB_OP_COUNT: bytes moved, or lseek's offset */

@@ -396,6 +396,12 @@ static bool is_hooked(struct request *rq)
 	return true;
 }
 
+/* Is the kernel to be told once and for all that there is no such op? */
+static bool is_absent(const struct request *rq)
+{
+	return rq->mount->is_small && (rq->op->opcode == FB_OP_open || rq->op->opcode == FB_OP_flush);
+}
+
 /** Serve one request from the first byte to the reply. */
 void request_run(struct request *rq)
 {
@@ -409,6 +415,10 @@ void request_run(struct request *rq)
 	}
 	if (rq->op->flags & FB_OP_NO_REPLY) {
 		rq->op->run(rq);
+		return;
+	}
+	if (is_absent(rq)) {
+		reply_error(rq, ENOSYS);
 		return;
 	}
 	if (is_hooked(rq)) {
@@ -434,4 +444,5 @@ void request_run(struct request *rq)
 		result_undo(rq);
 	if (rq->chain)
 		watch_record(rq);
+	handles_end(rq);
 }

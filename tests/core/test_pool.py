@@ -17,7 +17,11 @@ import serving
 import support
 
 DEV = "transport=dev"
-OPEN = "import os, sys; os.open(sys.argv[1], os.O_RDONLY)"
+# A shell in the background ignores SIGINT, and what it starts does so too.
+OPEN = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "os.open(sys.argv[1], os.O_RDONLY)"
+)
 
 
 Client = subprocess.Popen[bytes]

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import support
 
-VARIANTS = {
+VARIANTS: dict[str, tuple[tuple[str, ...], str]] = {
     "passed_through": ((), ""),
     "served": ((), "nopassthrough"),
     "audited": (("audit",), ""),
 }
+# Not for tests of locks that both sides see, and of opens that are judged.
+SMALL: dict[str, tuple[tuple[str, ...], str]] = {"small": ((), "profile=small")}
 _numbers = itertools.count()
 
 
@@ -19,7 +21,7 @@ class Variant:
 
     def __init__(self, top: Path, name: str, options: str = "") -> None:
         self.name = name
-        self._filters, own = VARIANTS[name]
+        self._filters, own = (VARIANTS | SMALL)[name]
         self._options = ",".join(filter(None, (own, options)))
         number = next(_numbers)
         directory = top / f"{name}-{number}"
