@@ -99,8 +99,8 @@ def pairs(bed: Bed, size: Size) -> list[Pair]:
         Pair("a hook on open", (FILTERS / "open.c",), (), files("open")),
         Pair("a hook on create", (FILTERS / "create.c",), (), create),
         Pair("hide, two names, on lookup", ("hide",), DEMO_SETS[:1], files("stat"), UNCACHED),
-        Pair("readonly, one path, on open to read", ("readonly",), DEMO_SETS[1:], files("open")),
-        Pair("readonly, one path, on create", ("readonly",), DEMO_SETS[1:], create),
+        Pair("readonly, one path, on open to read", ("readonly",), DEMO_SETS[2:], files("open")),
+        Pair("readonly, one path, on create", ("readonly",), DEMO_SETS[2:], create),
         Pair(
             "8 hooks on getattr",
             (FILTERS / "eight.c",),

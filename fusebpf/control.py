@@ -101,6 +101,7 @@ class Server:
             "detach": self._detach,
             "replace": self._replace,
             "filters": self._filters,
+            "policy_changed": self._policy_changed,
         }
         what = request.text("request")
         if what not in doers:
@@ -146,6 +147,13 @@ class Server:
             for link in self._stack.links
         ]
         return {"revision": self._stack.revision, "filters": rows}
+
+    async def _policy_changed(self, request: _Request) -> dict[str, Any]:
+        """Somebody has changed a policy map by its pin."""
+        request.end()
+        if self._stack.counters()["filter_ttls"]:
+            await self._stack.invalidate()
+        return {}
 
     def _changed(self, change: Change) -> dict[str, Any]:
         told = change._asdict()

@@ -35,6 +35,8 @@ DRAIN_SECONDS = 5.0
 """How long a change waits for ops that began before it."""
 INVALIDATE_SECONDS = 30.0
 """How long it waits for the kernel to forget what the old chain said."""
+POLICY_SECONDS = 1
+"""The same, for a change of a policy map."""
 OPEN_FILES = ("fail", "keep")
 
 _log = logging.getLogger(__name__)
@@ -343,6 +345,12 @@ class LiveChain:
             if int.from_bytes(key[:4], "little") == link.id:
                 bpf.map_delete(shared.stats, key)
         self._free_ids.append((link.id, self.revision))
+
+
+def policy_changed(core: Mount) -> None:
+    """A policy map was changed: what the kernel keeps since a filter set a ttl, it forgets."""
+    if core.counters()["filter_ttls"]:
+        core.invalidate(POLICY_SECONDS * 1000)
 
 
 def file_of(spec: FilterSpec) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from fusebpf import checks, registry
-from fusebpf.errors import UsageError
+from fusebpf.errors import MountError, UsageError
 from fusebpf.tables import shown, table
 
 # Each command imports what it needs, as those of cli.py do.
@@ -165,13 +166,20 @@ def map_command(
     delete KEY         takes a key, or a pattern, out
     """  # noqa: D301 - click's own mark
     from fusebpf import map_view
+    from fusebpf.control import ask
 
     n_words = {"list": (0,), "get": (1,), "set": (1, 2), "delete": (1,)}[verb]
     if len(words) not in n_words:
         wanted = {"list": "nothing", "get": "KEY", "set": "KEY VALUE", "delete": "KEY"}[verb]
         raise UsageError(f"`{verb}` takes {wanted}, and there are {len(words)} words after it")
-    found = map_view.pinned(registry.pins(_entry(target).name), filter_, map_name)
-    view = map_view.MapView(lambda: found)
+    entry = _entry(target)
+
+    def tell() -> None:
+        with suppress(MountError):  # a mount of a program that does not listen
+            ask(entry, "policy_changed")
+
+    found = map_view.pinned(registry.pins(entry.name), filter_, map_name)
+    view = map_view.MapView(lambda: found, tell)
     try:
         if verb == "list":
             lines = [json.dumps(view.rows(), indent=1)] if is_json else view.items_as_text()

@@ -29,9 +29,13 @@ _SCAN_SECONDS = 0.005
 class MapView(MutableMapping[Any, Any]):
     """One map of a filter in a chain. Nothing is kept here: each call asks the kernel."""
 
-    def __init__(self, find: Callable[[], PolicyMap]) -> None:
-        """`find` gives the map as it is at the time of a call: a replaced filter may have another."""
+    def __init__(self, find: Callable[[], PolicyMap], changed: Callable[[], None] = lambda: None) -> None:
+        """`find` gives the map as it is at the time of a call: a replaced filter may have another.
+
+        `changed` is called after each change.
+        """
         self._find = find
+        self._changed = changed
 
     def __getitem__(self, key: Any) -> Any:
         found = self._find()
@@ -45,6 +49,14 @@ class MapView(MutableMapping[Any, Any]):
         return raw if isinstance(raw, list) else found.value_value(raw)
 
     def __setitem__(self, key: Any, value: Any) -> None:
+        self._set(key, value)
+        self._changed()
+
+    def __delitem__(self, key: Any) -> None:
+        self._delete(key)
+        self._changed()
+
+    def _set(self, key: Any, value: Any) -> None:
         found = self._find()
         if found.is_pattern_list:
             if str(value).lower() not in {"true", "1"}:
@@ -59,7 +71,7 @@ class MapView(MutableMapping[Any, Any]):
         with _in_words(found):
             bpf.map_update(found.fd, raw_key, raw_value)
 
-    def __delitem__(self, key: Any) -> None:
+    def _delete(self, key: Any) -> None:
         found = self._find()
         if found.is_pattern_list:
             with registry.locked():

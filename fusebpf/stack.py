@@ -22,7 +22,7 @@ from fusebpf.chain import FilterSpec, Link, MapSetting
 from fusebpf.core_log import CoreLog
 from fusebpf.daemon_import import begin, claim, end, leg_of, present
 from fusebpf.errors import FusebpfError, MountError, UsageError
-from fusebpf.live_chain import Change, LiveChain, pick_of
+from fusebpf.live_chain import Change, LiveChain, pick_of, policy_changed
 from fusebpf.map_view import MapView
 from fusebpf.options import MountOptions, lasting, parse
 from fusebpf.watching import Events, Records, Statistic
@@ -179,7 +179,7 @@ class Stack:
             return self._live.link(filter).filter.map(name)
 
         find()
-        return MapView(find)
+        return MapView(find, lambda: policy_changed(self._started_core()))
 
     def events(self) -> Events:
         """The records of ops from now on, as an async iterator that ends with the mount.

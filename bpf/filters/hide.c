@@ -6,6 +6,7 @@ FILTER(hide, .altitude = FB_POLICY + 10,
 	      "EACCES where one would be made.")
 
 BPF_ARRAY(hide__names, struct fb_patterns, 1);
+BPF_ARRAY(hide__ttl, u32, 1); /* ms; how long the kernel may keep that a name is not hidden */
 
 FB_ALWAYS_INLINE struct fb_patterns *hide_patterns(void)
 {
@@ -14,14 +15,38 @@ FB_ALWAYS_INLINE struct fb_patterns *hide_patterns(void)
 	return hide__names.lookup(&first);
 }
 
+FB_ALWAYS_INLINE u64 hide_ttl_ns(void)
+{
+	u32 first = 0, *ttl = hide__ttl.lookup(&first);
+
+	return ttl ? *ttl * 1000000ull : 0;
+}
+
+/* What is judged by its name alone is the same for every caller, so it may be kept. */
+FB_ALWAYS_INLINE int hide_keep(struct fb_slot *ctx)
+{
+	if (ctx->error)
+		return FB_CONTINUE;
+	ctx->ttl_ns = hide_ttl_ns();
+	ctx->edits |= FB_EDIT_TTL;
+	return FB_REWRITE;
+}
+
 PRE(hide, name)
 {
 	if (!fb_match_names(ctx, hide_patterns()))
-		return FB_CONTINUE | FB_NOPOST;
+		return hide_ttl_ns() ? FB_CONTINUE : FB_CONTINUE | FB_NOPOST;
 	if (ctx->op == FB_OP_lookup)
 		return FB_NEGATIVE;
 	return ctx->op == FB_OP_unlink || ctx->op == FB_OP_rmdir ? -ENOENT : -EACCES;
 }
+
+POST(hide, lookup) { return hide_keep(ctx); }
+POST(hide, create) { return hide_keep(ctx); }
+POST(hide, mkdir) { return hide_keep(ctx); }
+POST(hide, mknod) { return hide_keep(ctx); }
+POST(hide, symlink) { return hide_keep(ctx); }
+POST(hide, link) { return hide_keep(ctx); }
 
 POST(hide, dirent)
 {

@@ -368,6 +368,8 @@ static const char *edit_plain(struct request *rq, const struct fb_slot *slot, ui
 	if (edits & FB_EDIT_TTL) {
 		image->ttl_ns = slot->ttl_ns;
 		rq->entry_ttl_ns = rq->attr_ttl_ns = image->ttl_ns;
+		if (image->ttl_ns)
+			atomic_fetch_add_explicit(&rq->mount->n_filter_ttls, 1, memory_order_relaxed);
 	}
 	if (edits & FB_EDIT_DELAY) {
 		uint64_t delay_ns = slot->delay_ns;

@@ -173,6 +173,7 @@ size_t mount_counters(const struct mount *m, struct counter out[MAX_COUNTERS])
 		{ "requests", m->n_requests },
 		{ "hook_runs", m->n_hook_runs },
 		{ "program_runs", m->n_program_runs },
+		{ "filter_ttls", m->n_filter_ttls },
 		{ "failed_closed", m->n_failed_closed },
 		{ "interrupts", m->n_interrupts },
 		{ "notifications", m->notifier.n_sent },

@@ -48,7 +48,7 @@ def test_filters_shows_the_chain_and_its_revisions(mount: support.Mounter) -> No
     assert told["revision"] == 2
     assert [(one["name"], one["revision"], one["maps"]) for one in told["filters"]] == [
         ("audit", 2, []),
-        ("hide", 1, ["names"]),
+        ("hide", 1, ["names", "ttl"]),
     ]
     assert "audit@900 hide@710" in fusebpf("list").stdout
 
