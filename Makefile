@@ -12,6 +12,7 @@ BIN := .venv/bin/fusebpf
 # What `make install` writes: PREFIX for the program, SBIN for mount(8)'s helper.
 PREFIX ?= /usr/local
 SBIN ?= /sbin
+export PREFIX SBIN
 # Arguments for pytest, bench/run.py and fusebpf's sanitizers, say: make test ARGS='-k readonly -x'
 ARGS ?=
 SAN ?=
@@ -84,10 +85,10 @@ bench: root build bench/out/client ## the yardstick beside its peers, a filter's
 	@$(PY) bench/run.py $(ARGS)
 
 install: root dist ## the command into PREFIX (/usr/local), mount(8)'s helper into SBIN (/sbin)
-	@scripts/install.sh '$(PREFIX)' '$(SBIN)'
+	@scripts/install.sh "$$PREFIX" "$$SBIN"
 
 uninstall: root ## undo install
-	@scripts/install.sh --remove '$(PREFIX)' '$(SBIN)'
+	@scripts/install.sh --remove "$$PREFIX" "$$SBIN"
 
 dist: .venv/.setup-stamp ## sdist and wheel into dist/
 	@rm -rf dist

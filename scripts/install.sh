@@ -12,12 +12,14 @@ prefix=$(realpath --canonicalize-missing "$1") sbin=$(realpath --canonicalize-mi
 home=$prefix/lib/fusebpf
 helper=$sbin/mount.fuse.fusebpf
 command=$prefix/bin/fusebpf
+template=$(<"$(dirname "$0")/mount.fuse.fusebpf.in")
+helper_text=${template/@FUSEBPF@/"$(printf %q "$command")"}
 
 if $is_removal; then
 	if [ -L "$command" ] && [ "$(readlink "$command")" = "$home/bin/fusebpf" ]; then
 		rm "$command"
 	fi
-	if grep -qs "^exec '$command'" "$helper"; then
+	if [ -e "$helper" ] && [ "$(<"$helper")" = "$helper_text" ]; then
 		rm "$helper"
 	fi
 	if [ -x "$home/bin/fusebpf" ]; then
@@ -36,9 +38,6 @@ mkdir -p "$prefix/lib" "$prefix/bin" "$sbin"
 /usr/bin/python3 -m venv --clear --system-site-packages "$home"
 "$home/bin/python" -m pip -qq --disable-pip-version-check --no-input install "$(dirname "$0")"/../dist/*.whl
 ln -sfn "$home/bin/fusebpf" "$command"
-cat >"$helper" <<END
-#!/bin/sh
-exec '$command' mount-helper "\$@"
-END
+printf '%s\n' "$helper_text" >"$helper"
 chmod 755 "$helper"
 echo "installed: $command, $helper"

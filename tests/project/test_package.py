@@ -68,7 +68,8 @@ def test_install_and_uninstall_leave_nothing(built: Path, directory: Path) -> No
     prefix, sbin = directory / "prefix", directory / "sbin"
     script = directory / "scripts" / "install.sh"
     script.parent.mkdir()
-    script.write_text((CHECKOUT / "scripts/install.sh").read_text())
+    for name in (script.name, "mount.fuse.fusebpf.in"):
+        (script.parent / name).write_text((CHECKOUT / "scripts" / name).read_text())
     (directory / "dist").symlink_to(built)
     run("bash", script, prefix, sbin, seconds=100)
     assert run(prefix / "bin/fusebpf", "--version").stdout.startswith("fusebpf ")
