@@ -21,13 +21,14 @@ import compare
 import daemon_cost
 import plot
 import scale
+import start
 import yardstick
 from bed import Bed, clean_up_on_signals, run_on
 from filter_cost import ONE_CORE, calibrate, measure_pairs
 from workloads import FULL, QUICK, Size
 
 DISK = "/var/tmp"  # noqa: S108 - a directory of random name is made there
-PARTS = ("yardstick", "filters", "daemon", "scale")
+PARTS = ("yardstick", "filters", "daemon", "start", "scale")
 
 
 def parse() -> argparse.Namespace:
@@ -74,6 +75,9 @@ def measure(arguments: argparse.Namespace, bed: Bed, size: Size) -> list[dict[st
     if "daemon" in parts:
         run_on(all_cores, ())
         results += daemon_cost.measure(bed, size, wanted)
+    if "start" in parts:
+        run_on(all_cores, ())
+        results += start.measure(bed)
     if "scale" in parts:
         run_on(all_cores, ())
         results += scale.measure(bed, is_quick=arguments.quick, wanted=wanted)
