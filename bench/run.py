@@ -77,7 +77,7 @@ def measure(arguments: argparse.Namespace, bed: Bed, size: Size) -> list[dict[st
         results += daemon_cost.measure(bed, size, wanted)
     if "start" in parts:
         run_on(all_cores, ())
-        results += start.measure(bed)
+        results += start.measure(bed, is_quick=arguments.quick)
     if "scale" in parts:
         run_on(all_cores, ())
         results += scale.measure(bed, is_quick=arguments.quick, wanted=wanted)
