@@ -344,7 +344,7 @@ def check_small(links: Iterable[Link], *, keeps_listings: bool) -> None:
             )
         if keeps_listings and (lost := [name for name in _LISTS if name in hooked]):
             raise UsageError(
-                f"filter {link.filter.name!r} hooks {', '.join(lost)}, and this mount with '-o profile=small' "
+                f"filter {link.filter.name!r} hooks {', '.join(lost)}: this mount with '-o profile=small' "
                 "and 'cache=watch' began without such a filter, so the kernel keeps listings for good: "
                 f"mount anew with --filter {link.filter.name}"
             )

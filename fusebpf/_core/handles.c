@@ -194,14 +194,22 @@ struct handle *handle_of(struct request *rq, struct inode *inode, uint64_t fh, i
 	return handle_of_request(rq, inode, flags);
 }
 
-/** The op ran: close what it opened for itself. Before the reply, so that the caller finds it closed: a program that was
- * written can be run, the space of a file that is removed is free. */
-void handles_end(struct request *rq)
+/**
+ * The op ran: close what it opened for itself. Before the reply, so that the caller finds it closed: a program that was
+ * written can be run, the space of a file that is removed is free.
+ *
+ * Returns 0 or -errno: a network file system may tell of a failed write only now, and there is no FLUSH to tell it by.
+ */
+int handles_end(struct request *rq)
 {
+	int e = 0;
+
 	while (rq->n_own) {
 		struct handle *h = &rq->own[--rq->n_own];
-		close(h->fd);
+		if (close(h->fd) < 0 && errno != EINTR)
+			e = -errno;
 		free(h->dir_buffer);
 		pthread_mutex_destroy(&h->dir_lock);
 	}
+	return e;
 }

@@ -58,7 +58,7 @@ void handle_destroy(struct mount *m, struct handle *h);
 struct handle *handle_find(struct mount *m, uint64_t fh, bool is_dir);
 struct handle *handle_get(struct mount *m, uint64_t fh, bool is_dir);
 struct handle *handle_of(struct request *rq, struct inode *inode, uint64_t fh, int flags);
-void handles_end(struct request *rq);
+int handles_end(struct request *rq);
 uint64_t handle_number(const struct handle *h);
 
 /* backing_id.c */

@@ -282,10 +282,9 @@ static bool renews_stale(struct request *rq, int e, bool *was_stale)
 
 static int run_once(struct request *rq)
 {
-	int e = rq->op->run(rq);
+	int e = rq->op->run(rq), closed = handles_end(rq);
 
-	handles_end(rq);
-	return e;
+	return e ? e : closed;
 }
 
 static int op_run(struct request *rq)
