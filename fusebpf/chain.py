@@ -287,7 +287,11 @@ def check_stock(specs: Iterable[FilterSpec], stock_names: Sequence[str]) -> None
 
 
 _OP_NAMES = {opcode: name for name, opcode, *_ in OPS}
-_NOT_WITH_SMALL = ("open", "release", "flush", "read", "write")
+_NOT_WITH_SMALL = (
+    *("open", "release", "flush", "read", "write", "opendir", "releasedir"),
+    *("getlk", "setlk", "flock"),
+)
+_LISTS = ("readdir", "dirent")
 
 
 def check_idmap(links: Iterable[Link]) -> None:
@@ -319,10 +323,14 @@ def check_sets(settings: Iterable[MapSetting], names: Sequence[str]) -> None:
             )
 
 
-def check_small(links: Iterable[Link]) -> None:
+def check_small(links: Iterable[Link], *, keeps_listings: bool) -> None:
     """See that no filter hooks what the profile for small files keeps from the mount.
 
-    Opens are not sent at all, and of reads only those of pages that the kernel does not have.
+    Opens and locks are not sent at all, and of reads only those of pages that the kernel does not have.
+
+    Args:
+        links: The chain that is to be.
+        keeps_listings: The kernel was told that it may keep all listings, for the life of the mount.
 
     Raises:
         UsageError: One does.
@@ -333,4 +341,10 @@ def check_small(links: Iterable[Link]) -> None:
             raise UsageError(
                 f"filter {link.filter.name!r} hooks {', '.join(lost)}, and with '-o profile=small' the "
                 "kernel does not ask for each of these: leave one of the two out"
+            )
+        if keeps_listings and (lost := [name for name in _LISTS if name in hooked]):
+            raise UsageError(
+                f"filter {link.filter.name!r} hooks {', '.join(lost)}: this mount with '-o profile=small' "
+                "and 'cache=watch' began without such a filter, so the kernel keeps listings for good: "
+                f"mount anew with --filter {link.filter.name}"
             )

@@ -52,7 +52,7 @@ void cache_entry(struct request *rq, struct inode *inode, struct fuse_entry_out 
 	struct mount *m = rq->mount;
 	uint64_t entry_ns = ttl_of(m, inode, entry_ttl_ns(rq, inode)), attr_ns = ttl_of(m, inode, attr_ttl_ns(rq, inode));
 
-	if (rq->op->flags & FB_OP_OPENS && attr_ns == FOR_EVER_NS)
+	if (m->has_passthrough && rq->op->flags & FB_OP_OPENS && attr_ns == FOR_EVER_NS)
 		attr_ns = m->ttl_ns; // it is about to be passed through
 	// Of a file's names the core knows one (notify.c: send_all); and what changes it under another may be missed.
 	bool is_linked = out->attr.nlink > 1 && inode->type != S_IFDIR;
@@ -111,17 +111,21 @@ void cache_finish(struct request *rq)
 	}
 }
 
+/** Do hooks need to see who lists a directory, or what it has? */
+bool cache_listings_are_hooked(const struct chain *chain)
+{
+	static const uint8_t hooked[] = { FB_OP_readdir, FB_OP_dirent, FB_OP_lookup, FB_OP_opendir, FB_OP_getattr };
+
+	for (size_t i = 0; chain && i < sizeof(hooked); i++)
+		if (chain_hooks(chain, hooked[i]))
+			return true;
+	return false;
+}
+
 /** May the kernel keep the listing of rq->inode, a directory that is being opened? Where it is told when it changes, and
  * no hook needs to see who lists it. */
 bool cache_may_list(const struct request *rq)
 {
-	const struct chain *chain = rq->worker->chain;
-	static const uint8_t hooked[] = { FB_OP_readdir, FB_OP_dirent, FB_OP_lookup, FB_OP_opendir, FB_OP_getattr };
-
-	if (!is_watching(rq->mount) || !rq->inode->mnt || !rq->inode->mnt->is_watched)
-		return false;
-	for (size_t i = 0; chain && i < sizeof(hooked); i++)
-		if (chain_hooks(chain, hooked[i]))
-			return false;
-	return true;
+	return is_watching(rq->mount) && rq->inode->mnt && rq->inode->mnt->is_watched &&
+	       !cache_listings_are_hooked(rq->worker->chain);
 }

@@ -90,7 +90,8 @@ struct mount {
 	unsigned long flags;
 	bool allow_other, default_permissions, wants_passthrough, wants_backing_locks, wants_watch;
 	bool is_one_file_system, wants_idmap;
-	bool is_small; /* profile=small: the kernel sends no OPEN, RELEASE and FLUSH of files */
+	bool is_small;	     /* profile=small: the kernel sends no OPEN, RELEASE and FLUSH of files, and requests with handle 0 */
+	bool keeps_listings; /* nor of directories, whose listings it keeps: if they are watched, and no filter looked at them at the start */
 	uint32_t max_read;
 	uint64_t ttl_ns;
 	enum transport_choice transport;

@@ -47,6 +47,8 @@ static uint32_t stack_depth(const struct mount *m)
 	return fs.f_type == OVERLAYFS_SUPER_MAGIC || fs.f_type == FUSE_SUPER_MAGIC ? 2 : 1;
 }
 
+#define NO_OPENS (FUSE_NO_OPEN_SUPPORT | FUSE_NO_OPENDIR_SUPPORT)
+
 static uint64_t wanted_features(const struct mount *m)
 {
 	uint64_t wanted = FUSE_ASYNC_READ | FUSE_ATOMIC_O_TRUNC | FUSE_BIG_WRITES | FUSE_DONT_MASK |
@@ -56,7 +58,7 @@ static uint64_t wanted_features(const struct mount *m)
 
 	// Without opens there is nothing to hold locks by, and O_TRUNC must come as a truncate (fs/fuse/file.c: fuse_open).
 	if (m->is_small)
-		wanted = (wanted & ~(uint64_t)FUSE_ATOMIC_O_TRUNC) | FUSE_NO_OPEN_SUPPORT;
+		wanted = (wanted & ~(uint64_t)FUSE_ATOMIC_O_TRUNC) | NO_OPENS;
 	else
 		wanted |= FUSE_FLOCK_LOCKS;
 	if (m->wants_backing_locks && !m->is_small)
@@ -132,7 +134,7 @@ int device_answer(struct mount *m)
 		m->failed_call = "-o idmap: this kernel's FUSE has no id-mapped mounts";
 		return -EOPNOTSUPP;
 	}
-	if (m->is_small && !(m->features & FUSE_NO_OPEN_SUPPORT)) {
+	if (m->is_small && (m->features & NO_OPENS) != NO_OPENS) {
 		m->failed_call = "-o profile=small: this kernel's FUSE cannot do without opens";
 		return -EOPNOTSUPP;
 	}

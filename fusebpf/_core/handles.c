@@ -151,52 +151,65 @@ struct handle *handle_get(struct mount *m, uint64_t fh, bool is_dir)
 
 /* ------------------------------------------------------------------------- where opens are not sent */
 
-/* Open a file for one request. Nobody may write to an append-only one but with O_APPEND. */
-static int open_once(struct mount *m, struct inode *inode, int access)
+/* Open the file of an inode for one request. Nobody may write to an append-only one but with O_APPEND. */
+static int open_once(struct mount *m, struct inode *inode, int flags)
 {
-	int fd = inode_open(m, inode, access | O_NOCTTY | O_CLOEXEC);
+	int fd = inode_open(m, inode, flags);
 
-	if (fd != -EPERM || access == O_RDONLY)
+	if (fd != -EPERM || !(flags & O_WRONLY))
 		return fd;
-	fd = inode_open(m, inode, access | O_APPEND | O_CLOEXEC);
+	fd = inode_open(m, inode, flags | O_APPEND);
 	atomic_store(&inode->is_append_only, fd >= 0);
 	return fd;
 }
 
-/**
- * The open handle of a file by its number. With profile=small there is none where the kernel did not open the file by CREATE: its
- * number is 0, and the request gets one of its own, with that access (O_RDONLY, O_WRONLY).
- *
- * NULL with errno: EBADF, or why the file cannot be opened.
- */
-struct handle *handle_of(struct request *rq, struct inode *inode, uint64_t fh, int access)
+/* A handle of the request's own, which handles_end closes. */
+static struct handle *handle_of_request(struct request *rq, struct inode *inode, int flags)
 {
-	struct mount *m = rq->mount;
+	bool is_dir = flags & O_DIRECTORY;
+	int fd = -EBADF;
 
-	if (fh || !m->is_small || !inode)
-		return handle_get(m, fh, false);
-	for (uint32_t i = 0; i < rq->n_own; i++) // the op is tried once more
-		if (rq->own[i].h->inode == inode && rq->own[i].access == access)
-			return rq->own[i].h;
-	int fd = rq->n_own == 2 ? -EIO : open_once(m, inode, access);
+	if (inode && inode->type == (is_dir ? S_IFDIR : S_IFREG) && rq->n_own < MAX_OWN_HANDLES)
+		fd = open_once(rq->mount, inode, flags);
 	if (fd < 0) {
 		errno = -fd;
 		return NULL;
 	}
-	struct handle *h = handle_create(m, inode, fd, false);
-	if (!h) {
-		close(fd);
-		errno = ENFILE;
-		return NULL;
-	}
-	rq->own[rq->n_own].access = access;
-	rq->own[rq->n_own++].h = h;
+	struct handle *h = &rq->own[rq->n_own++];
+	*h = (struct handle){ .fd = fd, .is_used = true, .is_dir = is_dir, .inode = inode };
+	pthread_mutex_init(&h->dir_lock, NULL);
 	return h;
 }
 
-/** The request is answered: close what it had for itself. */
-void handles_end(struct request *rq)
+/**
+ * The open handle of that number: of a directory with O_DIRECTORY among the flags, else of a file.
+ *
+ * With profile=small the kernel opens nothing, and its requests have the number 0, which no handle has: then the file of
+ * `inode` is opened for this request, with those flags. NULL with errno: EBADF, or why it cannot be opened.
+ */
+struct handle *handle_of(struct request *rq, struct inode *inode, uint64_t fh, int flags)
 {
-	while (rq->n_own)
-		handle_destroy(rq->mount, rq->own[--rq->n_own].h);
+	if (fh || !rq->mount->is_small)
+		return handle_get(rq->mount, fh, flags & O_DIRECTORY);
+	return handle_of_request(rq, inode, flags);
+}
+
+/**
+ * The op ran: close what it opened for itself. Before the reply, so that the caller finds it closed: a program that was
+ * written can be run, the space of a file that is removed is free.
+ *
+ * Returns 0 or -errno: a network file system may tell of a failed write only now, and there is no FLUSH to tell it by.
+ */
+int handles_end(struct request *rq)
+{
+	int e = 0;
+
+	while (rq->n_own) {
+		struct handle *h = &rq->own[--rq->n_own];
+		if (close(h->fd) < 0 && errno != EINTR)
+			e = -errno;
+		free(h->dir_buffer);
+		pthread_mutex_destroy(&h->dir_lock);
+	}
+	return e;
 }

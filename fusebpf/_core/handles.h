@@ -26,6 +26,8 @@ struct handle {
 	struct handle *next_free;
 };
 
+enum { MAX_OWN_HANDLES = 2 }; /* of one request, where the kernel opens nothing */
+
 #define HANDLES_PER_CHUNK 256
 #define MAX_HANDLE_CHUNKS 4096
 
@@ -55,8 +57,8 @@ struct handle *handle_create(struct mount *m, struct inode *inode, int fd, bool 
 void handle_destroy(struct mount *m, struct handle *h);
 struct handle *handle_find(struct mount *m, uint64_t fh, bool is_dir);
 struct handle *handle_get(struct mount *m, uint64_t fh, bool is_dir);
-struct handle *handle_of(struct request *rq, struct inode *inode, uint64_t fh, int access);
-void handles_end(struct request *rq);
+struct handle *handle_of(struct request *rq, struct inode *inode, uint64_t fh, int flags);
+int handles_end(struct request *rq);
 uint64_t handle_number(const struct handle *h);
 
 /* backing_id.c */

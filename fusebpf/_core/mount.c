@@ -82,6 +82,7 @@ int mount_start(struct mount *m)
 	if (e)
 		return e;
 	m->is_started = true;
+	m->keeps_listings = m->is_small && m->wants_watch && !cache_listings_are_hooked(atomic_load(&m->chain));
 	if (m->transport != TRANSPORT_DEV)
 		transport_enable_uring(m);
 	e = device_mount(m);
@@ -181,6 +182,7 @@ size_t mount_counters(const struct mount *m, struct counter out[MAX_COUNTERS])
 		{ "watch_overflows", m->watch.n_overflows },
 		{ "passthrough", m->has_passthrough },
 		{ "passthrough_opens", m->n_passthrough_opens },
+		{ "keeps_listings", m->keeps_listings },
 		{ "protocol_minor", m->kernel_minor },
 	};
 	_Static_assert(sizeof(rows) <= MAX_COUNTERS * sizeof(*rows), "MAX_COUNTERS");

@@ -326,6 +326,21 @@ static bool has_no_caller(const struct request *rq)
 	       (rq->op->opcode == FB_OP_read || rq->op->opcode == FB_OP_write);
 }
 
+/* The kernel sends one of these, and after this answer none in the life of the mount (fs/fuse/file.c: fuse_file_open,
+ * fuse_flush). */
+static bool op_is_absent(const struct mount *m, const struct op *op)
+{
+	switch (op->opcode) {
+	case FB_OP_open:
+	case FB_OP_flush:
+		return m->is_small;
+	case FB_OP_opendir:
+		return m->keeps_listings;
+	default:
+		return false;
+	}
+}
+
 /**
  * Decode rq->in and rq->body into rq->op, rq->inode, the image's header and arguments, names and text.
  * Returns 0 or -errno, which is the answer then (ENOSYS: no such op here).
@@ -337,6 +352,8 @@ int request_decode(struct request *rq)
 	const struct op *op = in->opcode < 256 ? &ops[in->opcode] : NULL;
 
 	if (!op || !op->name)
+		return -ENOSYS;
+	if (op_is_absent(rq->mount, op))
 		return -ENOSYS;
 	rq->op = op;
 	image->unique = in->unique;

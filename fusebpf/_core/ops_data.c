@@ -14,12 +14,14 @@ int backing_open_flags(uint32_t flags)
 	return (int)(flags & ~(uint32_t)(O_CREAT | O_EXCL | O_NOCTTY | O_DIRECT | O_APPEND | O_NOFOLLOW)) | O_CLOEXEC;
 }
 
-/** Make a handle that owns fd, and answer with it. On error fd is closed. */
+/** Make a handle that owns fd, and answer with it. On error fd is closed. With profile=small the kernel sends no RELEASE of
+ * what was created either (fs/fuse/file.c: fuse_file_put), so that is closed at once, and open under the number 0. */
 int reply_opened(struct request *rq, struct inode *inode, int fd, bool is_dir, struct fb_fuse_open_out *out)
 {
-	struct handle *h = handle_create(rq->mount, inode, fd, is_dir);
-
 	memset(out, 0, sizeof(*out));
+	if (rq->mount->is_small && !is_dir)
+		return close(fd) < 0 ? -errno : 0;
+	struct handle *h = handle_create(rq->mount, inode, fd, is_dir);
 	if (!h) {
 		close(fd);
 		return -ENFILE;
@@ -71,7 +73,7 @@ int op_open(struct request *rq)
 int op_read(struct request *rq)
 {
 	const struct fb_rw *args = &rq->image->args.rw;
-	struct handle *h = handle_of(rq, rq->inode, args->fh, O_RDONLY);
+	struct handle *h = handle_of(rq, rq->inode, args->fh, O_RDONLY | (int)(args->flags & O_NOATIME));
 
 	if (!h)
 		return -errno;
@@ -119,7 +121,7 @@ int op_write(struct request *rq)
 {
 	const struct fb_rw *args = &rq->image->args.rw;
 	const struct fuse_write_in *in = (const void *)rq->body;
-	struct handle *h = handle_of(rq, rq->inode, args->fh, O_WRONLY);
+	struct handle *h = handle_of(rq, rq->inode, args->fh, O_WRONLY | (int)(args->flags & O_SYNC));
 	struct iovec data = { rq->input ? rq->input : (char *)rq->body + sizeof(*in), args->size };
 
 	if (!h)
@@ -201,7 +203,7 @@ int op_copy_file_range(struct request *rq)
 static int sync_handle(struct request *rq, bool is_dir)
 {
 	const struct fb_fsync *args = &rq->image->args.fsync;
-	struct handle *h = is_dir ? handle_get(rq->mount, args->fh, true) : handle_of(rq, rq->inode, args->fh, O_RDONLY);
+	struct handle *h = handle_of(rq, rq->inode, args->fh, O_RDONLY | (is_dir ? O_DIRECTORY : 0));
 
 	if (!h)
 		return -errno;

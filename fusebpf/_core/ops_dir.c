@@ -178,7 +178,7 @@ static int list(struct request *rq, bool is_plus)
 {
 	struct fb_rw args = rq->image->args.rw;
 	const struct chain *chain = rq->worker->chain;
-	struct listing l = { .h = handle_get(rq->mount, args.fh, true),
+	struct listing l = { .h = handle_of(rq, rq->inode, args.fh, O_RDONLY | O_DIRECTORY),
 			     .out = rq->worker->payload,
 			     .size = args.size,
 			     .is_plus = is_plus,

@@ -11,9 +11,9 @@
 
 static struct handle *any_handle(struct request *rq, uint64_t fh)
 {
-	struct handle *h = handle_of(rq, rq->inode->type == S_IFREG ? rq->inode : NULL, fh, O_RDONLY);
+	struct handle *h = handle_of(rq, rq->inode, fh, O_RDONLY);
 
-	return h ? h : handle_get(rq->mount, fh, true);
+	return h || errno != EBADF ? h : handle_of(rq, rq->inode, fh, O_RDONLY | O_DIRECTORY);
 }
 
 int op_ioctl(struct request *rq)

@@ -32,11 +32,7 @@ struct request {
 	size_t payload_len;
 	uint64_t entry_ttl_ns, attr_ttl_ns;
 	uint64_t n_changes; /* watch.n_changes when it began */
-	struct {
-		struct handle *h;
-		int access;
-	} own[2]; /* what handle_of opened for this request alone */
-	uint32_t n_own;
+	uint32_t n_own;	       /* handles of its own that are open */
 	struct inode *entry;   /* the inode that the reply counts once; taken back if the reply does not arrive */
 	struct handle *opened; /* the handle that the reply hands out; closed if it does not arrive */
 	uint64_t count;	       /* FB_OP_COUNT: bytes moved, or lseek's offset */
@@ -61,7 +57,8 @@ struct request {
 		struct fuse_poll_out poll;
 	} out;
 
-	struct fb_fuse_statx_out statx; /* composed from out.attr when the post hooks have run */
+	struct handle own[MAX_OWN_HANDLES]; /* what handle_of opened for this request alone */
+	struct fb_fuse_statx_out statx;	    /* composed from out.attr when the post hooks have run */
 
 	/* The filters' part, where the op is hooked: */
 	struct chain *chain;

@@ -280,6 +280,13 @@ static bool renews_stale(struct request *rq, int e, bool *was_stale)
 	return *was_stale = true;
 }
 
+static int run_once(struct request *rq)
+{
+	int e = rq->op->run(rq), closed = handles_end(rq);
+
+	return e ? e : closed;
+}
+
 static int op_run(struct request *rq)
 {
 	bool as_caller = acts_as_caller(rq), was_stale = false;
@@ -291,10 +298,10 @@ static int op_run(struct request *rq)
 	if (rq->delay_ns)
 		e = request_delay(rq);
 	if (!e)
-		e = rq->op->run(rq);
+		e = run_once(rq);
 	// A kick that was meant for the op before this one, or for an idle worker, is not the caller's business.
 	while ((e == -EINTR && !request_is_interrupted(rq)) || renews_stale(rq, e, &was_stale))
-		e = rq->op->run(rq);
+		e = run_once(rq);
 	worker_leave_backing(rq->worker);
 	if (as_caller)
 		creds_leave();
@@ -396,12 +403,6 @@ static bool is_hooked(struct request *rq)
 	return true;
 }
 
-/* Is the kernel to be told once and for all that there is no such op? */
-static bool is_absent(const struct request *rq)
-{
-	return rq->mount->is_small && (rq->op->opcode == FB_OP_open || rq->op->opcode == FB_OP_flush);
-}
-
 /** Serve one request from the first byte to the reply. */
 void request_run(struct request *rq)
 {
@@ -415,10 +416,6 @@ void request_run(struct request *rq)
 	}
 	if (rq->op->flags & FB_OP_NO_REPLY) {
 		rq->op->run(rq);
-		return;
-	}
-	if (is_absent(rq)) {
-		reply_error(rq, ENOSYS);
 		return;
 	}
 	if (is_hooked(rq)) {
@@ -444,5 +441,4 @@ void request_run(struct request *rq)
 		result_undo(rq);
 	if (rq->chain)
 		watch_record(rq);
-	handles_end(rq);
 }

@@ -10,6 +10,7 @@ import pytest
 import serving
 import support
 from core import table, test_like_bare
+from core.variants import SMALL as VARIANTS
 from core.variants import Variant
 
 SMALL = "profile=small"
@@ -18,9 +19,9 @@ OTHERWISE = {"reading_sets_atime", "an_append_only_file_is_appended_to_and_no_mo
 _numbers = itertools.count()
 
 
-@pytest.fixture(scope="module")
-def small(run_directory: Path) -> Iterator[Variant]:
-    made = Variant(run_directory, "small")
+@pytest.fixture(scope="module", params=list(VARIANTS))
+def small(run_directory: Path, request: pytest.FixtureRequest) -> Iterator[Variant]:
+    made = Variant(run_directory, request.param)
     yield made
     made.take_down()
 

@@ -12,7 +12,10 @@ VARIANTS: dict[str, tuple[tuple[str, ...], str]] = {
     "audited": (("audit",), ""),
 }
 # Not for tests of locks that both sides see, and of opens that are judged.
-SMALL: dict[str, tuple[tuple[str, ...], str]] = {"small": ((), "profile=small")}
+SMALL: dict[str, tuple[tuple[str, ...], str]] = {
+    "small": ((), "profile=small"),
+    "small_watched": ((), "profile=small,cache=watch"),
+}
 _numbers = itertools.count()
 
 
