@@ -22,16 +22,6 @@ FB_ALWAYS_INLINE u64 hide_ttl_ns(void)
 	return ttl ? *ttl * 1000000ull : 0;
 }
 
-/* What is judged by its name alone is the same for every caller, so it may be kept. */
-FB_ALWAYS_INLINE int hide_keep(struct fb_slot *ctx)
-{
-	if (ctx->error)
-		return FB_CONTINUE;
-	ctx->ttl_ns = hide_ttl_ns();
-	ctx->edits |= FB_EDIT_TTL;
-	return FB_REWRITE;
-}
-
 PRE(hide, name)
 {
 	if (!fb_match_names(ctx, hide_patterns()))
@@ -41,12 +31,15 @@ PRE(hide, name)
 	return ctx->op == FB_OP_unlink || ctx->op == FB_OP_rmdir ? -ENOENT : -EACCES;
 }
 
-POST(hide, lookup) { return hide_keep(ctx); }
-POST(hide, create) { return hide_keep(ctx); }
-POST(hide, mkdir) { return hide_keep(ctx); }
-POST(hide, mknod) { return hide_keep(ctx); }
-POST(hide, symlink) { return hide_keep(ctx); }
-POST(hide, link) { return hide_keep(ctx); }
+/* What is judged by its name alone is the same for every caller, so the answer may be kept, where there is one. */
+POST(hide, name)
+{
+	if (ctx->error || ctx->op == FB_OP_unlink || ctx->op == FB_OP_rmdir || ctx->op == FB_OP_rename)
+		return FB_CONTINUE;
+	ctx->ttl_ns = hide_ttl_ns();
+	ctx->edits |= FB_EDIT_TTL;
+	return FB_REWRITE;
+}
 
 POST(hide, dirent)
 {
