@@ -21,6 +21,7 @@ from fusebpf import daemon as public
 from fusebpf._core import OPS
 from fusebpf.daemon import HANDLERS, Backing, Continue, Request
 from fusebpf.daemon_calls import ARGS, EDITS_AT, ERROR_AT, FLAGS_AT, TEXTS, Calls, shown
+from fusebpf.daemon_tasks import Turn, in_turn, pyfuse3s_trio, turn
 from fusebpf.daemon_types import RETURNS, Context
 from fusebpf.errors import MountError, UsageError
 
@@ -81,6 +82,23 @@ class Route(NamedTuple):
         if op not in HANDLERS:
             raise UsageError(f"route {text!r}: pyfuse3 cannot express {op}, so it cannot go to the daemon")
         return cls(op, is_post, route == "daemon")
+
+
+def _after_cancel(mine: Turn, failure: BaseException | None) -> BaseException | None:
+    """What is left of a handler's exception once its cancelling has been taken out of it."""
+    try:
+        if mine.renew(failure):
+            return pyfuse3.FUSEError(errno.EINTR)
+    except BaseException as rest:  # noqa: BLE001 - judged as if the handler had raised that
+        return rest
+    return failure
+
+
+def _shown(result: object) -> str:
+    try:
+        return repr(result)
+    except Exception:  # noqa: BLE001 - it is nonsense anyway
+        return f"a {type(result).__name__}"
 
 
 class Leg:
@@ -215,7 +233,7 @@ class Leg:
     async def _serve(self, done: trio.Event) -> None:
         core = self._core
         assert core is not None  # noqa: S101 - set by begin
-        with self._scope:
+        with self._scope, pyfuse3s_trio(core.daemon_spin):
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._heed_events, core, nursery)
@@ -257,17 +275,17 @@ class Leg:
         check, wanted = RETURNS.get(op, (lambda _: True, ""))
         if op in _NO_CONTEXT:
 
-            async def by_handle(token: int, *args: Any) -> Any:
+            def by_handle(token: int, *args: Any) -> Awaitable[Any]:
                 request = self._calls.request(token)
-                return await self._run(request, handler, (request.fh, *args), check, wanted)
+                return self._run(request, handler, (request.fh, *args), check, wanted)
 
             return by_handle
 
-        async def by_context(*args: Any) -> Any:
+        def by_context(*args: Any) -> Awaitable[Any]:
             request = self._calls.request(args[-1].pid)
             if op == "getxattr" and request.op == "setxattr":
-                return await self._probe(request, handler, args)
-            return await self._run(request, handler, (*args[:-1], Context(request)), check, wanted)
+                return self._probe(request, handler, args)
+            return self._run(request, handler, (*args[:-1], Context(request)), check, wanted)
 
         return by_context
 
@@ -298,40 +316,30 @@ class Leg:
         check: Callable[[Any], bool],
         wanted: str,
     ) -> Any:
-        token = request.token
+        token, mine = request.token, turn.get()
         _request.set(request)
-        result = None
-        with trio.CancelScope() as scope:
-            self._scopes[token] = scope
-            if token in self._cancelled:
-                self._cancelled.discard(token)
-                scope.cancel()
-            try:
-                result = await handler(*args)
-            except Continue as going:
-                result = going
-            except pyfuse3.FUSEError as error:
-                if not 0 < error.errno < 512:
-                    raise pyfuse3.FUSEError(errno.EIO) from error
-                raise
-            except Exception:  # noqa: BLE001 - it would end pyfuse3's session
-                _log.exception(
-                    "%s: the daemon's %s raised an exception, so it failed with EIO", self._name, request.op
-                )
-                raise pyfuse3.FUSEError(errno.EIO) from None
-            finally:
-                del self._scopes[token]
-        if scope.cancelled_caught:
-            raise pyfuse3.FUSEError(errno.EINTR)
+        self._scopes[token] = scope = mine.scope
+        if token in self._cancelled:
+            self._cancelled.discard(token)
+            scope.cancel()
+        failure = None
+        try:
+            result = await handler(*args)
+        except BaseException as error:  # noqa: BLE001 - what ends pyfuse3's session is raised again
+            failure = error
+        del self._scopes[token]
+        if scope.cancel_called:
+            failure = _after_cancel(mine, failure)
+        if failure is not None:
+            result = self._failed(request, failure)
         if isinstance(result, Continue):
             return self._go_on(request, result.changes)
         if not check(result):
-            text = repr(result)
             _log.error(
                 "%s: the daemon's %s returned %.80s, and %s is wanted; it failed with EIO",
                 self._name,
                 request.op,
-                text,
+                _shown(result),
                 wanted,
             )
             raise pyfuse3.FUSEError(errno.EIO)
@@ -339,6 +347,31 @@ class Leg:
         if isinstance(opened, public.FileInfo) and opened.passthrough:
             self._calls.put(request, FLAGS_AT, "I", _LEAVES_DATA)
         return result
+
+    def _failed(self, request: Request, failure: BaseException) -> Continue:
+        """What a handler's exception means: Continue, an errno, or the end of the daemon.
+
+        Raises:
+            FUSEError: The op fails.
+        """
+        said = failure
+        while isinstance(said, BaseExceptionGroup) and len(said.exceptions) == 1:
+            said = said.exceptions[0]  # raised in a nursery of the handler's
+        if isinstance(said, Continue):
+            return said
+        if isinstance(said, pyfuse3.FUSEError):
+            if 0 < said.errno < 512:
+                raise said
+            raise pyfuse3.FUSEError(errno.EIO) from said
+        if not isinstance(failure, Exception):
+            raise failure
+        _log.error(
+            "%s: the daemon's %s raised an exception, so it failed with EIO",
+            self._name,
+            request.op,
+            exc_info=failure,
+        )
+        raise pyfuse3.FUSEError(errno.EIO) from None
 
     # --------------------------------------------------------------------------- the call's table
 
@@ -369,7 +402,7 @@ class Leg:
             while event := core.daemon_next():
                 kind, token = event >> 32, event & 0xFFFFFFFF
                 if kind == 1:
-                    nursery.start_soon(self._look, core, token)
+                    nursery.start_soon(in_turn, self._look, core, token)
                 elif scope := self._scopes.get(token):
                     scope.cancel()
                 elif self._calls.token_at(token) == token:

@@ -6,6 +6,7 @@
  */
 #include "core.h"
 
+#include <poll.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -15,6 +16,8 @@
 #define SOCKET_BUFFER (4 << 20)
 #define SLICE_MS 50	 /* how long a waiter sleeps before it looks whether it was interrupted */
 #define CANCEL_MS 1000	 /* how long a cancelled handler may take to answer */
+#define SPIN_NS 50000	 /* how long to look for a request that may come at once */
+#define MAX_LEFT_OUT 7	 /* how often not to, at most, once that was in vain */
 #define INDEX_BITS 10
 _Static_assert(1 << INDEX_BITS == DAEMON_N_CALLS, "tokens");
 
@@ -290,8 +293,8 @@ static void deliver(struct daemon *d, const char *buffer, size_t len)
 /* Somebody else has to read now. Called with the lock held. */
 static void wake_reader(struct daemon *d)
 {
-	if (!atomic_load(&d->n_waiting))
-		return;
+	if (atomic_load(&d->n_waiting) < 2)
+		return; // there is nobody but the caller
 	for (int i = 0; i < DAEMON_N_CALLS; i++) {
 		struct daemon_waiter *w = &d->waiters[i];
 		if (w->state == CALL_WAITING && w->by_socket) {
@@ -299,6 +302,45 @@ static void wake_reader(struct daemon *d)
 			return;
 		}
 	}
+}
+
+static int64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static bool is_readable(int fd)
+{
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+
+	return poll(&p, 1, 0) > 0;
+}
+
+/**
+ * Look for a request at pyfuse3's end for a moment, on Python's thread. Returns whether there is one. What comes at once is
+ * not worth a sleep: waking up takes longer, and leaves Python's code and data cold. Where it was in vain it is left out the
+ * next times, twice as many each time.
+ */
+bool daemon_spin(struct daemon *d, int fd)
+{
+	bool found;
+
+	if (d->n_spins_left_out < d->n_spins_to_leave_out) {
+		d->n_spins_left_out++;
+		return false;
+	}
+	int64_t until = now_ns() + SPIN_NS;
+	while (!(found = is_readable(fd)) && now_ns() < until)
+		continue;
+	d->n_spins_left_out = 0;
+	if (found)
+		d->n_spins_to_leave_out = 0;
+	else if (d->n_spins_to_leave_out < MAX_LEFT_OUT)
+		d->n_spins_to_leave_out = 2 * d->n_spins_to_leave_out + 1;
+	return found;
 }
 
 /* Read one reply. Called with the lock held, which it lets go of meanwhile. */

@@ -65,6 +65,7 @@ struct daemon {
 	bool has_data_routes;
 	pthread_mutex_t lock;
 	bool has_reader;
+	uint32_t n_spins_left_out, n_spins_to_leave_out; /* Python's thread's */
 	_Atomic uint32_t n_waiting;
 	int first_free;
 	struct daemon_waiter waiters[DAEMON_N_CALLS];
@@ -86,6 +87,7 @@ int daemon_start(struct mount *m, const uint8_t routes[256], int64_t timeout_ms,
 void daemon_end(struct daemon *d);
 void daemon_stop(struct mount *m);
 void daemon_destroy(struct mount *m);
+bool daemon_spin(struct daemon *d, int fd);
 uint64_t daemon_next_event(struct daemon *d);
 bool daemon_finish(struct daemon *d, uint32_t token);
 struct daemon_call *daemon_call_begin(struct request *rq, enum fb_phase phase, struct daemon_waiter **waiter);

@@ -256,6 +256,13 @@ class Entries(Telling):
         return fusebpf.FileInfo(fh=3, passthrough=True), self.entry(parent_inode, name)
 
 
+class Mute:
+    """Nonsense that cannot even be shown."""
+
+    def __repr__(self) -> str:
+        raise ValueError("no words")
+
+
 class Fails(Telling):
     """Goes wrong in all ways, by the name that is looked up."""
 
@@ -268,6 +275,8 @@ class Fails(Telling):
             raise FUSEError(4000)
         if name == b"nonsense":
             return "a string"
+        if name == b"mute":
+            return Mute()
         if name == b"stranger":
             return own_file((1 << 62) + 12345, 0)
         if name == b"typeless":
@@ -313,3 +322,33 @@ class Refuses(fusebpf.Daemon):
 
     def __init__(self) -> None:
         raise ValueError("no such luck")
+
+
+class Groups(Telling):
+    """Fails in the middle of tasks of its own, by the name that is looked up."""
+
+    async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> EntryAttributes:
+        async def cleans_up_badly() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ValueError("cleaning up went wrong")
+
+        if name == b"badly":
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cleans_up_badly)
+                nursery.start_soon(trio.sleep_forever)
+        if name == b"refuses":
+            async with trio.open_nursery():
+                raise FUSEError(errno.EDQUOT)
+        if name == b"goes-on":
+            async with trio.open_nursery():
+                raise fusebpf.Continue
+        if name == b"both":
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(cleans_up_badly)
+                    nursery.cancel_scope.cancel()
+        if name == b"late":
+            raise trio.TooSlowError
+        raise fusebpf.Continue

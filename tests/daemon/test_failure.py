@@ -35,6 +35,7 @@ def test_each_failure_has_its_errno_and_its_line(mount: Mounter) -> None:
     assert stat_says(mounted, "denies") == os.strerror(errno.EDQUOT)
     assert stat_says(mounted, "absurd") == os.strerror(errno.EIO)
     assert stat_says(mounted, "nonsense") == os.strerror(errno.EIO)
+    assert stat_says(mounted, "mute") == os.strerror(errno.EIO)
     assert stat_says(mounted, "stranger") == os.strerror(errno.EIO)
     assert stat_says(mounted, "typeless") == os.strerror(errno.EIO)
     assert "Input/output error" in support.run("cat", mounted.path / "file", check=False).stderr
@@ -56,6 +57,20 @@ def test_a_handler_that_hangs_is_cancelled_after_the_timeout(mount: Mounter) -> 
     assert "did not answer lookup within 500 ms" in mounted.log
     assert stat_says(mounted, "deaf") == os.strerror(errno.ETIMEDOUT)
     assert stat_says(mounted, "file") == ""
+
+
+def test_a_handler_may_use_nurseries_and_fail_in_them(mount: Mounter) -> None:
+    mounted = mount(arguments=["--daemon", f"{DAEMONS}:Groups", "--daemon-timeout", "0.5"])
+    (mounted.src / "goes-on").touch()
+
+    assert stat_says(mounted, "badly") == os.strerror(errno.ETIMEDOUT)
+    assert stat_says(mounted, "both") == os.strerror(errno.EIO)
+    assert stat_says(mounted, "late") == os.strerror(errno.EIO)
+    assert stat_says(mounted, "refuses") == os.strerror(errno.EDQUOT)
+    assert stat_says(mounted, "goes-on") == ""
+    assert stat_says(mounted, "badly") == os.strerror(errno.ETIMEDOUT)
+    assert "ValueError: cleaning up went wrong" in mounted.log
+    assert "the daemon has ended" not in mounted.log
 
 
 def test_the_callers_interrupt_cancels_the_handler(mount: Mounter) -> None:
