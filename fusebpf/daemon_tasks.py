@@ -1,9 +1,9 @@
 """The tasks in which pyfuse3 runs handlers: what it is given for trio, and the cancel scope of each task.
 
 pyfuse3 takes trio from its own attribute `trio`, by which `pyfuse3.asyncio` puts another loop there. Here it
-stays trio, but for three things: each task has a cancel scope for whatever handler it runs, since a new one for
-each costs more than all else around one; a lock that is free is taken without a round of the scheduler; and for
-a request that comes at once nobody sleeps.
+stays trio, but for three things. Each task has one cancel scope for the handlers that it runs, as a scope for
+each handler costs more than all else around it. A lock that is free is taken without a round of the
+scheduler. For a request that comes at once nobody sleeps.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@
  */
 #include "core.h"
 
-#include <poll.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -16,8 +15,6 @@
 #define SOCKET_BUFFER (4 << 20)
 #define SLICE_MS 50	 /* how long a waiter sleeps before it looks whether it was interrupted */
 #define CANCEL_MS 1000	 /* how long a cancelled handler may take to answer */
-#define SPIN_NS 50000	 /* how long to look for a request that may come at once */
-#define MAX_LEFT_OUT 7	 /* how often not to, at most, once that was in vain */
 #define INDEX_BITS 10
 _Static_assert(1 << INDEX_BITS == DAEMON_N_CALLS, "tokens");
 
@@ -187,12 +184,26 @@ static void call_free(struct daemon *d, struct daemon_waiter *w)
 	d->first_free = index;
 }
 
+/* The second inode of an op that has two, NULL without. */
+static struct inode *other_inode(const struct request *rq)
+{
+	switch (rq->op->canonical) {
+	case FB_OP_rename:
+		return inodes_get(rq->mount, rq->image->args.rename.newdir);
+	case FB_OP_link:
+		return inodes_get(rq->mount, rq->image->args.link.inode);
+	default:
+		return NULL;
+	}
+}
+
 /** Begin a call of the daemon for an op. NULL: more ops wait for it than the table has room for. */
 struct daemon_call *daemon_call_begin(struct request *rq, enum fb_phase phase, struct daemon_waiter **waiter)
 {
 	struct daemon *d = rq->mount->daemon;
 	const struct fb_slot *image = rq->image;
 	const struct handle *h = daemon_handle(rq);
+	const struct inode *other = other_inode(rq);
 
 	pthread_mutex_lock(&d->lock);
 	int index = call_take(d, rq->op, CALL_WAITING);
@@ -211,6 +222,9 @@ struct daemon_call *daemon_call_begin(struct request *rq, enum fb_phase phase, s
 	call->fh = h ? daemon_fh_of(h) : 0;
 	call->our_nodeid = daemon_number_of(rq->inode);
 	call->our_fh = h && h->fd >= 0 ? daemon_handle_number(h) : 0;
+	call->other = other ? daemon_id_of(other) : 0;
+	call->our_other = other ? daemon_number_of(other) : 0;
+	call->slot.args = image->args;
 	call->uid = image->uid;
 	call->gid = image->gid;
 	call->pid = image->pid;
@@ -302,45 +316,6 @@ static void wake_reader(struct daemon *d)
 			return;
 		}
 	}
-}
-
-static int64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
-static bool is_readable(int fd)
-{
-	struct pollfd p = { .fd = fd, .events = POLLIN };
-
-	return poll(&p, 1, 0) > 0;
-}
-
-/**
- * Look for a request at pyfuse3's end for a moment, on Python's thread. Returns whether there is one. What comes at once is
- * not worth a sleep: waking up takes longer, and leaves Python's code and data cold. Where it was in vain it is left out the
- * next times, twice as many each time.
- */
-bool daemon_spin(struct daemon *d, int fd)
-{
-	bool found;
-
-	if (d->n_spins_left_out < d->n_spins_to_leave_out) {
-		d->n_spins_left_out++;
-		return false;
-	}
-	int64_t until = now_ns() + SPIN_NS;
-	while (!(found = is_readable(fd)) && now_ns() < until)
-		continue;
-	d->n_spins_left_out = 0;
-	if (found)
-		d->n_spins_to_leave_out = 0;
-	else if (d->n_spins_to_leave_out < MAX_LEFT_OUT)
-		d->n_spins_to_leave_out = 2 * d->n_spins_to_leave_out + 1;
-	return found;
 }
 
 /* Read one reply. Called with the lock held, which it lets go of meanwhile. */
