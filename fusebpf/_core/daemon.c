@@ -48,6 +48,7 @@ static void waiters_init(struct daemon *d)
 	}
 	pthread_condattr_destroy(&attr);
 	pthread_mutex_init(&d->lock, NULL);
+	pthread_mutex_init(&d->backing_lock, NULL);
 }
 
 /** Make the leg, before the mount starts; *peer_fd, pyfuse3's end, is the caller's. */
@@ -97,11 +98,18 @@ void daemon_end(struct daemon *d)
 	pthread_mutex_unlock(&d->lock);
 }
 
-/** The mount has stopped: nobody waits any more. What Python may still look at stays until daemon_destroy. */
+/** The mount has stopped: nobody waits any more. What Python may still look at stays until daemon_destroy, but for inodes and
+ * handles, which go now. */
 void daemon_stop(struct mount *m)
 {
-	if (m->daemon)
-		atomic_store(&m->daemon->is_dead, true); // pyfuse3 keeps its socket until its session is ended
+	struct daemon *d = m->daemon;
+
+	if (!d)
+		return;
+	atomic_store(&d->is_dead, true); // pyfuse3 keeps its socket until its session is ended
+	pthread_mutex_lock(&d->backing_lock);
+	d->is_stopped = true;
+	pthread_mutex_unlock(&d->backing_lock);
 }
 
 void daemon_destroy(struct mount *m)
@@ -120,6 +128,7 @@ void daemon_destroy(struct mount *m)
 	for (int i = 0; i < DAEMON_N_CALLS; i++)
 		pthread_cond_destroy(&d->waiters[i].cond);
 	pthread_mutex_destroy(&d->lock);
+	pthread_mutex_destroy(&d->backing_lock);
 	free(d);
 }
 

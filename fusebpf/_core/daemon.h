@@ -64,6 +64,8 @@ struct daemon {
 	_Atomic bool is_dead;
 	uint8_t routes[256]; /* by canonical opcode: enum daemon_route_bits */
 	bool has_data_routes;
+	pthread_mutex_t backing_lock; /* held by Python's thread while it looks at inodes and handles; guards is_stopped */
+	bool is_stopped;
 	pthread_mutex_t lock;
 	bool has_reader;
 	uint32_t n_spins_left_out, n_spins_to_leave_out; /* Python's thread's */
