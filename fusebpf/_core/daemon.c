@@ -286,12 +286,19 @@ bool daemon_finish(struct daemon *d, uint32_t token)
 /* ------------------------------------------------------------------------------------- waiting */
 
 /* Hand a reply that lies in `buffer` to whom it is for. Called with the lock held, by the reader. */
-static void deliver(struct daemon *d, const char *buffer, size_t len)
+static void deliver(struct mount *m, const char *buffer, size_t len)
 {
+	struct daemon *d = m->daemon;
 	const struct fuse_out_header *header = (const void *)buffer;
 
 	if (len < sizeof(*header))
 		return;
+	if (!header->unique && header->error > 0) {
+		pthread_mutex_unlock(&d->lock);
+		daemon_notice(m, header->error, buffer + sizeof(*header), len - sizeof(*header));
+		pthread_mutex_lock(&d->lock);
+		return;
+	}
 	struct daemon_waiter *w = header->unique <= UINT32_MAX ? waiter_of(d, (uint32_t)header->unique) : NULL;
 	if (!w || !w->by_socket)
 		return; // INIT's
@@ -316,8 +323,6 @@ static void deliver(struct daemon *d, const char *buffer, size_t len)
 /* Somebody else has to read now. Called with the lock held. */
 static void wake_reader(struct daemon *d)
 {
-	if (atomic_load(&d->n_waiting) < 2)
-		return; // there is nobody but the caller
 	for (int i = 0; i < DAEMON_N_CALLS; i++) {
 		struct daemon_waiter *w = &d->waiters[i];
 		if (w->state == CALL_WAITING && w->by_socket) {
@@ -337,10 +342,32 @@ static void read_reply(struct request *rq, struct daemon *d)
 	ssize_t n = recv(d->fd, buffer, 2 * DAEMON_MAX_WRITE, 0);
 	pthread_mutex_lock(&d->lock);
 	if (n > 0)
-		deliver(d, buffer, (size_t)n);
+		deliver(rq->mount, buffer, (size_t)n);
 	else if (n == 0)
 		atomic_store(&d->is_dead, true);
 	d->has_reader = false;
+}
+
+/** Take what came while nobody waits: notifications. The janitor's. */
+void daemon_drain(struct mount *m)
+{
+	struct daemon *d = m->daemon;
+	char *buffer = NULL;
+	ssize_t n;
+
+	if (!d || atomic_load(&d->is_dead) || !is_readable(d->fd))
+		return;
+	pthread_mutex_lock(&d->lock);
+	if (!d->has_reader && (buffer = malloc(2 * DAEMON_MAX_WRITE))) {
+		d->has_reader = true;
+		while ((n = recv(d->fd, buffer, 2 * DAEMON_MAX_WRITE, MSG_DONTWAIT)) > 0)
+			deliver(m, buffer, (size_t)n);
+		d->has_reader = false;
+		if (atomic_load(&d->n_waiting))
+			wake_reader(d);
+	}
+	pthread_mutex_unlock(&d->lock);
+	free(buffer);
 }
 
 static void sleep_slice(struct daemon *d, struct daemon_waiter *w)
@@ -394,7 +421,7 @@ int daemon_await(struct request *rq, struct daemon_call *call, struct daemon_wai
 		if (w->state == CALL_WAITING)
 			e = may_wait(rq, call, w);
 	}
-	if (was_reader && !d->has_reader)
+	if (was_reader && !d->has_reader && atomic_load(&d->n_waiting) > 1)
 		wake_reader(d);
 	pthread_mutex_unlock(&d->lock);
 	if (e == -ETIMEDOUT)

@@ -90,6 +90,7 @@ int daemon_start(struct mount *m, const uint8_t routes[256], int64_t timeout_ms,
 void daemon_end(struct daemon *d);
 void daemon_stop(struct mount *m);
 void daemon_destroy(struct mount *m);
+void daemon_drain(struct mount *m);
 uint64_t daemon_next_event(struct daemon *d);
 bool daemon_finish(struct daemon *d, uint32_t token);
 struct daemon_call *daemon_call_begin(struct request *rq, enum fb_phase phase, struct daemon_waiter **waiter);
@@ -100,7 +101,11 @@ void daemon_tell(struct daemon *d, enum daemon_event_kind kind, uint32_t token);
 void daemon_forget(struct daemon *d, uint64_t id, uint64_t n);
 void daemon_release(struct daemon *d, uint64_t fh, bool is_dir);
 
+/* daemon_notice.c */
+void daemon_notice(struct mount *m, int code, const char *body, size_t len);
+
 /* daemon_spin.c */
+bool is_readable(int fd);
 bool daemon_spin(struct daemon *d, int fd);
 
 /* daemon_route.c: what of an op is the daemon's */

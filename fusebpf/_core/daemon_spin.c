@@ -18,7 +18,8 @@ static int64_t now_ns(void)
 	return now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-static bool is_readable(int fd)
+/** Is there a message? */
+bool is_readable(int fd)
 {
 	struct pollfd p = { .fd = fd, .events = POLLIN };
 

@@ -417,3 +417,36 @@ class Judges(Telling):
     def _tell_both(self, op: str, first: int, second: int) -> None:
         with self.stack.backing(first) as one, self.stack.backing(second) as two:
             self.tell(op, Path(one.path).name, Path(two.path).name)
+
+
+class Notifies(Telling):
+    """A file `own` that the kernel keeps; `user.size` and `user.gone` change it, and tell the kernel."""
+
+    size, is_there = 3, True
+
+    def _attr(self) -> EntryAttributes:
+        attr = own_file(OWN, self.size)
+        attr.entry_timeout = attr.attr_timeout = 1000
+        return attr
+
+    async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> EntryAttributes:
+        if name != b"own":
+            raise fusebpf.Continue
+        if not self.is_there:
+            raise FUSEError(errno.ENOENT)
+        return self._attr()
+
+    async def getattr(self, inode: int, ctx: Any) -> EntryAttributes:
+        if inode != OWN:
+            raise fusebpf.Continue
+        return self._attr()
+
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
+        if name == b"user.size":
+            self.size = int(value)
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(OWN))
+        elif name == b"user.gone":
+            self.is_there = False
+            pyfuse3.invalidate_entry_async(pyfuse3.ROOT_INODE, pyfuse3.FileNameT(b"own"))
+        else:
+            raise fusebpf.Continue
