@@ -7,6 +7,7 @@ General layout, from the user down to the kernel:
     live_commands, watch_commands, control  the commands for a mount that works; the socket that they ask
     stack               Stack: one mount, from its checks to its end
     daemon, daemon_leg  the user's pyfuse3.Operations behind a mount, and how it is reached
+    daemon_tasks, daemon_routes  the tasks in which its handlers run; which ops they may be asked about
     live_chain, map_view, watching          its chain while it changes; its maps; its counts and records
     joining             hooks that stand one after another become one program
     options, chain      what the user asked for: -o, --filter, --set

@@ -171,6 +171,9 @@ class Mount:
     def daemon_next(self) -> int:
         """The next event, kind << 32 | token: 1 look at a result, 2 cancel a call; 0: there is none."""
 
+    def daemon_spin(self, fd: int, /) -> bool:
+        """Look for a request at pyfuse3's descriptor for a moment, where that was worth it of late."""
+
     def daemon_finish(self, token: int, /) -> bool:
         """The look at a result has ended; False: nobody waits for it any more."""
 

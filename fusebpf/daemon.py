@@ -74,6 +74,7 @@ class Request:
         fh: The handle, as handlers know it; 0 without one.
         uid: Of the caller, as are gid, pid and umask.
         unique: The kernel's number of the request.
+        other: The second inode, of rename (the new directory) and link (what is linked); 0 without one.
         args: For a look at a result: the op's arguments by name (name, new_name, target, mode, flags, …).
     """
 
@@ -84,6 +85,8 @@ class Request:
     fh: int
     our_inode: int
     our_fh: int
+    other: int
+    our_other: int
     uid: int
     gid: int
     pid: int

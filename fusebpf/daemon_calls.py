@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import stat
 import struct
 from typing import NamedTuple
 
@@ -13,8 +14,8 @@ from fusebpf._core import CALL_FIELDS, OPS, SIZES
 from fusebpf.daemon import Request, Result
 
 # struct daemon_call of daemon.h, as far as its slot.
-_HEAD = struct.Struct("=4I5Q4I2I4Q")
-FLAGS_AT, ERROR_AT, EDITS_AT, _LENGTH_AT = 12, 72, 80, 96
+_HEAD = struct.Struct("=4I7Q4I2I4Q")
+FLAGS_AT, ERROR_AT, EDITS_AT, _LENGTH_AT = 12, 88, 96, 112
 _INDEX_MASK = 1023
 _SIZE = SIZES["daemon_call"]
 _NAMES = {opcode: name for name, opcode, *_ in OPS}
@@ -123,9 +124,15 @@ class Calls:
                 at += _ARGS_AT
             if not edit:
                 raise KeyError(key)
-            self.put(request, at, kind, value)
+            self.put(request, at, kind, self._typed(request, value) if key == "mode" else value)
             edits |= edit
         return edits
+
+    def _typed(self, request: Request, mode: int) -> int:
+        """A mode with the op's type, if it says that or none; mkdir's has none, though handlers see one."""
+        had = stat.S_IFMT(self.argument(request, "mode"))
+        said = stat.S_IFMT(mode)
+        return mode - said + had if said in {0, had or stat.S_IFDIR} else mode
 
     def token_at(self, token: int) -> int:
         """Whose call the table has where this token's was."""
@@ -135,7 +142,7 @@ class Calls:
     def result(self, request: Request) -> Result:
         """The result that a handler is to look at."""
         head = _HEAD.unpack_from(self._table, (request.token & _INDEX_MASK) * _SIZE)
-        error, data, length = head[13], head[16], head[17]
+        error, data, length = head[15], head[18], head[19]
         at = (request.token & _INDEX_MASK) * _SIZE + _RESULT_AT
         result = Result(error)
         flags = _OP_FLAGS[request.op]
@@ -153,6 +160,8 @@ class Calls:
 
     def put_result(self, request: Request, before: Shown, result: Result) -> None:
         """Write what the handler changed in it."""
+        if (result.attr is None, result.statfs is None) != (not before.attr, not before.statfs):
+            raise TypeError("attr and statfs stay, or stay None")
         after = shown(result)
         at = (request.token & _INDEX_MASK) * _SIZE + _RESULT_AT
         edits = 0
@@ -166,14 +175,14 @@ class Calls:
             struct.pack_into("=Q", self._table, at, after.written)
             edits |= _EDIT_COUNT
         if before.data is not None and after.data != before.data:
-            self._put_data(request, bytes(after.data or b""))
+            self._put_data(request, bytes(memoryview(after.data or b"")))
         self.put(request, EDITS_AT, "Q", edits)
 
     def _put_data(self, request: Request, data: bytes) -> None:
         head = _HEAD.unpack_from(self._table, (request.token & _INDEX_MASK) * _SIZE)
-        if len(data) > head[18]:
-            raise ValueError(f"{len(data)} bytes where {head[18]} were asked for")
-        ctypes.memmove(head[16], data, len(data))
+        if len(data) > head[20]:
+            raise ValueError(f"{len(data)} bytes where {head[20]} were asked for")
+        ctypes.memmove(head[18], data, len(data))
         self.put(request, _LENGTH_AT, "Q", len(data))
 
     def request(self, token: int) -> Request:
@@ -185,7 +194,7 @@ class Calls:
         head = _HEAD.unpack_from(self._table, (token & _INDEX_MASK) * _SIZE)
         if head[0] != token:
             raise pyfuse3.FUSEError(errno.EINTR)  # nobody waits for it any more
-        return Request(token, _NAMES[head[1]], *head[4:13])
+        return Request(token, _NAMES[head[1]], *head[4:15])
 
 
 class Shown(NamedTuple):

@@ -11,17 +11,17 @@ import contextvars
 import errno
 import logging
 import os
-import struct
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pyfuse3
 import trio
 
 from fusebpf import daemon as public
-from fusebpf._core import OPS
 from fusebpf.daemon import HANDLERS, Backing, Continue, Request
 from fusebpf.daemon_calls import ARGS, EDITS_AT, ERROR_AT, FLAGS_AT, TEXTS, Calls, shown
-from fusebpf.daemon_types import RETURNS, Context
+from fusebpf.daemon_routes import OPCODES, Route, check_looks
+from fusebpf.daemon_tasks import Turn, in_turn, pyfuse3s_trio, turn
+from fusebpf.daemon_types import RETURNS, Context, is_sane, shown_of
 from fusebpf.errors import MountError, UsageError
 
 if TYPE_CHECKING:
@@ -50,37 +50,20 @@ _FOLLOW_OPEN = {
 _NO_CONTEXT = frozenset(_FOLLOW_OPEN)
 _PRE, _POST, _DEFINES = 1, 2, 4
 _CHANGED, _GOES_ON, _LEAVES_DATA = 1, 2, 4
-_OPCODES = {name: opcode for name, opcode, *_ in OPS}
 
 _request: contextvars.ContextVar[Request] = contextvars.ContextVar("fusebpf request")
 _log = logging.getLogger(__name__)
 _owner: list[str] = []
 
 
-class Route(NamedTuple):
-    """One `--route`: what an op's route is, where no filter says otherwise."""
-
-    op: str
-    is_post: bool
-    to_daemon: bool
-
-    @classmethod
-    def parse(cls, text: str) -> Route:
-        """Read OP=daemon, OP=backing or post_OP=daemon.
-
-        Raises:
-            UsageError: There is no such op or route, or pyfuse3 cannot express the op.
-        """
-        op, equals, route = text.partition("=")
-        is_post = op.startswith("post_")
-        op = op.removeprefix("post_").removeprefix("pre_")
-        if not equals or route not in {"daemon", "backing"}:
-            raise UsageError(f"route {text!r}: OP=daemon or OP=backing is wanted, such as read=daemon")
-        if op not in _OPCODES:
-            raise UsageError(f"route {text!r}: there is no op {op!r}; `fusebpf ops` lists them")
-        if op not in HANDLERS:
-            raise UsageError(f"route {text!r}: pyfuse3 cannot express {op}, so it cannot go to the daemon")
-        return cls(op, is_post, route == "daemon")
+def _after_cancel(mine: Turn, failure: BaseException | None) -> BaseException | None:
+    """What is left of a handler's exception once its cancelling has been taken out of it."""
+    try:
+        if mine.renew(failure):
+            return pyfuse3.FUSEError(errno.EINTR)
+    except BaseException as rest:  # noqa: BLE001 - judged as if the handler had raised that
+        return rest
+    return failure
 
 
 class Leg:
@@ -103,6 +86,7 @@ class Leg:
             raise UsageError(f"daemon timeout {timeout}: a number of seconds from 0.001 to 1000000 is wanted")
         if on_failure not in {"fail", "backing"}:
             raise UsageError(f"on daemon failure {on_failure!r}: fail or backing is wanted")
+        check_looks(daemon)
         self.daemon: Any = daemon
         self._routes = [Route.parse(text) for text in routes]
         self._timeout_ms = round(timeout * 1000)
@@ -172,17 +156,17 @@ class Leg:
     def _route_table(self, *, filters_decide: bool) -> bytes:
         table = bytearray(256)
         for op in HANDLERS:
-            table[_OPCODES[op]] |= _DEFINES * self.defines(op)
+            table[OPCODES[op]] |= _DEFINES * self.defines(op)
         if not filters_decide and not any(route.to_daemon for route in self._routes):
             for op in HANDLERS:
                 follows = self.defines(_FOLLOW_OPEN.get(op, ""))
-                table[_OPCODES[op]] |= _PRE * (self.defines(op) and not follows)
-                table[_OPCODES[op]] |= _POST * hasattr(self.daemon, f"post_{op}")
+                table[OPCODES[op]] |= _PRE * (self.defines(op) and not follows)
+                table[OPCODES[op]] |= _POST * hasattr(self.daemon, f"post_{op}")
         for op, is_post, to_daemon in self._routes:
             bit = _POST if is_post else _PRE
             if to_daemon and is_post and not hasattr(self.daemon, f"post_{op}"):
                 raise UsageError(f"route post_{op}=daemon: the daemon has no handler post_{op}")
-            table[_OPCODES[op]] = table[_OPCODES[op]] & ~bit | bit * to_daemon
+            table[OPCODES[op]] = table[OPCODES[op]] & ~bit | bit * to_daemon
         return bytes(table)
 
     def begin(self, core: Mount, stack: Stack, *, filters_decide: bool) -> None:
@@ -215,7 +199,7 @@ class Leg:
     async def _serve(self, done: trio.Event) -> None:
         core = self._core
         assert core is not None  # noqa: S101 - set by begin
-        with self._scope:
+        with self._scope, pyfuse3s_trio(core.daemon_spin):
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._heed_events, core, nursery)
@@ -257,17 +241,17 @@ class Leg:
         check, wanted = RETURNS.get(op, (lambda _: True, ""))
         if op in _NO_CONTEXT:
 
-            async def by_handle(token: int, *args: Any) -> Any:
+            def by_handle(token: int, *args: Any) -> Awaitable[Any]:
                 request = self._calls.request(token)
-                return await self._run(request, handler, (request.fh, *args), check, wanted)
+                return self._run(request, handler, (request.fh, *args), check, wanted)
 
             return by_handle
 
-        async def by_context(*args: Any) -> Any:
+        def by_context(*args: Any) -> Awaitable[Any]:
             request = self._calls.request(args[-1].pid)
             if op == "getxattr" and request.op == "setxattr":
-                return await self._probe(request, handler, args)
-            return await self._run(request, handler, (*args[:-1], Context(request)), check, wanted)
+                return self._probe(request, handler, args)
+            return self._run(request, handler, (*args[:-1], Context(request)), check, wanted)
 
         return by_context
 
@@ -298,40 +282,30 @@ class Leg:
         check: Callable[[Any], bool],
         wanted: str,
     ) -> Any:
-        token = request.token
+        token, mine = request.token, turn.get()
         _request.set(request)
-        result = None
-        with trio.CancelScope() as scope:
-            self._scopes[token] = scope
-            if token in self._cancelled:
-                self._cancelled.discard(token)
-                scope.cancel()
-            try:
-                result = await handler(*args)
-            except Continue as going:
-                result = going
-            except pyfuse3.FUSEError as error:
-                if not 0 < error.errno < 512:
-                    raise pyfuse3.FUSEError(errno.EIO) from error
-                raise
-            except Exception:  # noqa: BLE001 - it would end pyfuse3's session
-                _log.exception(
-                    "%s: the daemon's %s raised an exception, so it failed with EIO", self._name, request.op
-                )
-                raise pyfuse3.FUSEError(errno.EIO) from None
-            finally:
-                del self._scopes[token]
-        if scope.cancelled_caught:
-            raise pyfuse3.FUSEError(errno.EINTR)
+        self._scopes[token] = scope = mine.scope
+        if token in self._cancelled:
+            self._cancelled.discard(token)
+            scope.cancel()
+        failure = None
+        try:
+            result = await handler(*args)
+        except BaseException as error:  # noqa: BLE001 - what ends pyfuse3's session is raised again
+            failure = error
+        del self._scopes[token]
+        if scope.cancel_called:
+            failure = _after_cancel(mine, failure)
+        if failure is not None:
+            result = self._failed(request, failure)
         if isinstance(result, Continue):
             return self._go_on(request, result.changes)
-        if not check(result):
-            text = repr(result)
+        if not is_sane(check, result):
             _log.error(
                 "%s: the daemon's %s returned %.80s, and %s is wanted; it failed with EIO",
                 self._name,
                 request.op,
-                text,
+                shown_of(result),
                 wanted,
             )
             raise pyfuse3.FUSEError(errno.EIO)
@@ -340,13 +314,38 @@ class Leg:
             self._calls.put(request, FLAGS_AT, "I", _LEAVES_DATA)
         return result
 
+    def _failed(self, request: Request, failure: BaseException) -> Continue:
+        """What a handler's exception means: Continue, an errno, or the end of the daemon.
+
+        Raises:
+            FUSEError: The op fails.
+        """
+        said = failure
+        while isinstance(said, BaseExceptionGroup) and len(said.exceptions) == 1:
+            said = said.exceptions[0]  # raised in a nursery of the handler's
+        if isinstance(said, Continue):
+            return said
+        if isinstance(said, pyfuse3.FUSEError):
+            if 0 < said.errno < 512:
+                raise said
+            raise pyfuse3.FUSEError(errno.EIO) from said
+        if not isinstance(failure, Exception):
+            raise failure
+        _log.error(
+            "%s: the daemon's %s raised an exception, so it failed with EIO",
+            self._name,
+            request.op,
+            exc_info=failure,
+        )
+        raise pyfuse3.FUSEError(errno.EIO) from None
+
     # --------------------------------------------------------------------------- the call's table
 
     def _go_on(self, request: Request, changes: dict[str, int | bytes]) -> None:
         """Tell the core that the op goes on; a listing's entries, which pyfuse3 has, come first."""
         try:
             edits = self._calls.change(request, changes)
-        except (KeyError, TypeError, ValueError, struct.error) as error:
+        except Exception as error:  # noqa: BLE001 - a handler may have put anything there
             _log.error(
                 "%s: Continue(%s) is none that %s can have: %s", self._name, changes, request.op, error
             )
@@ -369,7 +368,7 @@ class Leg:
             while event := core.daemon_next():
                 kind, token = event >> 32, event & 0xFFFFFFFF
                 if kind == 1:
-                    nursery.start_soon(self._look, core, token)
+                    nursery.start_soon(in_turn, self._look, core, token)
                 elif scope := self._scopes.get(token):
                     scope.cancel()
                 elif self._calls.token_at(token) == token:
@@ -398,7 +397,7 @@ class Leg:
             self._calls.put(request, ERROR_AT, "I", error)
             if not error:
                 self._calls.put_result(request, before, result)
-        except (TypeError, ValueError, struct.error) as wrong:
+        except Exception as wrong:  # noqa: BLE001 - a handler may have left anything there
             _log.error("%s: post_%s left a result that makes no sense: %s", self._name, request.op, wrong)
             self._calls.put(request, ERROR_AT, "I", errno.EIO)
 
@@ -416,7 +415,7 @@ class Leg:
         ours = number
         if request is not None and 1 < number < OURS:
             ours = request.our_fh if number == request.fh and request.our_fh else 0
-            ours = request.our_inode if not ours and number == request.inode else ours
+            ours = ours or self._ours(request, number)
         if not ours:
             raise public.no_backing(number)
         try:
@@ -426,6 +425,13 @@ class Leg:
                 raise public.no_backing(number) from None
             raise
 
+    @staticmethod
+    def _ours(request: Request, number: int) -> int:
+        """Our number of an inode that the handler was given; 0: it has no backing, or was not given to it."""
+        if number == request.inode:
+            return request.our_inode
+        return request.our_other if number == request.other else 0
+
     def entry(self, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
         """The backing root's entry of a name, for a handler to answer with.
 
@@ -433,7 +439,7 @@ class Leg:
             OSError: There is none.
         """
         request = self.request
-        ours = request.our_inode if parent == request.inode else parent
+        ours = self._ours(request, parent) or parent
         if self._core is None:
             raise MountError("the mount has not begun")
         inode = self._core.daemon_hold(request.token, ours, name)

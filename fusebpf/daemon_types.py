@@ -82,3 +82,19 @@ RETURNS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "statfs": (_wanted(pyfuse3.StatvfsData), "StatvfsData"),
     "listxattr": (_is_names, "a sequence of bytes"),
 }
+
+
+def is_sane(check: Callable[[Any], bool], result: object) -> bool:
+    """Whether a handler's result is what its op wants."""
+    try:
+        return check(result)
+    except Exception:  # noqa: BLE001 - it cannot even be looked at
+        return False
+
+
+def shown_of(result: object) -> str:
+    """A result in words."""
+    try:
+        return repr(result)
+    except Exception:  # noqa: BLE001 - it is nonsense anyway
+        return f"a {type(result).__name__}"

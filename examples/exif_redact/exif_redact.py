@@ -7,6 +7,7 @@ fusebpf mount SRC MNT --filter examples/exif_redact/exif_redact.c --set exif_red
 import errno
 import itertools
 import os
+import stat
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,8 @@ class ExifRedact(fusebpf.Daemon):
             entry = self.entry(parent_inode, name)
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from error
+        if not stat.S_ISREG(entry.st_mode):
+            return entry  # what is in a directory, or behind a link, is looked up by itself
         inode = next(self.numbers)
         self.backings[inode] = self.stack.backing(entry.st_ino)
         return self.attributes(inode)

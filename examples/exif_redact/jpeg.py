@@ -10,6 +10,8 @@ import struct
 
 _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 _GPS_POINTER = 0x8825
+_BARE = {0x01, *range(0xD0, 0xD9)}
+"""Markers without a segment."""
 _XMP = (b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0")
 
 
@@ -18,6 +20,12 @@ def segments(head: bytes) -> list[tuple[int, bytes]]:
     found = []
     at = 2 if head.startswith(b"\xff\xd8") else len(head)
     while at + 4 <= len(head) and head[at] == 0xFF and head[at + 1] != 0xDA:
+        if head[at + 1] == 0xFF:  # padding
+            at += 1
+            continue
+        if head[at + 1] in _BARE:
+            at += 2
+            continue
         size = struct.unpack_from(">H", head, at + 2)[0]
         if head[at + 1] == 0xE1:
             found.append((at + 4, head[at + 4 : at + 2 + size]))

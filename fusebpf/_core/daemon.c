@@ -48,6 +48,7 @@ static void waiters_init(struct daemon *d)
 	}
 	pthread_condattr_destroy(&attr);
 	pthread_mutex_init(&d->lock, NULL);
+	pthread_mutex_init(&d->backing_lock, NULL);
 }
 
 /** Make the leg, before the mount starts; *peer_fd, pyfuse3's end, is the caller's. */
@@ -97,11 +98,18 @@ void daemon_end(struct daemon *d)
 	pthread_mutex_unlock(&d->lock);
 }
 
-/** The mount has stopped: nobody waits any more. What Python may still look at stays until daemon_destroy. */
+/** The mount has stopped: nobody waits any more. What Python may still look at stays until daemon_destroy, but for inodes and
+ * handles, which go now. */
 void daemon_stop(struct mount *m)
 {
-	if (m->daemon)
-		atomic_store(&m->daemon->is_dead, true); // pyfuse3 keeps its socket until its session is ended
+	struct daemon *d = m->daemon;
+
+	if (!d)
+		return;
+	atomic_store(&d->is_dead, true); // pyfuse3 keeps its socket until its session is ended
+	pthread_mutex_lock(&d->backing_lock);
+	d->is_stopped = true;
+	pthread_mutex_unlock(&d->backing_lock);
 }
 
 void daemon_destroy(struct mount *m)
@@ -120,6 +128,7 @@ void daemon_destroy(struct mount *m)
 	for (int i = 0; i < DAEMON_N_CALLS; i++)
 		pthread_cond_destroy(&d->waiters[i].cond);
 	pthread_mutex_destroy(&d->lock);
+	pthread_mutex_destroy(&d->backing_lock);
 	free(d);
 }
 
@@ -184,12 +193,26 @@ static void call_free(struct daemon *d, struct daemon_waiter *w)
 	d->first_free = index;
 }
 
+/* The second inode of an op that has two, NULL without. */
+static struct inode *other_inode(const struct request *rq)
+{
+	switch (rq->op->canonical) {
+	case FB_OP_rename:
+		return inodes_get(rq->mount, rq->image->args.rename.newdir);
+	case FB_OP_link:
+		return inodes_get(rq->mount, rq->image->args.link.inode);
+	default:
+		return NULL;
+	}
+}
+
 /** Begin a call of the daemon for an op. NULL: more ops wait for it than the table has room for. */
 struct daemon_call *daemon_call_begin(struct request *rq, enum fb_phase phase, struct daemon_waiter **waiter)
 {
 	struct daemon *d = rq->mount->daemon;
 	const struct fb_slot *image = rq->image;
 	const struct handle *h = daemon_handle(rq);
+	const struct inode *other = other_inode(rq);
 
 	pthread_mutex_lock(&d->lock);
 	int index = call_take(d, rq->op, CALL_WAITING);
@@ -208,6 +231,9 @@ struct daemon_call *daemon_call_begin(struct request *rq, enum fb_phase phase, s
 	call->fh = h ? daemon_fh_of(h) : 0;
 	call->our_nodeid = daemon_number_of(rq->inode);
 	call->our_fh = h && h->fd >= 0 ? daemon_handle_number(h) : 0;
+	call->other = other ? daemon_id_of(other) : 0;
+	call->our_other = other ? daemon_number_of(other) : 0;
+	call->slot.args = image->args;
 	call->uid = image->uid;
 	call->gid = image->gid;
 	call->pid = image->pid;
@@ -260,12 +286,19 @@ bool daemon_finish(struct daemon *d, uint32_t token)
 /* ------------------------------------------------------------------------------------- waiting */
 
 /* Hand a reply that lies in `buffer` to whom it is for. Called with the lock held, by the reader. */
-static void deliver(struct daemon *d, const char *buffer, size_t len)
+static void deliver(struct mount *m, const char *buffer, size_t len)
 {
+	struct daemon *d = m->daemon;
 	const struct fuse_out_header *header = (const void *)buffer;
 
 	if (len < sizeof(*header))
 		return;
+	if (!header->unique && header->error > 0) {
+		pthread_mutex_unlock(&d->lock);
+		daemon_notice(m, header->error, buffer + sizeof(*header), len - sizeof(*header));
+		pthread_mutex_lock(&d->lock);
+		return;
+	}
 	struct daemon_waiter *w = header->unique <= UINT32_MAX ? waiter_of(d, (uint32_t)header->unique) : NULL;
 	if (!w || !w->by_socket)
 		return; // INIT's
@@ -290,8 +323,6 @@ static void deliver(struct daemon *d, const char *buffer, size_t len)
 /* Somebody else has to read now. Called with the lock held. */
 static void wake_reader(struct daemon *d)
 {
-	if (!atomic_load(&d->n_waiting))
-		return;
 	for (int i = 0; i < DAEMON_N_CALLS; i++) {
 		struct daemon_waiter *w = &d->waiters[i];
 		if (w->state == CALL_WAITING && w->by_socket) {
@@ -311,10 +342,32 @@ static void read_reply(struct request *rq, struct daemon *d)
 	ssize_t n = recv(d->fd, buffer, 2 * DAEMON_MAX_WRITE, 0);
 	pthread_mutex_lock(&d->lock);
 	if (n > 0)
-		deliver(d, buffer, (size_t)n);
+		deliver(rq->mount, buffer, (size_t)n);
 	else if (n == 0)
 		atomic_store(&d->is_dead, true);
 	d->has_reader = false;
+}
+
+/** Take what came while nobody waits: notifications. The janitor's. */
+void daemon_drain(struct mount *m)
+{
+	struct daemon *d = m->daemon;
+	char *buffer = NULL;
+	ssize_t n;
+
+	if (!d || atomic_load(&d->is_dead) || !is_readable(d->fd))
+		return;
+	pthread_mutex_lock(&d->lock);
+	if (!d->has_reader && (buffer = malloc(2 * DAEMON_MAX_WRITE))) {
+		d->has_reader = true;
+		while ((n = recv(d->fd, buffer, 2 * DAEMON_MAX_WRITE, MSG_DONTWAIT)) > 0)
+			deliver(m, buffer, (size_t)n);
+		d->has_reader = false;
+		if (atomic_load(&d->n_waiting))
+			wake_reader(d);
+	}
+	pthread_mutex_unlock(&d->lock);
+	free(buffer);
 }
 
 static void sleep_slice(struct daemon *d, struct daemon_waiter *w)
@@ -368,7 +421,7 @@ int daemon_await(struct request *rq, struct daemon_call *call, struct daemon_wai
 		if (w->state == CALL_WAITING)
 			e = may_wait(rq, call, w);
 	}
-	if (was_reader && !d->has_reader)
+	if (was_reader && !d->has_reader && atomic_load(&d->n_waiting) > 1)
 		wake_reader(d);
 	pthread_mutex_unlock(&d->lock);
 	if (e == -ETIMEDOUT)

@@ -28,6 +28,7 @@ struct daemon_call {
 	uint32_t op, phase, flags;
 	uint64_t unique, nodeid, fh; /* the inode and handle by the numbers that the daemon knows, */
 	uint64_t our_nodeid, our_fh; /* and by those that lead to the backing; 0: they have none */
+	uint64_t other, our_other; /* likewise rename's new directory, and the inode that link is to link */
 	uint32_t uid, gid, pid, umask;
 	uint32_t error, reserved0; /* post: the result so far, and what it becomes */
 	uint64_t edits;		   /* enum fb_edit: what the handler changed in slot */
@@ -63,8 +64,11 @@ struct daemon {
 	_Atomic bool is_dead;
 	uint8_t routes[256]; /* by canonical opcode: enum daemon_route_bits */
 	bool has_data_routes;
+	pthread_mutex_t backing_lock; /* held by Python's thread while it looks at inodes and handles; guards is_stopped */
+	bool is_stopped;
 	pthread_mutex_t lock;
 	bool has_reader;
+	uint32_t n_spins_left_out, n_spins_to_leave_out; /* Python's thread's */
 	_Atomic uint32_t n_waiting;
 	int first_free;
 	struct daemon_waiter waiters[DAEMON_N_CALLS];
@@ -86,6 +90,7 @@ int daemon_start(struct mount *m, const uint8_t routes[256], int64_t timeout_ms,
 void daemon_end(struct daemon *d);
 void daemon_stop(struct mount *m);
 void daemon_destroy(struct mount *m);
+void daemon_drain(struct mount *m);
 uint64_t daemon_next_event(struct daemon *d);
 bool daemon_finish(struct daemon *d, uint32_t token);
 struct daemon_call *daemon_call_begin(struct request *rq, enum fb_phase phase, struct daemon_waiter **waiter);
@@ -95,6 +100,13 @@ int daemon_send(struct request *rq, struct daemon_waiter *waiter, const struct i
 void daemon_tell(struct daemon *d, enum daemon_event_kind kind, uint32_t token);
 void daemon_forget(struct daemon *d, uint64_t id, uint64_t n);
 void daemon_release(struct daemon *d, uint64_t fh, bool is_dir);
+
+/* daemon_notice.c */
+void daemon_notice(struct mount *m, int code, const char *body, size_t len);
+
+/* daemon_spin.c */
+bool is_readable(int fd);
+bool daemon_spin(struct daemon *d, int fd);
 
 /* daemon_route.c: what of an op is the daemon's */
 bool daemon_takes(const struct request *rq);

@@ -110,9 +110,7 @@ static struct handle *handle_of_ours(struct mount *m, uint64_t number)
 	return h && h->is_used && (h->generation & GENERATION_MASK) == generation ? h : NULL;
 }
 
-/** A descriptor, the caller's own, of the backing file behind a number that we gave out: of an inode O_PATH, of a handle
- * as it was opened. Or -errno: EBADF, there is no backing file behind it. */
-int daemon_backing_fd(struct mount *m, uint64_t number)
+static int backing_fd(struct mount *m, uint64_t number)
 {
 	if (number >> 61 == DAEMON_OUR_HANDLE >> 61) {
 		struct handle *h = handle_of_ours(m, number);
@@ -130,6 +128,16 @@ int daemon_backing_fd(struct mount *m, uint64_t number)
 	}
 	inode_release(m, inode);
 	return copy;
+}
+
+/** A descriptor, the caller's own, of the backing file behind a number that we gave out: of an inode O_PATH, of a handle
+ * as it was opened. Or -errno: EBADF, there is no backing file behind it; ENOTCONN, the mount has stopped. */
+int daemon_backing_fd(struct mount *m, uint64_t number)
+{
+	pthread_mutex_lock(&m->daemon->backing_lock);
+	int fd = m->daemon->is_stopped ? -ENOTCONN : backing_fd(m, number);
+	pthread_mutex_unlock(&m->daemon->backing_lock);
+	return fd;
 }
 
 /* Remember that a call has looked an inode up. */
@@ -170,8 +178,7 @@ static int enter_at(struct mount *m, struct inode *dir, const char *name, struct
 	return inodes_enter(m, fd, st.st_mode & S_IFMT, 0, dir, name, true, inode);
 }
 
-/** Look a name up on the backing root for a handler: *id is what it may answer with while its call lasts. 0 or -errno. */
-int daemon_hold(struct mount *m, uint32_t token, uint64_t parent, const char *name, uint64_t *id)
+static int hold(struct mount *m, uint32_t token, uint64_t parent, const char *name, uint64_t *id)
 {
 	struct inode *dir = inode_of_ours(m, parent), *inode;
 	int e = dir && dir->type == S_IFDIR ? 0 : -ENOTDIR;
@@ -188,4 +195,13 @@ int daemon_hold(struct mount *m, uint32_t token, uint64_t parent, const char *na
 		return 0;
 	inodes_forget(m, inode, 1);
 	return -ECANCELED;
+}
+
+/** Look a name up on the backing root for a handler: *id is what it may answer with while its call lasts. 0 or -errno. */
+int daemon_hold(struct mount *m, uint32_t token, uint64_t parent, const char *name, uint64_t *id)
+{
+	pthread_mutex_lock(&m->daemon->backing_lock);
+	int e = m->daemon->is_stopped ? -ENOTCONN : hold(m, token, parent, name, id);
+	pthread_mutex_unlock(&m->daemon->backing_lock);
+	return e;
 }

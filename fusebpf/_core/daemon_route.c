@@ -312,6 +312,8 @@ static const char *take_result(struct request *rq, const struct daemon_call *cal
 	if (call->data) {
 		if (call->data_len > call->data_capacity)
 			return "there are more bytes than the caller asked for";
+		if (!call->data_len && rq->op->canonical == FB_OP_readlink)
+			return "a link's target is empty";
 		rq->payload = rq->worker->payload;
 		rq->payload_len = call->data_len;
 		if (rq->op->canonical == FB_OP_read)

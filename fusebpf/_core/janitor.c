@@ -199,6 +199,7 @@ static void look_after(struct mount *m)
 	workers_wait(p, is_urgent ? INTERRUPT_PERIOD_NS : JANITOR_PERIOD_NS);
 	pthread_mutex_unlock(&p->lock);
 	passthrough_sweep(m);
+	daemon_drain(m);
 	pthread_mutex_lock(&p->lock);
 	if (atomic_load(&p->has_early))
 		retry_early(p);

@@ -410,6 +410,7 @@ static PyMethodDef mount_methods[] = {
 	{ "daemon_start", (PyCFunction)Mount_daemon_start, METH_VARARGS, NULL },
 	{ "daemon_end", (PyCFunction)Mount_daemon_end, METH_NOARGS, NULL },
 	{ "daemon_next", (PyCFunction)Mount_daemon_next, METH_NOARGS, NULL },
+	{ "daemon_spin", (PyCFunction)Mount_daemon_spin, METH_O, NULL },
 	{ "daemon_finish", (PyCFunction)Mount_daemon_finish, METH_O, NULL },
 	{ "daemon_backing", (PyCFunction)Mount_daemon_backing, METH_O, NULL },
 	{ "daemon_hold", (PyCFunction)Mount_daemon_hold, METH_VARARGS, NULL },

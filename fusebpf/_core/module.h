@@ -21,6 +21,7 @@ struct mount *mount_of(MountObject *self);
 PyObject *Mount_daemon_start(MountObject *self, PyObject *args);
 PyObject *Mount_daemon_end(MountObject *self, PyObject *unused);
 PyObject *Mount_daemon_next(MountObject *self, PyObject *unused);
+PyObject *Mount_daemon_spin(MountObject *self, PyObject *fd);
 PyObject *Mount_daemon_finish(MountObject *self, PyObject *token);
 PyObject *Mount_daemon_backing(MountObject *self, PyObject *number);
 PyObject *Mount_daemon_hold(MountObject *self, PyObject *args);

@@ -50,6 +50,20 @@ PyObject *Mount_daemon_next(MountObject *self, PyObject *unused)
 	return d ? PyLong_FromUnsignedLongLong(daemon_next_event(d)) : NULL;
 }
 
+PyObject *Mount_daemon_spin(MountObject *self, PyObject *fd)
+{
+	struct daemon *d = daemon_of(self);
+	long number = d ? PyLong_AsLong(fd) : 0;
+	bool found;
+
+	if (!d || PyErr_Occurred())
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	found = daemon_spin(d, (int)number);
+	Py_END_ALLOW_THREADS
+	return PyBool_FromLong(found);
+}
+
 PyObject *Mount_daemon_finish(MountObject *self, PyObject *token)
 {
 	struct daemon *d = daemon_of(self);

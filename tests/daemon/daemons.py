@@ -84,7 +84,7 @@ class Renames(Telling):
         raise fusebpf.Continue(name=b"real") if name == b"alias" else fusebpf.Continue
 
     async def create(self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any) -> Any:
-        raise fusebpf.Continue(mode=(mode & stat.S_IFMT(mode)) | 0o640)
+        raise fusebpf.Continue(mode=0o640)
 
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> Any:
         raise fusebpf.Continue(nonsense=1)
@@ -256,10 +256,17 @@ class Entries(Telling):
         return fusebpf.FileInfo(fh=3, passthrough=True), self.entry(parent_inode, name)
 
 
+class Mute:
+    """Nonsense that cannot even be shown."""
+
+    def __repr__(self) -> str:
+        raise ValueError("no words")
+
+
 class Fails(Telling):
     """Goes wrong in all ways, by the name that is looked up."""
 
-    async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> Any:
+    async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> Any:  # noqa: PLR0912 - a list
         if name == b"raises":
             raise RuntimeError("something is wrong in here")
         if name == b"denies":
@@ -268,6 +275,8 @@ class Fails(Telling):
             raise FUSEError(4000)
         if name == b"nonsense":
             return "a string"
+        if name == b"mute":
+            return Mute()
         if name == b"stranger":
             return own_file((1 << 62) + 12345, 0)
         if name == b"typeless":
@@ -313,3 +322,131 @@ class Refuses(fusebpf.Daemon):
 
     def __init__(self) -> None:
         raise ValueError("no such luck")
+
+
+class Groups(Telling):
+    """Fails in the middle of tasks of its own, by the name that is looked up."""
+
+    async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> EntryAttributes:
+        async def cleans_up_badly() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ValueError("cleaning up went wrong")
+
+        if name == b"badly":
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cleans_up_badly)
+                nursery.start_soon(trio.sleep_forever)
+        if name == b"refuses":
+            async with trio.open_nursery():
+                raise FUSEError(errno.EDQUOT)
+        if name == b"goes-on":
+            async with trio.open_nursery():
+                raise fusebpf.Continue
+        if name == b"both":
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(cleans_up_badly)
+                    nursery.cancel_scope.cancel()
+        if name == b"late":
+            raise trio.TooSlowError
+        raise fusebpf.Continue
+
+
+class LooksInVain(fusebpf.Daemon):
+    """Wants to see what pyfuse3 cannot express."""
+
+    async def post_lseek(self, request: fusebpf.Request, result: fusebpf.Result) -> None:
+        """Never called."""
+
+
+class LeavesNonsense(fusebpf.Daemon):
+    """Leaves results that make no sense, by the name of the file."""
+
+    def _kind(self, request: fusebpf.Request) -> str:
+        with self.stack.backing(request.inode) as backing:
+            return Path(backing.path).name
+
+    async def post_getattr(self, request: fusebpf.Request, result: Any) -> None:
+        kind = self._kind(request)
+        if kind == "text":
+            result.attr = "text"
+        if kind == "none":
+            result.attr = None
+        if kind == "size":
+            result.attr.st_size = -1
+
+    async def post_getxattr(self, request: fusebpf.Request, result: Any) -> None:
+        kind = self._kind(request)
+        if kind == "number":
+            result.data = 1
+        if kind == "huge":
+            result.data = bytes(1 << 20)
+        if kind == "gone":
+            result.error = "gone"
+
+    async def post_readlink(self, request: fusebpf.Request, result: Any) -> None:
+        result.data = b""
+
+
+class Judges(Telling):
+    """Lets what changes go on, and says which two inodes rename and link are about."""
+
+    async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> EntryAttributes:
+        raise fusebpf.Continue
+
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
+        raise fusebpf.Continue
+
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: Any, fh: int | None, ctx: Any
+    ) -> EntryAttributes:
+        raise fusebpf.Continue(mode=0o604)
+
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> EntryAttributes:
+        raise fusebpf.Continue(mode=mode & ~0o077)
+
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: Any) -> EntryAttributes:
+        self._tell_both("link", new_parent_inode, inode)
+        raise fusebpf.Continue
+
+    async def post_rename(self, request: fusebpf.Request, result: fusebpf.Result) -> None:
+        self._tell_both("rename", request.inode, request.other)
+
+    def _tell_both(self, op: str, first: int, second: int) -> None:
+        with self.stack.backing(first) as one, self.stack.backing(second) as two:
+            self.tell(op, Path(one.path).name, Path(two.path).name)
+
+
+class Notifies(Telling):
+    """A file `own` that the kernel keeps; `user.size` and `user.gone` change it, and tell the kernel."""
+
+    size, is_there = 3, True
+
+    def _attr(self) -> EntryAttributes:
+        attr = own_file(OWN, self.size)
+        attr.entry_timeout = attr.attr_timeout = 1000
+        return attr
+
+    async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> EntryAttributes:
+        if name != b"own":
+            raise fusebpf.Continue
+        if not self.is_there:
+            raise FUSEError(errno.ENOENT)
+        return self._attr()
+
+    async def getattr(self, inode: int, ctx: Any) -> EntryAttributes:
+        if inode != OWN:
+            raise fusebpf.Continue
+        return self._attr()
+
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
+        if name == b"user.size":
+            self.size = int(value)
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(OWN))
+        elif name == b"user.gone":
+            self.is_there = False
+            pyfuse3.invalidate_entry_async(pyfuse3.ROOT_INODE, pyfuse3.FileNameT(b"own"))
+        else:
+            raise fusebpf.Continue

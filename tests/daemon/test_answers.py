@@ -94,6 +94,36 @@ def test_continue_goes_on_with_other_arguments(with_daemon: Made) -> None:
     assert (mounted.src / "new").stat().st_mode & 0o777 == 0o640
 
 
+def test_continue_keeps_what_the_caller_said_of_an_attribute(with_daemon: Made) -> None:
+    file = with_daemon("Judges").path / "file"
+
+    os.setxattr(file, "user.a", b"1", os.XATTR_CREATE)
+    with pytest.raises(FileExistsError):
+        os.setxattr(file, "user.a", b"2", os.XATTR_CREATE)
+    os.setxattr(file, "user.a", b"3", os.XATTR_REPLACE)
+    with pytest.raises(OSError, match="No data"):
+        os.setxattr(file, "user.b", b"4", os.XATTR_REPLACE)
+    assert os.getxattr(file, "user.a") == b"3"
+
+
+def test_continue_takes_modes_with_their_type_or_without(with_daemon: Made) -> None:
+    mounted = with_daemon("Judges")
+
+    support.run("chmod", "600", mounted.path / "file")
+    support.run("mkdir", "-m", "777", mounted.path / "d")
+    assert (mounted.src / "file").stat().st_mode & 0o7777 == 0o604
+    assert (mounted.src / "d").is_dir()
+
+
+def test_both_inodes_of_rename_and_link_have_their_backing(with_daemon: Made) -> None:
+    mounted = with_daemon("Judges")
+    (mounted.src / "d").mkdir()
+
+    support.run("ln", mounted.path / "file", mounted.path / "d/link")
+    support.run("mv", mounted.path / "d/link", mounted.path / "moved")
+    assert asked(mounted) == ["link d file", "rename d src"]
+
+
 def test_continue_with_what_the_op_does_not_have_or_cannot_be_fails_it(with_daemon: Made) -> None:
     mounted = with_daemon("Renames")
 

@@ -35,6 +35,7 @@ def test_each_failure_has_its_errno_and_its_line(mount: Mounter) -> None:
     assert stat_says(mounted, "denies") == os.strerror(errno.EDQUOT)
     assert stat_says(mounted, "absurd") == os.strerror(errno.EIO)
     assert stat_says(mounted, "nonsense") == os.strerror(errno.EIO)
+    assert stat_says(mounted, "mute") == os.strerror(errno.EIO)
     assert stat_says(mounted, "stranger") == os.strerror(errno.EIO)
     assert stat_says(mounted, "typeless") == os.strerror(errno.EIO)
     assert "Input/output error" in support.run("cat", mounted.path / "file", check=False).stderr
@@ -47,6 +48,28 @@ def test_each_failure_has_its_errno_and_its_line(mount: Mounter) -> None:
     assert "the daemon's answer to read makes no sense" in log
 
 
+def test_a_look_that_leaves_nonsense_fails_its_op_and_no_other(mount: Mounter) -> None:
+    mounted = mount(arguments=["--daemon", f"{DAEMONS}:LeavesNonsense"])
+    names = ("text", "none", "size", "number", "huge", "gone")
+    for name in names:
+        (mounted.src / name).touch()
+        os.setxattr(mounted.src / name, "user.kind", name.encode())
+
+    for name in names[:3]:
+        assert stat_says(mounted, name) == os.strerror(errno.EIO), name
+    for name in names[3:]:
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            os.getxattr(mounted.path / name, "user.kind")
+    (mounted.src / "link").symlink_to("somewhere")
+    assert "Input/output error" in support.run("python3", "-c", READLINK, mounted.path, check=False).stderr
+    (mounted.src / "file").touch()
+    assert stat_says(mounted, "file") == ""
+    assert "post_getattr left a result that makes no sense" in mounted.log
+
+
+READLINK = "import os, sys; os.readlink(sys.argv[1] + '/link')"
+
+
 def test_a_handler_that_hangs_is_cancelled_after_the_timeout(mount: Mounter) -> None:
     mounted = failing(mount, "--daemon-timeout", "0.5")
 
@@ -56,6 +79,20 @@ def test_a_handler_that_hangs_is_cancelled_after_the_timeout(mount: Mounter) -> 
     assert "did not answer lookup within 500 ms" in mounted.log
     assert stat_says(mounted, "deaf") == os.strerror(errno.ETIMEDOUT)
     assert stat_says(mounted, "file") == ""
+
+
+def test_a_handler_may_use_nurseries_and_fail_in_them(mount: Mounter) -> None:
+    mounted = mount(arguments=["--daemon", f"{DAEMONS}:Groups", "--daemon-timeout", "0.5"])
+    (mounted.src / "goes-on").touch()
+
+    assert stat_says(mounted, "badly") == os.strerror(errno.ETIMEDOUT)
+    assert stat_says(mounted, "both") == os.strerror(errno.EIO)
+    assert stat_says(mounted, "late") == os.strerror(errno.EIO)
+    assert stat_says(mounted, "refuses") == os.strerror(errno.EDQUOT)
+    assert stat_says(mounted, "goes-on") == ""
+    assert stat_says(mounted, "badly") == os.strerror(errno.ETIMEDOUT)
+    assert "ValueError: cleaning up went wrong" in mounted.log
+    assert "the daemon has ended" not in mounted.log
 
 
 def test_the_callers_interrupt_cancels_the_handler(mount: Mounter) -> None:
@@ -146,6 +183,11 @@ def test_what_cannot_be_is_refused_in_one_line(directory: Path) -> None:
     refused(2, *daemon, "--route", "raed=daemon", says="there is no op 'raed'")
     refused(2, *daemon, "--route", "lseek=daemon", says="pyfuse3 cannot express lseek")
     refused(2, *daemon, "--route", "post_read=daemon", says="no handler post_read")
+    refused(
+        2, *daemon, "--route", "post_release=daemon", says="results are shown of what pyfuse3 can express"
+    )
+    looks = f"{DAEMONS}:LooksInVain"
+    refused(2, "--daemon", looks, says="LooksInVain.post_lseek would never be called")
     refused(2, *daemon, "--daemon-timeout", "0", says="daemon timeout 0.0")
     refused(2, *daemon, "--on-daemon-failure", "maybe", says="maybe")
 

@@ -1,5 +1,6 @@
 """Nodes of the daemon's own, beside those of the backing root."""
 
+import os
 from pathlib import Path
 
 import support
@@ -74,3 +75,14 @@ def test_the_daemon_gets_its_share_of_forgets(mount: Mounter) -> None:
     asked = mounted.src.parent / "asked"
     support.wait_until(lambda: asked.exists() and "forget 78 " in asked.read_text())
     assert "forget 4611" not in asked.read_text()
+
+
+def test_the_daemon_tells_the_kernel_what_it_keeps_no_longer(mount: Mounter) -> None:
+    mounted = mount(arguments=["--daemon", f"{DAEMONS}:Notifies"])
+    own = mounted.path / "own"
+
+    assert own.stat().st_size == 3
+    os.setxattr(own, "user.size", b"8")
+    support.wait_until(lambda: own.stat().st_size == 8)
+    os.setxattr(own, "user.gone", b"")
+    support.wait_until(lambda: not own.exists())

@@ -96,6 +96,42 @@ def test_exif_redact_hides_the_place_from_who_is_not_trusted(mount: Mounter) -> 
     assert seen("copy.txt", 1000) == photo("<")
 
 
+def test_exif_redact_knows_directories_links_and_other_names(mount: Mounter) -> None:
+    example = EXAMPLES / "exif_redact"
+    mounted = mount(
+        filters=[example / "exif_redact.c"],
+        sets={"exif_redact.trusted": "0"},
+        arguments=["--daemon", f"{example}/exif_redact.py:ExifRedact"],
+    )
+    mounted.src.chmod(0o777)
+    (mounted.src / "trip.jpg").mkdir()
+    (mounted.src / "trip.jpg/in.JpEg").write_bytes(photo("<"))
+    (mounted.src / "padded.jpg").write_bytes(photo("<").replace(b"\xff\xe1", b"\xff\xff\xff\xe1"))
+    (mounted.src / "text").touch()
+    (mounted.src / "link.jpg").symlink_to("trip.jpg/in.JpEg")
+
+    def says(*words: str) -> str:
+        return run(*words, user=1000, cwd=mounted.path, check=False).stdout.strip()
+
+    for name in ("trip.jpg/in.JpEg", "padded.jpg", "link.jpg"):
+        assert says("grep", "-c", "GPSLatitude", name) == "0", name
+        assert run("grep", "-c", "GPSLatitude", mounted.path / name).stdout == "1\n"
+    assert says("ls", "trip.jpg") == "in.JpEg"
+    assert says("readlink", "link.jpg") == "trip.jpg/in.JpEg"
+    assert run("mv", "padded.jpg", "padded", user=1000, cwd=mounted.path, check=False).returncode
+    exchange = (
+        "import ctypes, sys; sys.exit(-ctypes.CDLL(None).renameat2(-100, b'text', -100, b'padded.jpg', 2))"
+    )
+    assert run("python3", "-c", exchange, user=1000, cwd=mounted.path, check=False).returncode
+    says("mv", "text", "new.jpg")
+    assert sorted(path.name for path in mounted.src.iterdir()) == [
+        "link.jpg",
+        "new.jpg",
+        "padded.jpg",
+        "trip.jpg",
+    ]
+
+
 def test_encrypt_reads_and_writes_anywhere(
     mount: Mounter, monkeypatch: pytest.MonkeyPatch, directory: Path
 ) -> None:
