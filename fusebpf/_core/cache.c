@@ -92,12 +92,21 @@ static void shorten_entry(const struct mount *m, struct fuse_entry_out *entry)
 	shorten(m, &entry->attr_valid, &entry->attr_valid_nsec);
 }
 
+/* Listings go by it: see cache_may_ask. */
+static void note_lookup(struct chain *chain, bool is_kept)
+{
+	if (atomic_load_explicit(&chain->keeps_entries, memory_order_relaxed) != is_kept)
+		atomic_store_explicit(&chain->keeps_entries, is_kept, memory_order_relaxed);
+}
+
 /** Before the reply goes out: if something changed behind the mount meanwhile, the op may have seen it as it was before, and the
  * kernel, which does not have it yet, cannot be told. */
 void cache_finish(struct request *rq)
 {
 	struct mount *m = rq->mount;
 
+	if (rq->chain && rq->op->canonical == FB_OP_lookup)
+		note_lookup(rq->chain, rq->entry_ttl_ns);
 	if (!is_watching(m) || atomic_load(&m->watch.n_changes) == rq->n_changes)
 		return;
 	if (rq->op->flags & FB_OP_ENTRY)
@@ -109,6 +118,18 @@ void cache_finish(struct request *rq)
 		shorten_entry(m, &plus->entry_out);
 		at += FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET_DIRENTPLUS + plus->dirent.namelen);
 	}
+}
+
+/** Where lookup is hooked: are its hooks to be asked of each entry of a listing with attributes, so that it brings inodes? While
+ * they let entries be kept, and can judge as they do of a lookup: a daemon is asked for one name at a time, and a caller is
+ * told once for each request. */
+bool cache_may_ask(const struct request *rq)
+{
+	const struct mount *m = rq->mount;
+	const struct chain *chain = rq->worker->chain;
+
+	return atomic_load_explicit(&chain->keeps_entries, memory_order_relaxed) && !m->daemon && m->default_permissions &&
+	       !(chain->wants & FB_WANTS_CALLER);
 }
 
 /** May the kernel keep the listing of rq->inode, a directory that is being opened? Where it is told when it changes, and

@@ -35,5 +35,6 @@ void cache_entry(struct request *rq, struct inode *inode, struct fuse_entry_out 
 void cache_attr(struct request *rq);
 void cache_finish(struct request *rq);
 bool cache_may_list(const struct request *rq);
+bool cache_may_ask(const struct request *rq);
 
 #endif
