@@ -55,9 +55,7 @@ void cache_entry(struct request *rq, struct inode *inode, struct fuse_entry_out 
 	if (rq->op->flags & FB_OP_OPENS && attr_ns == FOR_EVER_NS)
 		attr_ns = m->ttl_ns; // it is about to be passed through
 	// Of a file's names the core knows one (notify.c: send_all); and what changes it under another may be missed.
-	bool is_linked = out->attr.nlink > 1 && inode->type != S_IFDIR;
-	atomic_store_explicit(&inode->is_linked, is_linked, memory_order_relaxed);
-	if (is_linked) {
+	if (atomic_load_explicit(&inode->is_linked, memory_order_relaxed)) {
 		uint64_t most_ns = m->ttl_ns < NOTIFY_UNKNOWN_NS ? m->ttl_ns : NOTIFY_UNKNOWN_NS;
 		entry_ns = entry_ns < most_ns ? entry_ns : most_ns;
 		attr_ns = attr_ns == FOR_EVER_NS ? m->ttl_ns : attr_ns;

@@ -67,7 +67,34 @@ def test_with_a_ttl_a_filter_that_comes_is_asked_at_once(mount: support.Mounter)
         (mounted.path / "f").read_text()
 
 
-def stats_of(path: Path) -> dict[str, tuple[int, ...]]:
+def test_with_a_ttl_a_change_of_the_names_reaches_each_name_of_a_file(mount: support.Mounter) -> None:
+    mounted = mount(filters=["hide"], sets=SETS)
+    (mounted.src / "a").touch()
+    os.link(mounted.src / "a", mounted.src / "b")
+    for name in ("a", "b"):
+        (mounted.path / name).stat()
+
+    for name in ("a", "b"):
+        support.run(support.COMMAND, "map", mounted.path, "hide", "names", "set", name)
+        with pytest.raises(FileNotFoundError):
+            (mounted.path / name).stat()
+
+
+def test_a_ttl_is_nothing_where_the_backing_file_system_judges_each_caller(mount: support.Mounter) -> None:
+    mounted = mount(filters=["hide"], sets=SETS, options="nodefault_permissions")
+    private = mounted.src / "private"
+    private.mkdir()
+    (private / "f").write_text("x")
+    private.chmod(0o700)
+    assert (mounted.path / "private/f").read_text() == "x"
+
+    nobody = ("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups")
+    refused = support.run(*nobody, "cat", mounted.path / "private/f", check=False)
+
+    assert "Permission denied" in refused.stderr
+
+
+def stats_of(path: Path) -> dict[str, tuple[float, ...]]:
     """What a listing shows, and a stat of each entry."""
     with os.scandir(path) as entries:
         names = [entry.name for entry in entries]
@@ -101,7 +128,8 @@ def test_with_a_ttl_a_listing_brings_what_its_entries_are(directory: Path) -> No
 
         expected = {name: row for name, row in stats_of(behind).items() if not name.endswith(".key")}
         assert {name: row[:2] + row[3:] for name, row in found.items()} == {
-            name: row[:2] + row[3:] for name, row in expected.items()  # but for the device
+            name: row[:2] + row[3:]
+            for name, row in expected.items()  # but for the device
         }
         assert served.counters()["requests"] - before < 10
         assert lookups(served) - asked == 51  # that of the directory, and each entry's
