@@ -88,7 +88,7 @@ WHAT = {
         "forget, of many inodes at once",
         "tests/core/test_descriptors.py::test_many_inodes_are_forgotten_by_few_requests",
     ),
-    "readdirplus": Told("getdents64, and lookup of each entry where no filter hooks lookup"),
+    "readdirplus": Told("getdents64, lookup of each entry, unless a filter hooks lookup and gives no ttl"),
     "rename2": Told("renameat2 with its flags, as the caller"),
     "dirent": Told("no request: the core asks for each entry of a listing, but not for . and .."),
 }

@@ -55,9 +55,7 @@ void cache_entry(struct request *rq, struct inode *inode, struct fuse_entry_out 
 	if (m->has_passthrough && rq->op->flags & FB_OP_OPENS && attr_ns == FOR_EVER_NS)
 		attr_ns = m->ttl_ns; // it is about to be passed through
 	// Of a file's names the core knows one (notify.c: send_all); and what changes it under another may be missed.
-	bool is_linked = out->attr.nlink > 1 && inode->type != S_IFDIR;
-	atomic_store_explicit(&inode->is_linked, is_linked, memory_order_relaxed);
-	if (is_linked) {
+	if (atomic_load_explicit(&inode->is_linked, memory_order_relaxed)) {
 		uint64_t most_ns = m->ttl_ns < NOTIFY_UNKNOWN_NS ? m->ttl_ns : NOTIFY_UNKNOWN_NS;
 		entry_ns = entry_ns < most_ns ? entry_ns : most_ns;
 		attr_ns = attr_ns == FOR_EVER_NS ? m->ttl_ns : attr_ns;
@@ -92,12 +90,21 @@ static void shorten_entry(const struct mount *m, struct fuse_entry_out *entry)
 	shorten(m, &entry->attr_valid, &entry->attr_valid_nsec);
 }
 
+/* Listings go by it: see cache_may_ask. */
+static void note_lookup(struct chain *chain, bool is_kept)
+{
+	if (atomic_load_explicit(&chain->keeps_entries, memory_order_relaxed) != is_kept)
+		atomic_store_explicit(&chain->keeps_entries, is_kept, memory_order_relaxed);
+}
+
 /** Before the reply goes out: if something changed behind the mount meanwhile, the op may have seen it as it was before, and the
  * kernel, which does not have it yet, cannot be told. */
 void cache_finish(struct request *rq)
 {
 	struct mount *m = rq->mount;
 
+	if (rq->chain && rq->op->canonical == FB_OP_lookup)
+		note_lookup(rq->chain, rq->entry_ttl_ns);
 	if (!is_watching(m) || atomic_load(&m->watch.n_changes) == rq->n_changes)
 		return;
 	if (rq->op->flags & FB_OP_ENTRY)
@@ -120,6 +127,18 @@ bool cache_listings_are_hooked(const struct chain *chain)
 		if (chain_hooks(chain, hooked[i]))
 			return true;
 	return false;
+}
+
+/** Where lookup is hooked: are its hooks to be asked of each entry of a listing with attributes, so that it brings inodes? While
+ * they let entries be kept, and can judge as they do of a lookup: a daemon is asked for one name at a time, and a caller is
+ * told once for each request. */
+bool cache_may_ask(const struct request *rq)
+{
+	const struct mount *m = rq->mount;
+	const struct chain *chain = rq->worker->chain;
+
+	return atomic_load_explicit(&chain->keeps_entries, memory_order_relaxed) && !m->daemon && m->default_permissions &&
+	       !(chain->wants & FB_WANTS_CALLER);
 }
 
 /** May the kernel keep the listing of rq->inode, a directory that is being opened? Where it is told when it changes, and

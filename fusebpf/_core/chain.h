@@ -27,7 +27,8 @@ struct op_hooks {
 	struct chain_hook post[FB_MAX_FILTERS]; /* from low to high */
 };
 
-/* An immutable snapshot, but that hooks may be joined later on. A worker holds a reference while it serves an op with it. */
+/* An immutable snapshot, but for what is atomic and that hooks may be joined later on. A worker holds a reference while it
+ * serves an op with it. */
 struct chain {
 	_Atomic uint32_t refs;
 	uint32_t revision;
@@ -35,6 +36,7 @@ struct chain {
 	struct chain *next_old; /* of those that are no longer the mount's and still used */
 	uint32_t n_filters;
 	uint32_t wants; /* of all filters */
+	_Atomic bool keeps_entries; /* its hooks gave a ttl to the last lookup that found something (cache.c) */
 	bool keeps_open_files; /* what is passed through may be opened anew in spite of hooks on its data */
 	struct chain_filter filters[FB_MAX_FILTERS]; /* from high to low */
 	struct op_hooks *ops[256];

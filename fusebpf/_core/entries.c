@@ -13,10 +13,13 @@ void ttl_set(uint64_t ttl_ns, uint64_t *seconds, uint32_t *nanoseconds)
 	*nanoseconds = (uint32_t)(ttl_ns % 1000000000u);
 }
 
-/** How long the kernel may keep a name of this inode: not at all where it depends on who looks, or from where. */
+/** How long the kernel may keep a name of this inode: not at all where it depends on who looks, or from where, whatever a filter
+ * says. */
 uint64_t entry_ttl_ns(const struct request *rq, const struct inode *inode)
 {
-	return rq->mount->inodes.has_views || inode->tags & INODE_TAG_MIXED ? 0 : rq->entry_ttl_ns;
+	bool depends = rq->mount->inodes.has_views || inode->tags & INODE_TAG_MIXED || !rq->mount->default_permissions;
+
+	return depends ? 0 : rq->entry_ttl_ns;
 }
 
 /** How long it may keep the inode's attributes: not at all where they change through another view. */
@@ -31,6 +34,8 @@ static void entry_finish(struct request *rq, const char *name, struct inode *ino
 	if (tags_are_used(&rq->mount->tags))
 		tags_reached(rq, inode, rq->inode, name, out->attr.nlink);
 	out->nodeid = inode->nodeid;
+	// As the backing says, not as a filter may.
+	atomic_store_explicit(&inode->is_linked, out->attr.nlink > 1 && inode->type != S_IFDIR, memory_order_relaxed);
 	cache_entry(rq, inode, out);
 }
 

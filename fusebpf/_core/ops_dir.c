@@ -23,10 +23,12 @@ struct listing {
 	struct handle *h;
 	char *out;
 	size_t len, size;
-	bool is_plus;	  /* each entry with its attributes */
-	bool with_inodes; /* no: plus entries go out with nodeid 0, since lookup is hooked */
-	int dir_fd;	  /* of the directory, for lookups */
-	dev_t dev;	  /* whose inode numbers getdents64 gives */
+	bool is_plus;	       /* each entry with its attributes */
+	bool with_inodes;      /* no: plus entries go out with nodeid 0, since who is to be asked of each cannot be */
+	bool is_hooked;	       /* lookup is: its hooks are asked of each entry */
+	struct fb_slot *image; /* for that, or NULL */
+	int dir_fd;	       /* of the directory, for lookups */
+	dev_t dev;	       /* whose inode numbers getdents64 gives */
 };
 
 /* A caller whom the backing file system judges may list what he may not search, and "." takes a search. */
@@ -93,6 +95,60 @@ static bool is_dots(const char *name)
 	return name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2]));
 }
 
+/*
+ * Look an entry up as a request for it would, hooks and record included. What they do not let the kernel keep is not handed
+ * out: nodeid 0, and it asks when the name is used.
+ */
+static int entry_asked(struct request *rq, struct listing *l, const char *name, uint32_t name_len, struct fuse_entry_out *out,
+		       struct inode **inode)
+{
+	struct chain *chain = rq->worker->chain;
+	bool has_slot = rq->slot != NO_SLOT;
+
+	if (name_len >= FB_NAME_SIZE || !cache_may_ask(rq))
+		return 0;
+	if (!l->image && !(l->image = calloc(1, sizeof(*l->image))))
+		return -ENOMEM;
+	struct request lookup = { .mount = rq->mount,
+				  .worker = rq->worker,
+				  .op = &ops[FB_OP_lookup],
+				  .in = rq->in,
+				  .body = name,
+				  .body_len = name_len + 1,
+				  .name = name,
+				  .inode = rq->inode,
+				  .create_uid = rq->create_uid,
+				  .create_gid = rq->create_gid,
+				  .chain = chain,
+				  .hooks = chain->ops[FB_OP_lookup],
+				  .image = l->image,
+				  .slot = NO_SLOT };
+	l->image->unique = rq->image->unique;
+	l->image->nodeid = rq->image->nodeid;
+	l->image->flags = rq->image->flags & FB_NO_CALLER;
+	l->image->uid = rq->image->uid;
+	l->image->gid = rq->image->gid;
+	l->image->pid = rq->image->pid;
+	slot_release(rq); // whoever waits for a slot has none
+	worker_leave_backing(rq->worker);
+	cache_begin(&lookup);
+	request_ask(&lookup);
+	if (has_slot)
+		slot_acquire(rq, false);
+	worker_enter_backing(rq->worker);
+	if (!lookup.error)
+		cache_finish(&lookup);
+	if (!lookup.error && lookup.entry_ttl_ns) {
+		*out = lookup.out.create.entry;
+		*inode = lookup.entry;
+	} else {
+		result_undo(&lookup);
+	}
+	if (lookup.chain)
+		watch_record(&lookup);
+	return 0;
+}
+
 /* Append one entry. Returns 1, 0 if it does not fit, or -errno. */
 static int listing_add(struct request *rq, struct listing *l, const struct backing_dirent *d, uint64_t ino,
 		       const char *name, uint32_t name_len)
@@ -107,7 +163,8 @@ static int listing_add(struct request *rq, struct listing *l, const struct backi
 		return 0;
 	memset(plus, 0, head);
 	if (l->is_plus && l->with_inodes && !is_dots(name)) {
-		int e = entry_at(rq, l->dir_fd, name, &plus->entry_out, &inode);
+		int e = l->is_hooked ? entry_asked(rq, l, name, name_len, &plus->entry_out, &inode)
+				     : entry_at(rq, l->dir_fd, name, &plus->entry_out, &inode);
 		if (e == -ENOENT || e == -ESTALE || e == -EACCES || e == -EPERM)
 			memset(&plus->entry_out, 0, sizeof(plus->entry_out)); // gone since, or not ours to see
 		else if (e)
@@ -182,7 +239,8 @@ static int list(struct request *rq, bool is_plus)
 			     .out = rq->worker->payload,
 			     .size = args.size,
 			     .is_plus = is_plus,
-			     .with_inodes = (!chain || !chain_hooks(chain, FB_OP_lookup)) && !daemon_judges_entries(rq->mount) };
+			     .is_hooked = chain && chain_hooks(chain, FB_OP_lookup),
+			     .with_inodes = !daemon_judges_entries(rq->mount) };
 
 	if (!l.h)
 		return -errno;
@@ -203,6 +261,7 @@ static int list(struct request *rq, bool is_plus)
 	pthread_mutex_unlock(&l.h->dir_lock);
 	if (is_plus)
 		inode_fd_put(rq->mount, rq->inode);
+	free(l.image);
 	rq->image->args.rw = args; // dirent hooks saw theirs there
 	if (rq->chain) {
 		memset(&rq->image->name, 0, sizeof(rq->image->name));

@@ -140,6 +140,7 @@ void paths_fill(struct request *rq);
 /* route.c */
 void request_run(struct request *rq);
 void request_route(struct request *rq);
+void request_ask(struct request *rq);
 bool pre_decide(struct request *rq, const struct chain_hook *hook, const struct fb_verdict_record *v);
 void post_decide(struct request *rq, const struct chain_hook *hook, const struct fb_verdict_record *v);
 bool pre_ask(struct request *rq, const struct chain_hook *hook);

@@ -146,12 +146,9 @@ void result_from_slot(struct request *rq, uint64_t edits)
 		}
 	}
 	if (edits & (FB_EDIT_TTL | FB_EDIT_ATTR) && rq->op->flags & FB_OP_ATTR)
-		ttl_set(attr_ttl_ns(rq, rq->inode), &rq->out.attr.attr_valid, &rq->out.attr.attr_valid_nsec);
-	if (edits & FB_EDIT_TTL && rq->op->flags & FB_OP_ENTRY) {
-		struct fuse_entry_out *entry = &rq->out.create.entry;
-		ttl_set(attr_ttl_ns(rq, rq->entry), &entry->attr_valid, &entry->attr_valid_nsec);
-		ttl_set(entry_ttl_ns(rq, rq->entry), &entry->entry_valid, &entry->entry_valid_nsec);
-	}
+		cache_attr(rq);
+	if (edits & FB_EDIT_TTL && rq->op->flags & FB_OP_ENTRY)
+		cache_entry(rq, rq->entry, &rq->out.create.entry);
 	if (edits & FB_EDIT_STATFS) {
 		const struct fb_statfs *st = &image->result.statfs;
 		rq->out.statfs.st = (struct fuse_kstatfs){ .blocks = st->blocks, .bfree = st->bfree,

@@ -367,7 +367,8 @@ void request_route(struct request *rq)
 		post_run(rq);
 }
 
-static void hooked_run(struct request *rq)
+/** Run an op that is hooked, in a slot of its own, up to its reply. */
+void request_ask(struct request *rq)
 {
 	if (slot_acquire(rq, !(rq->op->flags & FB_OP_UNREFUSABLE))) {
 		rq->error = EINTR;
@@ -419,7 +420,7 @@ void request_run(struct request *rq)
 		return;
 	}
 	if (is_hooked(rq)) {
-		hooked_run(rq);
+		request_ask(rq);
 	} else {
 		op_do(rq);
 	}

@@ -30,6 +30,7 @@ void watch_own_thread(struct mount *m, bool is_own);
 uint64_t watch_mounts_below(int root_fd);
 
 /* cache.c */
+bool cache_may_ask(const struct request *rq);
 void cache_begin(struct request *rq);
 void cache_entry(struct request *rq, struct inode *inode, struct fuse_entry_out *out);
 void cache_attr(struct request *rq);
