@@ -72,7 +72,8 @@ for case in (
     (os.rename, "p", "q"), (os.rename, "p/sub", "sub.sec"), (exchange, "a.sec", "own"),
     (exchange, "own", "p/f"), (exchange, "own", "p/sub"),
     (os.link, "a.sec", "b.sec"), (os.link, "p/f", "p/g"), (os.rename, "b.sec", "c.sec"),
-    (os.rename, "p/g", "p/h"), (os.rename, "own", "own2"), (os.link, "own2", "own3"), (os.rename, "own2", "p/own"),
+    (os.rename, "p/g", "p/h"), (os.rename, "own", "own2"),
+    (os.link, "own2", "own3"), (os.rename, "own2", "p/own"),
 ):
     print(told(*case), end=" ")
 """
