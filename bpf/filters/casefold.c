@@ -4,7 +4,8 @@
 #define CASE 0x20 /* what tells a from A */
 #define N_WORDS (FB_NAME_SIZE / 8)
 
-FILTER(casefold, .altitude = FB_VIEW + 20,
+/* Above the filters that judge names, so that they judge the stored one: a hidden name is hidden in upper case too. */
+FILTER(casefold, .altitude = FB_POLICY + 90,
        .doc = "Names are the same in upper and lower case (ASCII), for trees whose names are stored in lower case.")
 
 /* Bring a name into lower case; returns whether it was in another. */

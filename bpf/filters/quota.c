@@ -14,8 +14,8 @@ struct quota_rule {
 	char path[PATH_SIZE];
 	u64 max_bytes; /* 0: no limit */
 	u64 max_files;
-	u64 bytes;
-	u64 files;
+	s64 bytes; /* below 0: what was there before and was not said has gone */
+	s64 files;
 };
 
 struct quota_seen {
@@ -38,11 +38,11 @@ FB_ALWAYS_INLINE struct quota_rule *quota_rule_of(u64 tag)
 /* Take from a rule's room; what does not fit is given back. */
 FB_ALWAYS_INLINE int quota_take(struct quota_rule *rule, u64 bytes, u64 files)
 {
-	u64 now_bytes = __sync_fetch_and_add(&rule->bytes, bytes) + bytes;
-	u64 now_files = __sync_fetch_and_add(&rule->files, files) + files;
+	s64 now_bytes = __sync_fetch_and_add(&rule->bytes, bytes) + bytes;
+	s64 now_files = __sync_fetch_and_add(&rule->files, files) + files;
 
-	if ((!bytes || !rule->max_bytes || now_bytes <= rule->max_bytes) &&
-	    (!files || !rule->max_files || now_files <= rule->max_files))
+	if ((!bytes || !rule->max_bytes || now_bytes <= (s64)rule->max_bytes) &&
+	    (!files || !rule->max_files || now_files <= (s64)rule->max_files))
 		return 1;
 	__sync_fetch_and_add(&rule->bytes, -bytes);
 	__sync_fetch_and_add(&rule->files, -files);
@@ -92,6 +92,13 @@ FB_ALWAYS_INLINE u64 quota_named(struct fb_slot *ctx)
 	return found;
 }
 
+/* An entry counts for its directory's rule, also where it has one of its own. */
+PRE(quota, lookup)
+{
+	ctx->cookie = ctx->tag & 0xff;
+	return FB_CONTINUE;
+}
+
 /* Note what an entry is: a directory's rule by its path, a file's size, and for what is named later. */
 POST(quota, lookup)
 {
@@ -111,7 +118,7 @@ POST(quota, lookup)
 	}
 	seen.size = (ctx->result.attr.mode & 0170000) == 0100000 ? ctx->result.attr.size : 0;
 	seen.n_links = ctx->result.attr.nlink;
-	seen.rule = tag & 0xff;
+	seen.rule = ctx->cookie;
 	if (seen.rule)
 		quota__seen.update(&ctx->key, &seen);
 	if (tag == ctx->tag)
@@ -181,9 +188,45 @@ POST(quota, rmdir)
 	return FB_CONTINUE;
 }
 
-/* What moves to another rule is copied, as between file systems. */
+/* Is this a rule's path, or one above it? All ones for yes: a branch in the loop would be walked both ways. */
+FB_ALWAYS_INLINE u64 quota_is_above(const char *path, u64 len)
+{
+	u64 found = 0, difference, mask, end, i;
+	u32 index, at;
+	s64 before;
+
+	if (len >= PATH_SIZE)
+		return 0;
+#pragma clang loop unroll(disable)
+	for (index = 0; index < N_RULES; index++) {
+		struct quota_rule *rule = quota__rules.lookup(&index);
+		if (!rule || !rule->path[0])
+			break;
+		difference = 0;
+#pragma clang loop unroll(disable)
+		for (at = 0; at < PATH_SIZE; at++) {
+			asm volatile("" : "+r"(at));
+			i = at;
+			before = (s64)(i - len);
+			asm volatile("" : "+r"(before));
+			mask = (u64)(before >> 63);
+			difference |= (u8)(path[at & (PATH_SIZE - 1)] ^ rule->path[at & (PATH_SIZE - 1)]) & mask;
+		}
+		end = (u8)rule->path[len & (PATH_SIZE - 1)];
+		found |= fb_is_zero(difference) & (fb_is_zero(end) | fb_is_zero(end ^ '/'));
+	}
+	return found;
+}
+
+/* What moves to another rule is copied, as between file systems; so is what a rule's path leads to. */
 PRE(quota, link) { return (ctx->tag & 0xff) != (ctx->tag2 & 0xff) ? -EXDEV : FB_CONTINUE; }
-PRE(quota, rename) { return (ctx->tag & 0xff) != (ctx->tag2 & 0xff) ? -EXDEV : FB_CONTINUE; }
+
+PRE(quota, rename)
+{
+	if ((ctx->tag & 0xff) != (ctx->tag2 & 0xff))
+		return -EXDEV;
+	return quota_is_above(ctx->path, ctx->path_len) || quota_is_above(ctx->path2, ctx->path2_len) ? -EXDEV : FB_CONTINUE;
+}
 
 POST(quota, rename)
 {
@@ -272,16 +315,19 @@ POST(quota, open)
 	return ctx->error || !(ctx->args.open.flags & O_TRUNC) ? FB_CONTINUE : quota_sized(ctx, 0);
 }
 
-/* Modes that shorten or lengthen a file in the middle are not counted, so they are not had. */
+/* Modes that shorten or lengthen a file in the middle, or take room behind its end, are not counted, so they are not
+ * had. */
 PRE(quota, fallocate)
 {
 	u32 mode = ctx->args.fallocate.mode;
+	u64 end;
 
 	if (!(ctx->tag & 0xff))
 		return FB_CONTINUE;
-	if (mode & ~3)
+	end = ctx->args.fallocate.offset + ctx->args.fallocate.length;
+	if (mode & ~3 || (mode == 1 && end > ctx->tag >> SIZE_SHIFT))
 		return -EOPNOTSUPP;
-	return mode ? FB_CONTINUE : quota_grow(ctx, ctx->args.fallocate.offset + ctx->args.fallocate.length);
+	return mode ? FB_CONTINUE : quota_grow(ctx, end);
 }
 
 POST(quota, fallocate)

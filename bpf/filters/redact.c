@@ -3,7 +3,8 @@
 
 #define O_ACCMODE 3
 #define O_TRUNC 01000
-#define REDACTED 1 /* the view of those who do not see everything */
+#define REDACTED 1 /* the view of those who do not see everything; and the tag of files in it */
+#define RENAME_EXCHANGE 2
 
 FILTER(redact, .altitude = FB_DATA + 10, .wants = FB_WANTS_DATA | FB_WANTS_PATH | FB_WANTS_IDS,
        .doc = "In files of `paths` and `names`, a range and a kind of bytes read as zeros for all users but those in "
@@ -49,7 +50,23 @@ FB_ALWAYS_INLINE int redact_look(struct fb_slot *ctx)
 /* Directories are the same for all: what is in them is looked up for each caller. */
 FB_ALWAYS_INLINE int redact_entry(struct fb_slot *ctx)
 {
-	return ctx->error || (ctx->result.attr.mode & 0170000) != 0100000 ? FB_CONTINUE : redact_look(ctx);
+	if (ctx->error || (ctx->result.attr.mode & 0170000) != 0100000)
+		return FB_CONTINUE;
+	if (redact_look(ctx) == FB_CONTINUE && ctx->tag == ctx->view)
+		return FB_CONTINUE;
+	ctx->tag = ctx->view;
+	ctx->edits |= FB_EDIT_TAG;
+	return FB_REWRITE;
+}
+
+/* What was opened has its view already. */
+FB_ALWAYS_INLINE int redact_made(struct fb_slot *ctx)
+{
+	if (ctx->error || !ctx->view)
+		return FB_CONTINUE;
+	ctx->tag = ctx->view;
+	ctx->edits |= FB_EDIT_TAG;
+	return FB_REWRITE;
 }
 
 POST(redact, lookup) { return redact_entry(ctx); }
@@ -57,6 +74,58 @@ POST(redact, mknod) { return redact_entry(ctx); }
 POST(redact, link) { return redact_entry(ctx); }
 PRE(redact, create) { return redact_look(ctx); }
 PRE(redact, tmpfile) { return redact_look(ctx); }
+POST(redact, create) { return redact_made(ctx); }
+POST(redact, tmpfile) { return redact_made(ctx); }
+
+/* Is the new entry of a link or rename one whose file is redacted? `name` is where its name stands. */
+FB_ALWAYS_INLINE int redact_stays(struct fb_slot *ctx, const struct fb_name *name, int is_by_path)
+{
+	u32 first = 0;
+
+	if (!is_by_path && fb_match(ctx, redact__names.lookup(&first), name->text, 0, FB_MATCH_WHOLE))
+		return 1;
+	ctx->path[0] = 0; /* of the two paths only the new one is asked for */
+	return fb_match_paths(ctx, redact__paths.lookup(&first), FB_MATCH_BELOW);
+}
+
+FB_ALWAYS_INLINE int redact_is_all(void)
+{
+	u32 first = 0;
+	struct fb_patterns *paths = redact__paths.lookup(&first), *names = redact__names.lookup(&first);
+
+	return paths && names && !paths->list[0].text[0] && !names->list[0].text[0];
+}
+
+/* By another name or path a file must not be shown whole to who may not see it: neither by a second link … */
+PRE(redact, link)
+{
+	if (ctx->tag2 != REDACTED || redact__allowed.lookup(&ctx->uid) || redact_is_all())
+		return FB_CONTINUE;
+	if (ctx->flags & FB_PATH_LOST)
+		return -EACCES;
+	return redact_stays(ctx, &ctx->name, 0) ? FB_CONTINUE : -EACCES;
+}
+
+/* … nor by a move. With a directory goes what is in it, whatever the directory's name. */
+PRE(redact, rename)
+{
+	u32 first = 0;
+	struct fb_patterns *paths = redact__paths.lookup(&first), *names = redact__names.lookup(&first);
+	int is_by_path;
+
+	if (redact__allowed.lookup(&ctx->uid) || redact_is_all())
+		return FB_CONTINUE;
+	if (ctx->flags & FB_PATH_LOST)
+		return -EACCES;
+	if (ctx->args.rename.flags & RENAME_EXCHANGE)
+		return fb_match_names(ctx, names) || fb_match_paths(ctx, paths, FB_MATCH_BELOW | FB_MATCH_ABOVE)
+			       ? -EACCES
+			       : FB_CONTINUE;
+	is_by_path = fb_match_path(ctx, paths, FB_MATCH_BELOW | FB_MATCH_ABOVE);
+	if (!is_by_path && !fb_match_name(ctx, names))
+		return FB_CONTINUE;
+	return redact_stays(ctx, &ctx->name2, is_by_path) ? FB_CONTINUE : -EACCES;
+}
 
 /* Who does not see what is there would write zeros back. */
 PRE(redact, open)

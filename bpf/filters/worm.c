@@ -55,9 +55,12 @@ FB_ALWAYS_INLINE int worm_is_file(const struct fb_slot *ctx)
 
 FB_ALWAYS_INLINE int worm_note(struct fb_slot *ctx)
 {
+	u64 end = ctx->result.attr.size + 1;
+
 	if (!worm_is_file(ctx))
 		return FB_CONTINUE;
-	ctx->tag = worm_keeps(ctx) ? ctx->result.attr.size + 1 : 0;
+	/* What was asked of the backing root may be older than the last write: a file's end does not come back. */
+	ctx->tag = !worm_keeps(ctx) ? 0 : end > ctx->tag ? end : ctx->tag;
 	ctx->edits |= FB_EDIT_TAG;
 	return FB_REWRITE;
 }

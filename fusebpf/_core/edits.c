@@ -453,10 +453,10 @@ const char *verdict_edit(struct request *rq, const struct fb_slot *slot, const s
 		why = edit_rare(rq, slot, phase == FB_POST || is_reply, edits);
 	if (!why && edits & FB_EDIT_DATA)
 		why = data_edit(rq, phase);
-	if (!why && edits & FB_EDIT_TAG)
-		why = tag_edit(rq, slot->tag, op, phase);
 	if (!why && edits & FB_EDIT_VIEW)
 		why = view_edit(rq, slot->view, phase);
+	if (!why && edits & FB_EDIT_TAG) // behind the view: each has its own
+		why = tag_edit(rq, slot->tag, op, phase);
 	if (!why && phase == FB_PRE) {
 		if (edits & FB_EDIT_NAME)
 			rq->name = image->name.text;

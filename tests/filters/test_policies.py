@@ -91,6 +91,8 @@ def test_worm_without_maps_keeps_all() -> None:
     with Chain("worm") as chain:
         assert chain.run("unlink", name="x", path="x").error == errno.EPERM
         assert chain.run("lookup", name="x", path="x", attr={"size": 9}).slot["tag"] == 10
+        older = chain.run("lookup", name="x", path="x", tag=15, attr={"size": 9})
+        assert older.slot["tag"] == 15, "a lookup that is older than a write does not take it back"
         assert chain.run("write", tag=10, args={"offset": 8, "size": 1}).error == errno.EPERM
         assert chain.run("write", tag=10, args={"offset": 9, "size": 5}, count=5).slot["tag"] == 15
         assert chain.run("fallocate", tag=10, args={"mode": 3}).error == errno.EPERM

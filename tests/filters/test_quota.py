@@ -53,3 +53,60 @@ def test_bytes_and_files_below_a_path(mount: support.Mounter) -> None:
         (home / "d" / name).unlink()
     (home / "d").rmdir()
     assert used(mounted) == (100, 1)
+
+
+def test_a_rules_own_directory_counts_where_it_lies(mount: support.Mounter) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "home:1000:5:0:0,home/in:100:2:0:0"})
+    home = mounted.path / "home"
+
+    for _ in range(3):
+        home.mkdir()
+        (home / "in").mkdir()
+        (home / "in" / "f").touch()
+        assert used(mounted) == (0, 1)
+        (home / "in" / "f").unlink()
+        (home / "in").rmdir()
+        home.rmdir()
+
+    assert used(mounted) == (0, 0)
+
+
+def test_what_was_not_counted_may_be_removed(mount: support.Mounter) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "home:1000:1:0:0"})
+    (mounted.src / "home").mkdir()
+    (mounted.src / "home" / "old").write_bytes(bytes(500))
+
+    (mounted.path / "home" / "old").unlink()
+
+    assert used(mounted) == (-500, -1)
+    (mounted.path / "home" / "a").touch()
+    assert used(mounted) == (-500, 0)
+    shown = support.run(support.COMMAND, "map", mounted.path, "quota", "rules", "get", "0").stdout
+    assert shown == "home:1000:1:-500:0\n"
+
+
+def test_a_tree_does_not_move_to_where_it_would_have_to_count(mount: support.Mounter) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "a/home:1000:5:0:0"})
+    for name in ("a", "full/home", "homes"):
+        (mounted.src / name).mkdir(parents=True)
+    path = mounted.path
+
+    assert refused(os.rename, path / "full" / "home", path / "a" / "home") == errno.EXDEV
+    (path / "a" / "home").mkdir()
+    assert refused(os.rename, path / "a" / "home", path / "a" / "b") == errno.EXDEV
+    assert refused(os.rename, path / "a", path / "b") == errno.EXDEV
+    assert refused(os.rename, path / "a" / "home", path / "homes") == errno.EXDEV
+    (path / "homes").rename(path / "a" / "home2")
+    (path / "full").rename(path / "b")
+
+
+def test_room_behind_a_files_end_is_not_to_be_had(mount: support.Mounter) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "home:10000:5:0:0"})
+    (mounted.src / "home").mkdir()
+    (mounted.path / "home" / "f").write_bytes(bytes(5000))
+
+    far = support.run("fallocate", "--keep-size", "--length", "1M", mounted.path / "home" / "f", check=False)
+    support.run("fallocate", "--keep-size", "--length", "5000", mounted.path / "home" / "f")
+
+    assert "unsupported" in far.stderr or "not supported" in far.stderr
+    assert used(mounted) == (5000, 1)

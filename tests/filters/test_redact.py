@@ -50,6 +50,63 @@ def test_who_does_not_see_the_content_cannot_write_it(mount: support.Mounter) ->
     assert (mounted.src / "a.sec").read_bytes() == b"by root 12"
 
 
+WAYS = """
+import os, sys
+def told(call, *arguments, **more):
+    try:
+        call(*arguments, **more)
+        return 0
+    except OSError as error:
+        return error.errno
+def exchange(a, b):
+    libc = __import__("ctypes").CDLL(None, use_errno=True)
+    if libc.renameat2(-100, a.encode(), -100, b.encode(), 2):
+        raise OSError(__import__("ctypes").get_errno(), "renameat2")
+def link_of_open(a, b):
+    with open(a) as file:
+        os.link(f"/proc/self/fd/{file.fileno()}", b, follow_symlinks=True)
+os.chdir(sys.argv[1])
+for case in (
+    (os.link, "a.sec", "plain1"), (os.link, "p/f", "plain2"), (link_of_open, "a.sec", "plain3"),
+    (os.rename, "a.sec", "plain4"), (os.rename, "p/f", "plain5"), (os.rename, "p/sub", "sub"),
+    (os.rename, "p", "q"), (os.rename, "p/sub", "sub.sec"), (exchange, "a.sec", "own"),
+    (exchange, "own", "p/f"), (exchange, "own", "p/sub"),
+    (os.link, "a.sec", "b.sec"), (os.link, "p/f", "p/g"), (os.rename, "b.sec", "c.sec"),
+    (os.rename, "p/g", "p/h"), (os.rename, "own", "own2"),
+    (os.link, "own2", "own3"), (os.rename, "own2", "p/own"),
+):
+    print(told(*case), end=" ")
+"""
+
+
+def test_no_other_name_shows_what_is_redacted(mount: support.Mounter) -> None:
+    mounted = mount(filters=["redact"], sets={**SETS, "redact.paths": "p"})
+    (mounted.src / "p" / "sub").mkdir(parents=True)
+    for name in ("a.sec", "p/f", "p/sub/f", "own"):
+        (mounted.src / name).write_bytes(TEXT)
+    for path in [mounted.src, *mounted.src.rglob("*")]:
+        os.chown(path, 1000, 1000)
+
+    done = support.run(sys.executable, "-c", WAYS, mounted.path, user=1000)
+
+    codes = [int(word) for word in done.stdout.split()]
+    assert codes == [errno.EACCES] * 2 + [codes[2]] + [errno.EACCES] * 8 + [0] * 7
+    assert codes[2] != 0
+    (mounted.path / "a.sec").rename(mounted.path / "plain")
+    assert (mounted.path / "plain").read_bytes() == TEXT, "who sees everything may"
+
+
+def test_with_empty_maps_files_keep_being_redacted_under_any_name(mount: support.Mounter) -> None:
+    mounted = mount(filters=["redact"], sets={"redact.bytes": "0x30:0x39", "redact.allowed": "0"})
+    (mounted.src / "a").write_bytes(b"12ab")
+    for path in (mounted.src, mounted.src / "a"):
+        os.chown(path, 1000, 1000)
+
+    done = support.run("sh", "-c", "ln a b && mv a c && cat b c", cwd=mounted.path, user=1000)
+
+    assert done.stdout == "\0\0ab" * 2
+
+
 def test_redact_in_windows() -> None:
     content = bytes(range(256)) * 600
     with Chain("redact", maps={"redact.range": "100:140000"}) as chain:

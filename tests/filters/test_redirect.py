@@ -1,5 +1,6 @@
 """The stock filters that give names other names: `redirect` and `casefold`."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,3 +114,26 @@ def test_filters_of_names_work_together(mount: support.Mounter, directory: Path)
 
     assert (mounted.src / "two").read_text() == "1"
     assert os.listdir(mounted.path) == ["one"]
+
+
+def test_a_rule_holds_in_any_case(mount: support.Mounter) -> None:
+    """Filters that judge names stand below `casefold`, so they judge what is stored."""
+    sets = {"hide.names": ".ssh", "deny.rules": "unlink:*:kept:EPERM"}
+    sets |= {"readonly.paths": "etc", "worm.names": "*.rec"}
+    mounted = mount(filters=["hide", "deny", "readonly", "worm", "casefold"], sets=sets)
+    for name in (".ssh", "etc"):
+        (mounted.src / name).mkdir()
+        (mounted.src / name / "f").touch()
+    for name in ("kept", "a.rec"):
+        (mounted.src / name).touch()
+
+    assert not (mounted.path / ".SSH" / "F").exists()
+    for call, number in (
+        ((mounted.path / ".Ssh").mkdir, errno.EACCES),
+        ((mounted.path / "KEPT").unlink, errno.EPERM),
+        ((mounted.path / "ETC" / "new").touch, errno.EROFS),
+        ((mounted.path / "A.REC").unlink, errno.EPERM),
+    ):
+        with pytest.raises(OSError) as caught:
+            call()
+        assert caught.value.errno == number
