@@ -35,7 +35,7 @@ DRAIN_SECONDS = 5.0
 """How long a change waits for ops that began before it."""
 INVALIDATE_SECONDS = 30.0
 """How long it waits for the kernel to forget what the old chain said."""
-POLICY_SECONDS = 1
+POLICY_SECONDS = 2
 """The same, for a change of a policy map."""
 OPEN_FILES = ("fail", "keep")
 

@@ -75,7 +75,7 @@ def test_name_hooks_the_ops_with_file_names(filters: dict[str, Filter]) -> None:
     hooks = filters["hide"].hooks
 
     assert {hook.opcode for hook in hooks if hook.phase == 0} == _WITH_FILE_NAMES
-    assert [hook.opcode for hook in hooks if hook.phase == 1] == [_DIRENT]
+    assert {hook.opcode for hook in hooks if hook.phase == 1} == {*_WITH_FILE_NAMES, _DIRENT}
 
 
 def test_an_op_beats_name_and_name_beats_any(load_text: Callable[[str], Filter]) -> None:
@@ -212,9 +212,11 @@ def test_a_doc_of_239_bytes_is_whole(load_text: Callable[[str], Filter]) -> None
 def test_check_says_what_is_in_a_file(stock: Compiled) -> None:
     hide, readonly, deny, audit = loader.check(stock.path)
 
-    assert (hide.name, hide.hooks, hide.n_programs) == ("hide", ("POST(hide, dirent)", "PRE(hide, name)"), 2)
+    hooks = ("POST(hide, dirent)", "POST(hide, name)", "PRE(hide, name)")
+    assert (hide.name, hide.hooks, hide.n_programs) == ("hide", hooks, 3)
     assert readonly.n_programs == audit.n_programs == 1
-    assert hide.maps == {"names": "list of names or patterns"}
+    assert hide.maps["names"] == "list of names or patterns"
+    assert set(hide.maps) == {"names", "ttl"}
     assert deny.maps == {"rules": "hash of op:uid:name:error"}
 
 
