@@ -211,7 +211,7 @@ def _calls(main: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _main(members: Sequence[Member], slots_fd: int) -> bytes:
-    """The main part; in its calls stands, for now, the index of the member."""
+    """The main part; in its calls stands the index of the member, which `load` replaces."""
     hook_at, slot_at = SIZES["hook_filter_at"], SIZES["slot_filter_at"]
     steps = [
         (0xBF, 6 | 1 << 4, 0, 0),  # r6 = r1: the context

@@ -14,6 +14,7 @@
 #define BLOCKED_MS 20 /* an op that takes longer blocks: its worker is parked where the pool is at its limit */
 #define EARLY_MS 1000 /* how long an interrupt waits for its request to be taken up */
 #define LOST_MS 100   /* how long an op takes before its caller is looked at for a signal */
+#define LOOK_MS 300   /* and how often: many may wait */
 
 /* ---------------------------------------------------------------------------- interrupting */
 
@@ -101,11 +102,11 @@ static bool has_signal(uint32_t pid)
  * of those that came too early only some are kept. The caller's signal is pending still. Called with the lock held. */
 static void find_lost_interrupts(struct workers *p)
 {
-	int64_t before = now_ms() - LOST_MS;
+	int64_t now = now_ms(), before = now - LOST_MS;
 
-	if (p->looked_ms > before)
+	if (now - p->looked_ms < LOOK_MS)
 		return;
-	p->looked_ms = now_ms();
+	p->looked_ms = now;
 	for (struct worker *w = p->all; w; w = w->next) {
 		uint64_t unique = atomic_load(&w->unique);
 		uint32_t pid = atomic_load_explicit(&w->pid, memory_order_relaxed);
