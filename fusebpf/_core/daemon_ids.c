@@ -167,7 +167,10 @@ static int enter_at(struct mount *m, struct inode *dir, const char *name, struct
 		close(fd);
 		return e;
 	}
-	return inodes_enter(m, fd, st.st_mode & S_IFMT, 0, dir, name, true, inode);
+	e = inodes_enter(m, fd, st.st_mode & S_IFMT, 0, dir, name, true, inode);
+	if (!e)
+		(*inode)->root = dir->root;
+	return e;
 }
 
 /** Look a name up on the backing root for a handler: *id is what it may answer with while its call lasts. 0 or -errno. */
