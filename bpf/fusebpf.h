@@ -20,6 +20,7 @@
 #define FB_NAME_SIZE 256	/* a name of at most 255 bytes, padded with zero bytes */
 #define FB_PATH_SIZE 4096	/* a path or a link target of at most 4095 bytes and a zero byte */
 #define FB_MAX_FILTERS 32	/* filters in one chain */
+#define FB_MAX_ROOTS 8		/* backing roots of one mount */
 #define FB_MAX_WORKERS 64	/* threads that serve one mount: one verdict ring each */
 #define FB_N_SLOTS 128		/* ops of one mount that can be before filters at the same time */
 #define FB_N_RECENT 1024	/* finished records that `recent` keeps */

@@ -16,7 +16,7 @@ ARGS: dict[str, str]
 SIZES: dict[str, int]
 """Sizes in bytes (slot, record, stat_key, stat, filter_info, verdict_record, hook, declaration) and counts
 (n_slots, n_recent,
-n_stats, max_filters, max_workers) of the ABI, as the C compiler has them."""
+n_stats, max_filters, max_roots, max_workers) of the ABI, as the C compiler has them."""
 
 CALL_FIELDS: dict[str, tuple[int, int]]
 """Where in a daemon's call its names, arguments and results lie: offset and size."""
@@ -45,6 +45,7 @@ class Mount:
         one_file_system: bool = False,
         idmap: bool = False,
         small: bool = False,
+        more_roots: Sequence[int] = (),
     ) -> None:
         """Prepare a mount of the directory `root_fd` (duplicated, so the caller may close its own).
 
@@ -62,6 +63,7 @@ class Mount:
             one_file_system: What is mounted below the backing root is not shown.
             idmap: The mount may be cloned with mapped ids; callers' ids are seen by ops that create alone.
             small: The kernel sends no opens of files; their pages are kept as long as their attributes hold.
+            more_roots: The backing roots from 1 on, open directories (duplicated); root_fd is 0.
 
         Raises:
             OSError: root_fd is no directory, or memory is short.

@@ -15,7 +15,7 @@ from fusebpf import mounts, registry
 from fusebpf.errors import MountError, PlatformError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _CAP_SYS_ADMIN = 21
 _FUSE_DEVICE = Path("/dev/fuse")
@@ -26,13 +26,13 @@ class Places(NamedTuple):
     """Where a mount is to be made.
 
     Attributes:
-        root_fd: The backing root, opened; the caller closes it.
-        src: Its path.
+        root_fds: The backing roots, opened; the caller closes them.
+        src: The path of the first.
         mnt: The mount point, free of symlinks.
         under: The id of the mount that the mount point lies in.
     """
 
-    root_fd: int
+    root_fds: list[int]
     src: str
     mnt: str
     under: int
@@ -119,28 +119,46 @@ def check_source(src: mounts.StrPath | int) -> tuple[int, str]:
     return fd, path
 
 
-def check_places(src: mounts.StrPath | int, mnt: mounts.StrPath) -> Places:
-    """See that SRC can be mounted on MNT.
+def check_places(src: mounts.StrPath | int, mnt: mounts.StrPath, more: Sequence[str] = ()) -> Places:
+    """See that SRC, and the backing roots behind it, can be mounted on MNT.
 
     Raises:
-        MountError: One is missing or no directory; MNT is a fusebpf mount already, lies in SRC or around it.
+        MountError: One is missing or no directory; MNT is a fusebpf mount already, lies in a root or
+            around it; a root lies in another one.
         UsageError: SRC is a descriptor that is not open, or a path has a NUL byte in it.
     """
-    for what, path in (("source", src), ("mount point", mnt)):
+    for what, path in (("source", src), ("mount point", mnt), *(("backing root", one) for one in more)):
         if not isinstance(path, int) and "\0" in os.fspath(path):
             raise UsageError(f"{what} {os.fspath(path)!r}: a NUL byte cannot be in a path")
-    root_fd, src_path = check_source(src)
+    roots: list[tuple[int, str]] = []
     try:
+        for one in (src, *more):
+            roots.append(check_source(one))  # noqa: PERF401 - those before one that fails are to be closed
+        _check_roots_apart(roots)
         with mounts.opened(mnt) as mnt_fd:
             point = _check_point(mnt, mnt_fd)
-            _check_apart(src_path, root_fd, point, mnt_fd)
-            return Places(root_fd, src_path, point, mounts.place_of(mnt_fd).mount_id)
-    except OSError as error:
-        os.close(root_fd)
-        raise MountError(f"mount point {os.fspath(mnt)!r} cannot be opened: {error.strerror}") from error
-    except BaseException:
-        os.close(root_fd)
+            for root_fd, path in roots:
+                _check_apart(path, root_fd, point, mnt_fd)
+            return Places([fd for fd, _ in roots], roots[0][1], point, mounts.place_of(mnt_fd).mount_id)
+    except BaseException as error:
+        for root_fd, _ in roots:
+            os.close(root_fd)
+        if isinstance(error, OSError):
+            raise MountError(f"mount point {os.fspath(mnt)!r} cannot be opened: {error.strerror}") from error
         raise
+
+
+def _check_roots_apart(roots: list[tuple[int, str]]) -> None:
+    """A file has one path below one root."""
+    for inner, path in roots:
+        for outer, around in roots:
+            place = mounts.place_of(outer)
+            if inner != outer and (
+                mounts.place_of(inner).is_same(place) or mounts.any_above(inner, place.is_same)
+            ):
+                raise MountError(
+                    f"the backing root {path!r} lies inside the backing root {around!r}, or is the same"
+                )
 
 
 def _check_point(mnt: mounts.StrPath, mnt_fd: int) -> str:

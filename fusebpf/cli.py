@@ -68,6 +68,8 @@ def cli(context: click.Context) -> None:
 @click.option("--one-file-system", is_flag=True, help="Leave out what is mounted below SRC.")
 @click.option("--root-fd", type=click.IntRange(min=0), metavar="N",
               help="The open directory N is the source: fusebpf mount --root-fd N MNT.")  # fmt: skip
+@click.option("--root", "roots", multiple=True, metavar="DIR",
+              help="A further backing root, numbered from 1, to which filters can lead ops.")  # fmt: skip
 @click.option("--daemon", metavar="MODULE:CLASS",
               help="Answer ops by a pyfuse3.Operations: MODULE:CLASS or FILE.py:CLASS.")  # fmt: skip
 @click.option("--route", "routes", multiple=True, metavar="OP=daemon|backing",
@@ -92,6 +94,7 @@ def mount_command(
     profile: str | None,
     one_file_system: bool,
     root_fd: int | None,
+    roots: tuple[str, ...],
     daemon: str | None,
     routes: tuple[str, ...],
     daemon_timeout: float,
@@ -122,6 +125,7 @@ def mount_command(
         filters=filters,
         sets=sets,
         name=name,
+        roots=roots,
         options=options,
         is_server=True,
         daemon=_daemon_of(daemon) if daemon is not None else None,
@@ -166,6 +170,7 @@ def list_command(*, is_json: bool) -> None:
             {
                 "name": entry.name,
                 "source": entry.src,
+                "roots": [entry.src, *dict(entry.options).get("roots", [])],
                 "mnt": entry.mnt,
                 "pid": entry.pid,
                 "state": state,

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fusebpf import mounts
+from fusebpf._core import SIZES
 from fusebpf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class MountOptions:
         transport: How requests come: "uring", FUSE over io_uring; "dev", /dev/fuse; "auto", io_uring where
             the kernel has it.
         name: The mount's name; None: from MNT.
+        roots: Backing roots behind SRC, which is number 0: paths.
         filters: Filters as for --filter.
         sets: Map values as for --set.
         is_remount: Change the flags of the mount that is there.
@@ -131,6 +133,7 @@ class MountOptions:
     profile: str = "normal"
     transport: str = "auto"
     name: str | None = None
+    roots: tuple[str, ...] = field(default=())
     filters: tuple[str, ...] = field(default=())
     sets: tuple[str, ...] = field(default=())
     is_remount: bool = False
@@ -190,10 +193,50 @@ def parse(
                          "with mapped ids only the kernel can judge who may do what")  # fmt: skip
     if options.profile == "small":
         options = _small(options, found)
+    _check_roots(options)
     with_ttl = [option for option in found if option.startswith("ttl=")]
     if with_ttl and options.cache == "none":
         raise UsageError(f"mount option {with_ttl[-1]!r} has no meaning beside 'cache=none'")
     return options
+
+
+def with_roots(options: MountOptions, roots: Iterable[str | os.PathLike[str]]) -> MountOptions:
+    """With further backing roots behind those that are there.
+
+    Raises:
+        UsageError: They are too many, or something does not go with more than one.
+    """
+    more = tuple(os.path.abspath(root) for root in roots)  # noqa: PTH100 - it takes no symlinks away
+    options = replace(options, roots=(*options.roots, *more))
+    _check_roots(options)
+    return options
+
+
+def combined(
+    options: MountOptions | str,
+    *,
+    name: str | None,
+    cache: str | None,
+    roots: Iterable[str | os.PathLike[str]],
+) -> MountOptions:
+    """What is said behind `-o` and beside it.
+
+    Raises:
+        UsageError: As `parse`, or the two contradict one another.
+    """
+    base = with_roots(options if isinstance(options, MountOptions) else parse(options), roots)
+    if name and base.name not in {None, name}:
+        raise UsageError(f"two names for one mount: {name!r} and {base.name!r}")
+    return base if cache is None else parse(f"cache={cache}", base)
+
+
+def _check_roots(options: MountOptions) -> None:
+    if len(options.roots) >= SIZES["max_roots"]:
+        raise UsageError(f"a mount has at most {SIZES['max_roots']} backing roots, SRC among them")
+    if options.roots and options.cache == "watch":
+        raise UsageError(
+            "--cache watch is for one backing root: use --cache normal, or leave the other roots out"
+        )
 
 
 def _small(options: MountOptions, found: Sequence[str]) -> MountOptions:
@@ -310,6 +353,14 @@ def _name(options: MountOptions, option: str, value: str) -> MountOptions:
     return replace(options, name=value)
 
 
+def _root(options: MountOptions, option: str, value: str) -> MountOptions:
+    if not value:
+        raise UsageError(f"mount option {option!r} needs a directory")
+    if options.is_remount and os.path.abspath(value) in options.roots:  # noqa: PTH100 - bytes of any kind
+        return options
+    return with_roots(options, [value])
+
+
 def _filter(options: MountOptions, option: str, value: str) -> MountOptions:
     if not value:
         raise UsageError(f"mount option {option!r} needs a filter")
@@ -343,6 +394,7 @@ _VALUES: dict[str, Callable[[MountOptions, str, str], MountOptions]] = {
     "profile": _profile,
     "transport": _transport,
     "name": _name,
+    "root": _root,
     "filter": _filter,
     "set": _set,
 }

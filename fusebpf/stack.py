@@ -24,7 +24,7 @@ from fusebpf.daemon_import import begin, claim, end, leg_of, present
 from fusebpf.errors import FusebpfError, MountError, UsageError
 from fusebpf.live_chain import Change, LiveChain, pick_of, policy_changed
 from fusebpf.map_view import MapView
-from fusebpf.options import MountOptions, lasting, parse
+from fusebpf.options import MountOptions, combined, lasting
 from fusebpf.watching import Events, Records, Statistic
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Stack:
         filters: Stock names or paths of C sources (text is read as for --filter), or FilterSpecs.
         sets: Map values as for --set, "FILTER.MAP=VALUE", beside those in FilterSpecs.
         name: The mount's name; None: after the last component of `mnt`.
+        roots: Further backing roots, numbered from 1, to which filters lead ops (FB_EDIT_BACKING).
         cache: "none", "normal" or "watch", as for --cache; None: what `options` say.
         options: As for -o; filters, sets and the name may come from here too.
         is_server: This process ends with its mount, so that whoever unmounts waits for it.
@@ -72,6 +73,7 @@ class Stack:
         filters: Iterable[mounts.StrPath | FilterSpec] = (),
         sets: Iterable[str] = (),
         name: str | None = None,
+        roots: Iterable[mounts.StrPath] = (),
         cache: str | None = None,
         options: MountOptions | str = "",
         is_server: bool = False,
@@ -80,18 +82,15 @@ class Stack:
         daemon_timeout: float = 30.0,
         on_daemon_failure: str = "fail",
     ) -> None:
-        base = options if isinstance(options, MountOptions) else parse(options)
-        self.options = base if cache is None else parse(f"cache={cache}", base)
+        self.options = combined(options, name=name, cache=cache, roots=roots)
         self._specs = [FilterSpec.of(item) for item in (*filters, *self.options.filters)]
         self._set_texts = [*sets, *self.options.sets]
         self._settings = [MapSetting.parse(text) for text in self._set_texts]
         self._name = name or self.options.name or ""
-        if name and self.options.name not in {None, name}:
-            raise UsageError(f"two names for one mount: {name!r} and {self.options.name!r}")
         self._given = (src, mnt)
         self._is_server = is_server
         self._leg = leg_of(daemon, tuple(routes), daemon_timeout, on_daemon_failure, self.options)
-        self._root_fd = -1
+        self._root_fds: list[int] = []
         self._entry: registry.Entry | None = None
         self._core: Mount | None = None
         self._live: LiveChain | None = None
@@ -331,9 +330,9 @@ class Stack:
         src, mnt = self._given
         with registry.locked():
             registry.clean_dead()
-        places = checks.check_places(src, mnt)
-        self._root_fd = places.root_fd
-        self._undo.callback(self._close_root)
+        places = checks.check_places(src, mnt, self.options.roots)
+        self._root_fds = places.root_fds
+        self._undo.callback(self._close_roots)
         try:
             entry = registry.own_entry(
                 name=self._name, src=places.src, mnt=places.mnt, under=places.under, is_server=self._is_server
@@ -371,7 +370,7 @@ class Stack:
         options = self.options
         try:
             self._core = Mount(
-                self._root_fd,
+                self._root_fds[0],
                 self.mnt,
                 source=options.fsname or self.src,
                 flags=options.flags,
@@ -388,10 +387,11 @@ class Stack:
                 one_file_system=options.one_file_system,
                 idmap=options.idmap,
                 small=options.profile == "small",
+                more_roots=self._root_fds[1:],
             )
         except OSError as error:
             raise MountError(f"a mount of {self.src!r} cannot be prepared: {error.strerror}") from error
-        self._close_root()
+        self._close_roots()
 
     @property
     def _prepared_core(self) -> Mount:
@@ -400,10 +400,9 @@ class Stack:
             raise MountError("the mount is not prepared")
         return self._core
 
-    def _close_root(self) -> None:
-        if self._root_fd >= 0:
-            os.close(self._root_fd)
-            self._root_fd = -1
+    def _close_roots(self) -> None:
+        while self._root_fds:
+            os.close(self._root_fds.pop())
 
     def _load(self) -> None:
         live = LiveChain(self._prepared_core, self.name, self.options, has_daemon=self._leg is not None)

@@ -356,7 +356,7 @@ def _core_of(shared: SharedMaps, links: list[Link]) -> Mount:
     """A core that has the chain and mounts nothing."""
     root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY)
     try:
-        core = Mount(root_fd, "/", source="testing")
+        core = Mount(root_fd, "/", source="testing", more_roots=[root_fd] * (SIZES["max_roots"] - 1))
     finally:
         os.close(root_fd)
     maps = {"slots": shared.slots, "windows": shared.windows, "stats": shared.stats}

@@ -197,6 +197,7 @@ def limits() -> str:
     """The numbers of the ABI."""
     told = (
         ("filters in one chain", "max_filters", "FB_MAX_FILTERS"),
+        ("backing roots of one mount", "max_roots", "FB_MAX_ROOTS"),
         ("worker threads of one mount", "max_workers", "FB_MAX_WORKERS"),
         ("ops of one mount before filters at one time; more wait", "n_slots", "FB_N_SLOTS"),
         ("records that `recent` keeps", "n_recent", "FB_N_RECENT"),

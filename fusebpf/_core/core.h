@@ -96,6 +96,8 @@ struct mount {
 	uint64_t ttl_ns;
 	enum transport_choice transport;
 	/* The connection. */
+	int roots[FB_MAX_ROOTS]; /* the first is root_fd; n_roots of them */
+	uint32_t n_roots;
 	int root_fd, device_fd;
 	uint32_t kernel_minor;
 	uint64_t offered;  /* FUSE_ init flags of the kernel */

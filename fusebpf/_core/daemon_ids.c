@@ -175,7 +175,10 @@ static int enter_at(struct mount *m, struct inode *dir, const char *name, struct
 		close(fd);
 		return e;
 	}
-	return inodes_enter(m, fd, st.st_mode & S_IFMT, 0, dir, name, true, inode);
+	e = inodes_enter(m, fd, st.st_mode & S_IFMT, 0, dir, name, true, inode);
+	if (!e)
+		(*inode)->root = dir->root;
+	return e;
 }
 
 static int hold(struct mount *m, uint32_t token, uint64_t parent, const char *name, uint64_t *id)

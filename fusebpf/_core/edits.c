@@ -379,9 +379,7 @@ static const char *edit_plain(struct request *rq, const struct fb_slot *slot, ui
 	}
 	if (edits & FB_EDIT_STATFS)
 		image->result.statfs = slot->result.statfs;
-	if (edits & FB_EDIT_BACKING && slot->backing != 0)
-		return "a rewritten backing root is out of range: the mount has one";
-	return NULL;
+	return edits & FB_EDIT_BACKING ? root_edit(rq, slot->backing) : NULL;
 }
 
 /* Those that only some ops take. */

@@ -33,6 +33,8 @@ static void entry_finish(struct request *rq, const char *name, struct inode *ino
 {
 	if (tags_are_used(&rq->mount->tags))
 		tags_reached(rq, inode, rq->inode, name, out->attr.nlink);
+	if (inode->root != entry_root(rq))
+		inode->root = (uint8_t)entry_root(rq);
 	out->nodeid = inode->nodeid;
 	// As the backing says, not as a filter may.
 	atomic_store_explicit(&inode->is_linked, out->attr.nlink > 1 && inode->type != S_IFDIR, memory_order_relaxed);

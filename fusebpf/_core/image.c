@@ -14,7 +14,7 @@ void image_fill(struct request *rq)
 	image->abi = FB_ABI_VERSION;
 	image->time_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 	image->type = rq->inode ? rq->inode->type : 0;
-	image->backing = 0;
+	image->backing = rq->inode ? rq->inode->root : 0;
 	image->tag = 0;
 	image->view = rq->inode ? rq->inode->view : 0;
 	image->ttl_ns = 0;

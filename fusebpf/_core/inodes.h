@@ -41,6 +41,7 @@ struct inode {
 	_Atomic bool is_viewed;	    /* the file is known under several views, or under one that is not shared */
 	_Atomic bool is_linked;	    /* a file that had several names when it was last looked up */
 	uint32_t view;		    /* part of the key; 0 is the shared one */
+	_Atomic uint8_t root;	    /* the backing root that it is below */
 	struct inode *next_by_id;   /* under the id shard's lock */
 	struct inode *next_by_key;  /* under the key shard's lock, as are parent and name */
 	struct inode *parent;	    /* holds a reference; NULL for the root */

@@ -34,42 +34,65 @@ struct mount *mount_of(MountObject *self)
 
 /* --------------------------------------------------------------------------------- the class */
 
+/* Take the backing roots behind the first. Returns 0 or an errno. */
+static int take_roots(struct mount *m, PyObject *more)
+{
+	PyObject *list = PySequence_Fast(more, "more_roots is a sequence of descriptors");
+	int e = list ? 0 : EINVAL;
+
+	for (Py_ssize_t i = 0; !e && i < PySequence_Fast_GET_SIZE(list); i++) {
+		int fd = (int)PyLong_AsLong(PySequence_Fast_GET_ITEM(list, i));
+		if (m->n_roots == FB_MAX_ROOTS)
+			e = E2BIG;
+		else if ((m->roots[m->n_roots] = fcntl(fd, F_DUPFD_CLOEXEC, 0)) < 0)
+			e = errno;
+		else
+			m->n_roots++;
+	}
+	Py_XDECREF(list);
+	PyErr_Clear(); // the errno says it
+	return e;
+}
+
 static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = { "root_fd", "mountpoint", "source", "flags", "allow_other", "default_permissions", "max_read",
 				 "passthrough", "max_workers", "ttl_ns", "backing_locks", "watch", "transport",
-				 "max_descriptors", "one_file_system", "idmap", "small", NULL };
+				 "max_descriptors", "one_file_system", "idmap", "small", "more_roots", NULL };
 	int root_fd, allow_other = 1, default_permissions = 1, passthrough = 1, backing_locks = 1, watch = 0;
 	int one_file_system = 0, idmap = 0, small = 0;
 	unsigned int max_read = 0, max_workers = FB_MAX_WORKERS, max_descriptors = 0;
 	unsigned long flags = 0;
 	unsigned long long ttl_ns = 1000000000;
 	const char *transport = "auto";
-	PyObject *mountpoint = NULL, *source = NULL;
+	PyObject *mountpoint = NULL, *source = NULL, *more_roots = NULL;
 	struct stat st;
 
 	if (self->mount) {
 		PyErr_SetString(PyExc_ValueError, "the mount is made already");
 		return -1;
 	}
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO&|$O&kppIpIKppsIppp", names, &root_fd, PyUnicode_FSConverter,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO&|$O&kppIpIKppsIpppO", names, &root_fd, PyUnicode_FSConverter,
 					 &mountpoint, PyUnicode_FSConverter, &source, &flags, &allow_other,
 					 &default_permissions, &max_read, &passthrough, &max_workers, &ttl_ns,
 					 &backing_locks, &watch, &transport, &max_descriptors, &one_file_system,
-					 &idmap, &small)) {
+					 &idmap, &small, &more_roots)) {
 		Py_XDECREF(mountpoint);
 		return -1;
 	}
 	struct mount *m = mount_create();
 	int e = m ? 0 : ENOMEM;
 	if (!e) {
-		m->root_fd = fcntl(root_fd, F_DUPFD_CLOEXEC, 0);
+		m->root_fd = m->roots[0] = fcntl(root_fd, F_DUPFD_CLOEXEC, 0);
+		m->n_roots = 1;
 		m->mountpoint = strdup(PyBytes_AS_STRING(mountpoint));
 		m->source = strdup(source ? PyBytes_AS_STRING(source) : "fusebpf");
 		e = m->root_fd < 0 ? errno : m->mountpoint && m->source ? 0 : ENOMEM;
 	}
 	Py_XDECREF(mountpoint);
 	Py_XDECREF(source);
+	if (!e && more_roots)
+		e = take_roots(m, more_roots);
 	if (!e)
 		e = fstat(m->root_fd, &st) < 0 ? errno : S_ISDIR(st.st_mode) ? 0 : ENOTDIR;
 	if (!e && (max_workers < 1 || max_workers > FB_MAX_WORKERS))

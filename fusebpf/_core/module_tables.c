@@ -40,7 +40,7 @@ PyObject *module_args(void)
 /** The sizes and counts of the ABI. */
 PyObject *module_sizes(void)
 {
-	return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:i,s:i,s:i,s:i,s:i,s:i,s:i}",
+	return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i}",
 			     "hook_slot_at", offsetof(struct fb_hook, slot), "hook_filter_at", offsetof(struct fb_hook, filter), "slot_filter_at", offsetof(struct fb_slot, filter),
 			     "daemon_call", sizeof(struct daemon_call), "slot", sizeof(struct fb_slot), "record", sizeof(struct fb_record),
 			     "stat_key", sizeof(struct fb_stat_key), "stat", sizeof(struct fb_stat),
@@ -49,6 +49,6 @@ PyObject *module_sizes(void)
 			     "declaration", sizeof(struct fb_declaration),
 			     "window", sizeof(struct fb_window), "n_slots", FB_N_SLOTS,
 			     "n_recent", FB_N_RECENT, "n_stats", FB_N_STATS, "max_filters", FB_MAX_FILTERS,
-			     "max_workers", FB_MAX_WORKERS, "n_patterns", FB_N_PATTERNS, "n_windows",
+			     "max_roots", FB_MAX_ROOTS, "max_workers", FB_MAX_WORKERS, "n_patterns", FB_N_PATTERNS, "n_windows",
 			     FB_N_WINDOWS);
 }

@@ -16,6 +16,7 @@ struct mount *mount_create(void)
 	if (!m)
 		return NULL;
 	m->callers_fd = -1;
+	memset(m->roots, -1, sizeof(m->roots));
 	m->root_fd = m->device_fd = m->ended_fd = m->log_read_fd = m->log_write_fd = -1;
 	m->workers.limit = FB_MAX_WORKERS;
 	pthread_mutex_init(&m->chain_lock, NULL);
@@ -42,16 +43,15 @@ struct mount *mount_create(void)
 }
 
 /* Take the mount of the backing root alone: a clone of it, in which nothing is mounted below. */
-static int leave_mounts_out(struct mount *m)
+static int leave_mounts_out(int *root)
 {
 	static const struct mount_attr is_private = { .propagation = MS_PRIVATE };
-	int fd = open_tree(m->root_fd, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+	int fd = open_tree(*root, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
 
-	m->failed_call = "--one-file-system: cloning the mount of the backing root";
 	if (fd < 0)
 		return -errno;
-	close(m->root_fd);
-	m->root_fd = fd;
+	close(*root);
+	*root = fd;
 	return mount_setattr(fd, "", AT_EMPTY_PATH, (void *)&is_private, sizeof(is_private)) < 0 ? -errno : 0;
 }
 
@@ -63,7 +63,10 @@ static int open_root(struct mount *m)
 	m->failed_call = cannot;
 	int e = m->wants_watch ? watch_open(m) : 0;
 	if (!e && m->is_one_file_system)
-		e = leave_mounts_out(m);
+		m->failed_call = "--one-file-system: cloning the mount of the backing root";
+	for (uint32_t i = 0; !e && m->is_one_file_system && i < m->n_roots; i++)
+		e = leave_mounts_out(&m->roots[i]);
+	m->root_fd = m->roots[0];
 	if (e)
 		return e;
 	m->failed_call = "opening the backing root";
@@ -138,7 +141,9 @@ void mount_stop(struct mount *m)
 	fds_deinit(m);
 	chain_release(atomic_exchange(&m->chain, NULL));
 	shared_deinit(m);
-	close_fd(&m->root_fd);
+	m->root_fd = -1;
+	for (uint32_t i = 0; i < FB_MAX_ROOTS; i++)
+		close_fd(&m->roots[i]);
 	int callers_fd = atomic_exchange(&m->callers_fd, -1);
 	close_fd(&callers_fd);
 	if (m->ended_fd >= 0 && write(m->ended_fd, &one, sizeof(one)) < 0)

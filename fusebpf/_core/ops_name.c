@@ -36,26 +36,26 @@ int reply_entry(struct request *rq, int parent_fd, const char *name)
 
 int op_lookup(struct request *rq)
 {
-	int fd = inode_fd_get(rq->mount, rq->inode);
+	int fd = parent_fd_get(rq, rq->inode);
 
 	if (fd < 0)
 		return fd;
 	int e = reply_entry(rq, fd, rq->name);
-	inode_fd_put(rq->mount, rq->inode);
+	parent_fd_put(rq, rq->inode, fd);
 	return e;
 }
 
 /* Call `make` with the parent's descriptor, and answer with the new entry. */
 static int make_entry(struct request *rq, int (*make)(struct request *rq, int parent_fd))
 {
-	int fd = inode_fd_get(rq->mount, rq->inode);
+	int fd = parent_fd_get(rq, rq->inode);
 
 	if (fd < 0)
 		return fd;
 	int e = make(rq, fd);
 	if (!e)
 		e = reply_entry(rq, fd, rq->name);
-	inode_fd_put(rq->mount, rq->inode);
+	parent_fd_put(rq, rq->inode, fd);
 	return e;
 }
 
@@ -100,10 +100,12 @@ int op_link(struct request *rq)
 
 	if (!linked)
 		return -ESTALE;
+	if (linked->root != entry_root(rq))
+		return -EXDEV;
 	int fd = inode_fd_get(m, linked);
 	if (fd < 0)
 		return fd;
-	int parent_fd = inode_fd_get(m, rq->inode), e = parent_fd;
+	int parent_fd = parent_fd_get(rq, rq->inode), e = parent_fd;
 	if (parent_fd >= 0) {
 		if (!rq->has_view)
 			rq->view = linked->view;
@@ -114,7 +116,7 @@ int op_link(struct request *rq)
 			inode_fd_unpin(m, linked);
 			e = reply_entry(rq, parent_fd, rq->name);
 		}
-		inode_fd_put(m, rq->inode);
+		parent_fd_put(rq, rq->inode, parent_fd);
 	}
 	inode_fd_put(m, linked);
 	return e;
@@ -158,7 +160,7 @@ static void victims_release(struct mount *m, struct views *victims, int error)
 static int remove_entry(struct request *rq, int flags)
 {
 	struct mount *m = rq->mount;
-	int fd = inode_fd_get(m, rq->inode);
+	int fd = parent_fd_get(rq, rq->inode);
 	struct views victims;
 
 	if (fd < 0)
@@ -166,7 +168,7 @@ static int remove_entry(struct request *rq, int flags)
 	victims_hold(m, fd, rq->name, &victims);
 	int e = unlinkat(fd, rq->name, flags) < 0 ? -errno : 0;
 	victims_release(m, &victims, e);
-	inode_fd_put(m, rq->inode);
+	parent_fd_put(rq, rq->inode, fd);
 	return e;
 }
 
@@ -211,15 +213,17 @@ int op_rename2(struct request *rq)
 
 	if (!newdir)
 		return -ESTALE;
-	int fd = inode_fd_get(m, rq->inode);
+	if (!rq->has_root && newdir->root != rq->inode->root)
+		return -EXDEV;
+	int fd = parent_fd_get(rq, rq->inode);
 	if (fd < 0)
 		return fd;
-	int new_fd = inode_fd_get(m, newdir), e = new_fd;
+	int new_fd = parent_fd_get(rq, newdir), e = new_fd;
 	if (new_fd >= 0) {
 		e = rename_between(rq, newdir, fd, new_fd);
-		inode_fd_put(m, newdir);
+		parent_fd_put(rq, newdir, new_fd);
 	}
-	inode_fd_put(m, rq->inode);
+	parent_fd_put(rq, rq->inode, fd);
 	return e;
 }
 
@@ -294,12 +298,12 @@ static int reply_created(struct request *rq, int fd, int error)
 
 int op_create(struct request *rq)
 {
-	int parent_fd = inode_fd_get(rq->mount, rq->inode);
+	int parent_fd = parent_fd_get(rq, rq->inode);
 
 	if (parent_fd < 0)
 		return parent_fd;
 	int fd = AS_CREATOR(rq, create_at(rq, parent_fd));
-	inode_fd_put(rq->mount, rq->inode);
+	parent_fd_put(rq, rq->inode, parent_fd);
 	if (fd < 0)
 		return fd;
 	return reply_created(rq, fd, entry_of_fd(rq, fd, rq->name, false, &rq->out.create.entry, &rq->entry));
@@ -323,13 +327,13 @@ int op_tmpfile(struct request *rq)
 	const struct fb_create *args = &rq->image->args.create;
 	char name[24], path[PROC_PATH_SIZE];
 	struct stat st;
-	int parent_fd = inode_fd_get(rq->mount, rq->inode);
+	int parent_fd = parent_fd_get(rq, rq->inode);
 
 	if (parent_fd < 0)
 		return parent_fd;
 	int fd = AS_CREATOR(rq, openat(parent_fd, ".", backing_open_flags(args->flags) | O_TMPFILE |
 						       (int)(args->flags & O_EXCL), args->mode));
-	inode_fd_put(rq->mount, rq->inode);
+	parent_fd_put(rq, rq->inode, parent_fd);
 	if (fd < 0)
 		return fd;
 	proc_path(path, fd);

@@ -21,6 +21,8 @@ struct request {
 	struct inode *inode;
 	bool has_view; /* a hook said which view the entry has */
 	uint32_t view;
+	bool has_root; /* a filter said which root its names are in */
+	uint32_t root;
 	bool has_supplementary_group;
 	uint32_t supplementary_group;
 	uint32_t create_uid, create_gid; /* owner of what is created */
@@ -101,6 +103,12 @@ void ttl_set(uint64_t ttl_ns, uint64_t *seconds, uint32_t *nanoseconds);
 int reply_opened(struct request *rq, struct inode *inode, int fd, bool is_dir, struct fb_fuse_open_out *out);
 int backing_open_flags(uint32_t flags);
 void listing_undo(struct request *rq);
+
+/* roots.c */
+uint32_t entry_root(const struct request *rq);
+int parent_fd_get(struct request *rq, struct inode *directory);
+void parent_fd_put(struct request *rq, struct inode *directory, int fd);
+const char *root_edit(struct request *rq, uint32_t root);
 
 /* delay.c */
 int request_delay(struct request *rq);

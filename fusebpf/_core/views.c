@@ -70,6 +70,7 @@ int view_switch(struct request *rq, uint32_t view)
 	int e = inodes_enter_view(rq->mount, rq->entry, view, &inode);
 	if (e)
 		return e;
+	inode->root = rq->entry->root;
 	if (tags_are_used(&rq->mount->tags))
 		tags_reached(rq, inode, rq->inode, rq->name, out->attr.nlink);
 	inodes_forget(rq->mount, rq->entry, 1);

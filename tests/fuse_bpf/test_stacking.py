@@ -127,3 +127,28 @@ def test_stack_depth_refused(mount: support.Mounter) -> None:
     assert (third.path / "file").read_bytes() == content
     for one in (third, second, first):
         one.umount()
+
+
+def test_the_mediaprovider_pattern(
+    mount: support.Mounter, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An easy decision in BPF, by owner and mode; the hard one elsewhere, here in a daemon."""
+    here, asked = Path(__file__).parent, directory / "asked"
+    monkeypatch.setenv("MEDIA_ASKED", str(asked))
+    mounted = mount(filters=[here / "media.c"], arguments=["--daemon", f"{here}/media.py:Media"])
+    for name, mode in (("song", 0o664), ("film", 0o660), ("diary", 0o600)):
+        (mounted.src / name).write_text(name)
+        (mounted.src / name).chmod(mode)
+        os.chown(mounted.src / name, 1000, 2000)
+
+    def read(name: str, uid: int) -> str:
+        who = ("setpriv", "--reuid", str(uid), "--regid", "2000", "--clear-groups")
+        return support.run(*who, "cat", mounted.path / name, check=False).stdout
+
+    assert [read("song", uid) for uid in (1000, 1001, 1002)] == ["song"] * 3
+    assert [read("diary", uid) for uid in (1000, 1001)] == ["diary", ""]
+    assert read("film", 1000) == "film"
+    assert not asked.exists(), "what is easy was not asked for"
+    assert [read("film", uid) for uid in (1001, 1002)] == ["film", ""]
+    assert asked.read_text().split() == ["1001", "1002"]
+    assert len((here / "media.c").read_text().splitlines()) <= 40

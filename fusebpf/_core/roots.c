@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The backing roots of a mount, numbered from 0. Every inode is below one of them, and its path below the mount's root is its path
+ * below that one. A filter leads an op on a name to another root: to the directory that has the same path there. Any worker.
+ */
+#include "core.h"
+
+#include <linux/openat2.h>
+#include <sys/syscall.h>
+
+/** The root that the names of the op are in, and so the entry that it answers with. */
+uint32_t entry_root(const struct request *rq)
+{
+	return rq->has_root ? rq->root : rq->inode->root;
+}
+
+/* Open the directory of this path below a root: never by way of a symbolic link, so it cannot lead out of there. */
+static int counterpart_open(struct mount *m, struct inode *directory, uint32_t root)
+{
+	static const struct open_how how = {
+		.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+		.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
+	};
+	char path[FB_PATH_SIZE];
+
+	if (inode_path(m, directory, NULL, path) < 0)
+		return -ENAMETOOLONG;
+	int fd = (int)syscall(SYS_openat2, m->roots[root], path[0] ? path : ".", &how, sizeof(how));
+	return fd < 0 ? -errno : fd;
+}
+
+/** A descriptor of a directory that the op names, in the root that its names are in; given back by parent_fd_put. */
+int parent_fd_get(struct request *rq, struct inode *directory)
+{
+	uint32_t root = entry_root(rq);
+
+	return root == directory->root ? inode_fd_get(rq->mount, directory)
+				       : counterpart_open(rq->mount, directory, root);
+}
+
+void parent_fd_put(struct request *rq, struct inode *directory, int fd)
+{
+	if (entry_root(rq) == directory->root)
+		inode_fd_put(rq->mount, directory);
+	else
+		close(fd);
+}
+
+/** A filter leads the op to another root. Returns NULL, or why the op must fail. */
+const char *root_edit(struct request *rq, uint32_t root)
+{
+	bool is_on_name = rq->op->canonical == FB_OP_tmpfile || (rq->op->n_names && !(rq->op->flags & FB_OP_XATTR));
+
+	if (root >= rq->mount->n_roots)
+		return "a rewritten backing root is out of range: the mount has not so many";
+	if (!is_on_name && root != rq->inode->root)
+		return "it rewrote the backing root of an op that is not about a name";
+	rq->has_root = true;
+	rq->root = root;
+	rq->image->backing = root;
+	return NULL;
+}
