@@ -99,11 +99,14 @@ static bool entry_by_handle(struct request *rq, int parent_fd, const char *name,
 /** Look a name up in rq->inode, whose descriptor is parent_fd; the inode is counted once. */
 int entry_at(struct request *rq, int parent_fd, const char *name, struct fuse_entry_out *out, struct inode **inode)
 {
-	int e;
+	uint32_t n_waits = 0;
+	int e, fd;
 
 	if (entry_by_handle(rq, parent_fd, name, out, inode, &e))
 		return e;
-	int fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	do {
+		fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	} while (fd < 0 && errno == EMFILE && prune_wait(rq, &n_waits));
 	if (fd < 0)
 		return -errno;
 	return entry_of_fd(rq, fd, name, true, out, inode);

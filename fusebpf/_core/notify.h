@@ -55,8 +55,9 @@ void notify_all(struct mount *m);
 void notify_unknown(struct mount *m);
 void notify_prune(struct mount *m);
 
-/* prune.c: the notifier's. */
+/* prune.c: the notifier's, and a worker's. */
 void prune(struct mount *m);
+bool prune_wait(struct request *rq, uint32_t *n_waits);
 void notifier_drop(struct mount *m, uint64_t parent, const char *name);
 
 /* The control path's. */

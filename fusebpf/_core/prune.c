@@ -7,6 +7,7 @@
 
 #define PRUNE_BATCH 256
 #define PAUSE_US 2000
+#define MAX_WAITS 500 /* a second */
 
 /* include/uapi/linux/fuse.h, protocol 7.45. Kernels before answer EINVAL. */
 enum { FB_FUSE_NOTIFY_PRUNE = 9 };
@@ -83,4 +84,18 @@ void prune(struct mount *m)
 		free(nodeids);
 	}
 	usleep(PAUSE_US);
+}
+
+/** There is no descriptor for what a worker wants to open: if those of inodes are what takes them, wait a little for the kernel to
+ * let go of some. Returns whether to try again. */
+bool prune_wait(struct request *rq, uint32_t *n_waits)
+{
+	struct mount *m = rq->mount;
+
+	if (atomic_load(&m->fds.n_open) <= m->fds.limit || *n_waits == MAX_WAITS || request_is_interrupted(rq))
+		return false;
+	++*n_waits;
+	notify_prune(m);
+	usleep(PAUSE_US);
+	return true;
 }
