@@ -8,6 +8,7 @@ names or patterns is a dictionary of its patterns, each True.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator, MutableMapping
@@ -159,6 +160,8 @@ def _in_words(found: PolicyMap) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.E2BIG:
+            raise MapValueError(f"{found.shown} is full: it holds {found.max_entries} items") from error
         raise MapValueError(f"{found.shown}: the kernel refuses it: {error.strerror}") from error
 
 
