@@ -160,9 +160,9 @@ def _in_words(found: PolicyMap) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.E2BIG:
-            raise MapValueError(f"{found.shown} is full: it holds {found.max_entries} items") from error
-        raise MapValueError(f"{found.shown}: the kernel refuses it: {error.strerror}") from error
+        is_full = error.errno == errno.E2BIG
+        why = f"it is full, with {found.max_entries} items" if is_full else error.strerror
+        raise MapValueError(f"{found.shown}: the kernel refuses it: {why}") from error
 
 
 def pinned(pins: Path, filter_name: str, map_name: str) -> PolicyMap:

@@ -124,7 +124,10 @@ def test_a_map_that_is_full_says_so(mounted: support.Mounted) -> None:
     for key in range(3):
         said(mounted, "typed", "pairs", "delete", f"{key}:9")
 
-    assert (done.returncode, done.stderr) == (2, "fusebpf: typed.pairs is full: it holds 3 items\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "fusebpf: typed.pairs: the kernel refuses it: it is full, with 3 items\n",
+    )
 
 
 def test_what_bpftool_writes_counts_as_much(mounted: support.Mounted) -> None:
