@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -199,20 +200,20 @@ def _check_apart(src: str, root_fd: int, mnt: str, mnt_fd: int) -> None:
 
 def _shown_by(src: str, root_fd: int) -> Iterator[tuple[str, mounts.Place]]:
     """What a source that lies in a fusebpf mount shows, and that in turn, as far as paths lead there."""
-    place, seen = mounts.place_of(root_fd), set()
-    while place not in seen:
-        seen.add(place)
+    pending, seen = [(src, mounts.place_of(root_fd))], set()
+    while pending:
+        path, place = pending.pop()
         mounted = mounts.by_id(place.mount_id)
         entry = registry.entry_of(mounted) if mounted and mounted.is_ours else None
-        if mounted is None or entry is None:
-            return
-        src = os.path.normpath(os.path.join(entry.src, os.path.relpath(src, mounted.point)))  # noqa: PTH118
-        try:
-            with mounts.opened(src) as fd:
-                place = mounts.place_of(fd)
-        except OSError:
-            return
-        yield src, place
+        if place in seen or mounted is None or entry is None:
+            continue
+        seen.add(place)
+        below = os.path.relpath(path, mounted.point)
+        for root in entry.roots:
+            shown = os.path.normpath(os.path.join(root, below))  # noqa: PTH118
+            with contextlib.suppress(OSError), mounts.opened(shown) as fd:
+                pending.append((shown, mounts.place_of(fd)))
+                yield pending[-1]
 
 
 def _is_inside(path: str, source: mounts.Place) -> bool:

@@ -301,6 +301,30 @@ def test_roots_that_cannot_be(mount: support.Mounter) -> None:
     assert support.mountpoints(mnt) == []
 
 
+def test_a_mount_that_would_contain_itself_by_another_root_is_refused(mount: support.Mounter) -> None:
+    root, src = mount.new_directory("root"), mount.new_directory("src")
+    (root / "in").mkdir()
+    first = mount(src, arguments=["--root", str(root)])
+
+    done = support.run(support.COMMAND, "mount", first.path, root / "in", check=False)
+
+    assert done.returncode == 1
+    assert f"{str(root)!r}, which the source" in done.stderr
+
+
+def test_a_remount_knows_the_roots(mount: support.Mounter) -> None:
+    root = mount.new_directory("root")
+    mounted = mount(arguments=["--root", str(root)])
+
+    def remount(options: str) -> str:
+        words = (mounted.src, mounted.path, "-o", options)
+        return support.run(support.COMMAND, "mount-helper", *words, check=False).stderr
+
+    assert remount(f"remount,ro,root={root}") == ""
+    assert "what it cannot change: roots" in remount(f"remount,ro,root={mounted.src}")
+    assert not os.access(mounted.path, os.W_OK)
+
+
 def test_a_unit_test_sees_the_root_that_was_said() -> None:
     source = str(HERE / "roots.c")
 
