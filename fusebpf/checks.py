@@ -82,11 +82,12 @@ def check_fuse() -> None:
         ) from error
 
 
-def check_source(src: mounts.StrPath | int) -> tuple[int, str]:
+def check_source(src: mounts.StrPath | int, what: str = "source") -> tuple[int, str]:
     """Open the backing root.
 
     Args:
         src: A path, or the descriptor of an open directory, which stays the caller's.
+        what: What messages call it.
 
     Returns:
         A descriptor of our own, and the path.
@@ -102,7 +103,7 @@ def check_source(src: mounts.StrPath | int) -> tuple[int, str]:
             raise UsageError(f"root descriptor {src} is not open") from error
         name = f"root descriptor {src}"
     else:
-        name = f"source {os.fspath(src)!r}"
+        name = f"{what} {os.fspath(src)!r}"
         try:
             fd = os.open(src, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except NotADirectoryError as error:
@@ -133,8 +134,9 @@ def check_places(src: mounts.StrPath | int, mnt: mounts.StrPath, more: Sequence[
             raise UsageError(f"{what} {os.fspath(path)!r}: a NUL byte cannot be in a path")
     roots: list[tuple[int, str]] = []
     try:
-        for one in (src, *more):
-            roots.append(check_source(one))  # noqa: PERF401 - those before one that fails are to be closed
+        roots.append(check_source(src))
+        for one in more:
+            roots.append(check_source(one, "backing root"))  # noqa: PERF401 - those before it are to be closed
         _check_roots_apart(roots)
         with mounts.opened(mnt) as mnt_fd:
             point = _check_point(mnt, mnt_fd)

@@ -280,8 +280,9 @@ def test_a_mount_from_python(directory: Path) -> None:
 def test_roots_that_cannot_be(mount: support.Mounter) -> None:
     src, mnt, root = (mount.new_directory(name) for name in ("src", "mnt", "root"))
     (root / "in").mkdir()
-    refused = [
-        ([src / "nothing"], "cannot be opened"),
+    refused: list[tuple[list[str | Path], str]] = [
+        ([src / "nothing"], f"backing root {str(src / 'nothing')!r} cannot be opened"),
+        ([""], "'' is none"),
         ([src], "or is the same"),
         ([root, root / "in"], "lies inside the backing root"),
         ([mnt.parent], "lies inside"),
