@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -81,11 +82,12 @@ def check_fuse() -> None:
         ) from error
 
 
-def check_source(src: mounts.StrPath | int) -> tuple[int, str]:
+def check_source(src: mounts.StrPath | int, what: str = "source") -> tuple[int, str]:
     """Open the backing root.
 
     Args:
         src: A path, or the descriptor of an open directory, which stays the caller's.
+        what: What messages call it.
 
     Returns:
         A descriptor of our own, and the path.
@@ -101,7 +103,7 @@ def check_source(src: mounts.StrPath | int) -> tuple[int, str]:
             raise UsageError(f"root descriptor {src} is not open") from error
         name = f"root descriptor {src}"
     else:
-        name = f"source {os.fspath(src)!r}"
+        name = f"{what} {os.fspath(src)!r}"
         try:
             fd = os.open(src, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except NotADirectoryError as error:
@@ -132,8 +134,9 @@ def check_places(src: mounts.StrPath | int, mnt: mounts.StrPath, more: Sequence[
             raise UsageError(f"{what} {os.fspath(path)!r}: a NUL byte cannot be in a path")
     roots: list[tuple[int, str]] = []
     try:
-        for one in (src, *more):
-            roots.append(check_source(one))  # noqa: PERF401 - those before one that fails are to be closed
+        roots.append(check_source(src))
+        for one in more:
+            roots.append(check_source(one, "backing root"))  # noqa: PERF401 - those before it are to be closed
         _check_roots_apart(roots)
         with mounts.opened(mnt) as mnt_fd:
             point = _check_point(mnt, mnt_fd)
@@ -199,20 +202,20 @@ def _check_apart(src: str, root_fd: int, mnt: str, mnt_fd: int) -> None:
 
 def _shown_by(src: str, root_fd: int) -> Iterator[tuple[str, mounts.Place]]:
     """What a source that lies in a fusebpf mount shows, and that in turn, as far as paths lead there."""
-    place, seen = mounts.place_of(root_fd), set()
-    while place not in seen:
-        seen.add(place)
+    pending, seen = [(src, mounts.place_of(root_fd))], set()
+    while pending:
+        path, place = pending.pop()
         mounted = mounts.by_id(place.mount_id)
         entry = registry.entry_of(mounted) if mounted and mounted.is_ours else None
-        if mounted is None or entry is None:
-            return
-        src = os.path.normpath(os.path.join(entry.src, os.path.relpath(src, mounted.point)))  # noqa: PTH118
-        try:
-            with mounts.opened(src) as fd:
-                place = mounts.place_of(fd)
-        except OSError:
-            return
-        yield src, place
+        if place in seen or mounted is None or entry is None:
+            continue
+        seen.add(place)
+        below = os.path.relpath(path, mounted.point)
+        for root in entry.roots:
+            shown = os.path.normpath(os.path.join(root, below))  # noqa: PTH118
+            with contextlib.suppress(OSError), mounts.opened(shown) as fd:
+                pending.append((shown, mounts.place_of(fd)))
+                yield pending[-1]
 
 
 def _is_inside(path: str, source: mounts.Place) -> bool:

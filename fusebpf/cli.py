@@ -170,7 +170,7 @@ def list_command(*, is_json: bool) -> None:
             {
                 "name": entry.name,
                 "source": entry.src,
-                "roots": [entry.src, *dict(entry.options).get("roots", [])],
+                "roots": entry.roots,
                 "mnt": entry.mnt,
                 "pid": entry.pid,
                 "state": state,

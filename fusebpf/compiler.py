@@ -425,6 +425,8 @@ def check_filter_name(name: str, where: str = "") -> None:
         raise FilterError(f"{where}the filter's name {name!r} has {size}")
     if "__" in name or name.strip("_") != name:
         raise FilterError(f"{where}the filter's name {name!r} may not begin or end with `_` nor hold `__`")
+    if name.startswith("fb_"):
+        raise FilterError(f"{where}the filter's name {name!r}: names that begin with `fb_` are fusebpf's own")
     if name in _RESERVED_NAMES:
         taken = ", ".join(sorted(_RESERVED_NAMES))
         raise FilterError(f"{where}no filter can be called {name!r}; these are a mount's own: {taken}")

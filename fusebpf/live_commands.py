@@ -167,6 +167,7 @@ def map_command(
     """  # noqa: D301 - click's own mark
     from fusebpf import map_view
     from fusebpf.control import ask
+    from fusebpf.policy_map import article
 
     n_words = {"list": (0,), "get": (1,), "set": (1, 2), "delete": (1,)}[verb]
     if len(words) not in n_words:
@@ -191,7 +192,7 @@ def map_command(
             del view[words[0]]
         else:
             if len(words) == 1 and not (found.is_pattern_list or found.is_set):
-                raise UsageError(f"{found.shown}: `set` takes KEY VALUE; it is a {found.describe()}")
+                raise UsageError(f"{found.shown}: `set` takes KEY VALUE; it is {article(found.describe())}")
             view[words[0]] = words[1] if len(words) > 1 else "1"
     finally:
         found.close()

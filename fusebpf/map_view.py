@@ -8,6 +8,7 @@ names or patterns is a dictionary of its patterns, each True.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator, MutableMapping
@@ -171,7 +172,9 @@ def _in_words(found: PolicyMap) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise MapValueError(f"{found.shown}: the kernel refuses it: {error.strerror}") from error
+        is_full = error.errno == errno.E2BIG
+        why = f"it is full, with {found.max_entries} items" if is_full else error.strerror
+        raise MapValueError(f"{found.shown}: the kernel refuses it: {why}") from error
 
 
 def pinned(pins: Path, filter_name: str, map_name: str) -> PolicyMap:

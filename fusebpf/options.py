@@ -206,6 +206,9 @@ def with_roots(options: MountOptions, roots: Iterable[str | os.PathLike[str]]) -
     Raises:
         UsageError: They are too many, or something does not go with more than one.
     """
+    roots = [os.fspath(root) for root in roots]
+    if not all(roots):
+        raise UsageError("a backing root is a directory, and '' is none")
     more = tuple(os.path.abspath(root) for root in roots)  # noqa: PTH100 - it takes no symlinks away
     options = replace(options, roots=(*options.roots, *more))
     _check_roots(options)

@@ -143,7 +143,7 @@ class PolicyMap:
         """
         if self.type not in {*_HASHES, MapType.ARRAY}:
             raise MapValueError(
-                f"{self._shown}: a {self.describe()} cannot be set; only arrays and hashes can"
+                f"{self._shown}: {article(self.describe())} cannot be set; only arrays and hashes can"
             )
 
     def key_bytes(self, key: Any) -> bytes:
@@ -153,6 +153,8 @@ class PolicyMap:
             MapValueError: It does not fit the type.
             NoSuchElement: An array has no such index.
         """
+        if self.type not in _WITH_KEYS:
+            raise MapValueError(f"{self._shown}: {article(self.describe())} has no keys")
         if self.type in _ARRAYS:
             index = key if isinstance(key, int) else number_from_text(str(key))
             if index is None:
@@ -440,6 +442,11 @@ class PolicyMap:
             name = leaf.name or "value"
             values.append(leaf._replace(name=f"value.{name}" if name in taken else name))
         return keys if self.type != MapType.ARRAY else [], values
+
+
+def article(what: str) -> str:
+    """With `a` or `an` before it."""
+    return f"an {what}" if what[0] in "aeiou" else f"a {what}"
 
 
 def _plain(given: Any) -> str:

@@ -68,6 +68,11 @@ class Entry:
     unique_id: int = 0
 
     @property
+    def roots(self) -> list[str]:
+        """The backing roots, as paths."""
+        return [self.src, *dict(self.options).get("roots", [])]
+
+    @property
     def is_alive(self) -> bool:
         """Whether the process that serves it runs."""
         return self.boot_id == boot_id() and self.start_time == start_time(self.pid)

@@ -59,8 +59,12 @@ FB_ALWAYS_INLINE int worm_note(struct fb_slot *ctx)
 
 	if (!worm_is_file(ctx))
 		return FB_CONTINUE;
-	/* What was asked of the backing root may be older than the last write: a file's end does not come back. */
-	ctx->tag = !worm_keeps(ctx) ? 0 : end > ctx->tag ? end : ctx->tag;
+	/* What was asked of the backing root may be older than the last write: a file's end does not come back. And what is kept
+	 * by one of its names is not let go by another one. */
+	if (worm_keeps(ctx) || (ctx->tag && ctx->result.attr.nlink > 1))
+		ctx->tag = end > ctx->tag ? end : ctx->tag;
+	else
+		ctx->tag = 0;
 	ctx->edits |= FB_EDIT_TAG;
 	return FB_REWRITE;
 }

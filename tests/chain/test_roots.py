@@ -280,8 +280,9 @@ def test_a_mount_from_python(directory: Path) -> None:
 def test_roots_that_cannot_be(mount: support.Mounter) -> None:
     src, mnt, root = (mount.new_directory(name) for name in ("src", "mnt", "root"))
     (root / "in").mkdir()
-    refused = [
-        ([src / "nothing"], "cannot be opened"),
+    refused: list[tuple[list[str | Path], str]] = [
+        ([src / "nothing"], f"backing root {str(src / 'nothing')!r} cannot be opened"),
+        ([""], "'' is none"),
         ([src], "or is the same"),
         ([root, root / "in"], "lies inside the backing root"),
         ([mnt.parent], "lies inside"),
@@ -299,6 +300,30 @@ def test_roots_that_cannot_be(mount: support.Mounter) -> None:
     watched = support.run(support.COMMAND, "mount", src, mnt, "--root", root, "--cache", "watch", check=False)
     assert "--cache watch is for one backing root" in watched.stderr
     assert support.mountpoints(mnt) == []
+
+
+def test_a_mount_that_would_contain_itself_by_another_root_is_refused(mount: support.Mounter) -> None:
+    root, src = mount.new_directory("root"), mount.new_directory("src")
+    (root / "in").mkdir()
+    first = mount(src, arguments=["--root", str(root)])
+
+    done = support.run(support.COMMAND, "mount", first.path, root / "in", check=False)
+
+    assert done.returncode == 1
+    assert f"{str(root)!r}, which the source" in done.stderr
+
+
+def test_a_remount_knows_the_roots(mount: support.Mounter) -> None:
+    root = mount.new_directory("root")
+    mounted = mount(arguments=["--root", str(root)])
+
+    def remount(options: str) -> str:
+        words = (mounted.src, mounted.path, "-o", options)
+        return support.run(support.COMMAND, "mount-helper", *words, check=False).stderr
+
+    assert remount(f"remount,ro,root={root}") == ""
+    assert "what it cannot change: roots" in remount(f"remount,ro,root={mounted.src}")
+    assert not os.access(mounted.path, os.W_OK)
 
 
 def test_a_unit_test_sees_the_root_that_was_said() -> None:

@@ -47,7 +47,24 @@ def test_a_dangling_link_is_not_written_through(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "a b", "a/b", "../a", "9a", "a-b", "_a", "a_", "a__b", "stats", "x" * 32, "ä", "hide", "a.c"]
+    "name",
+    [
+        "",
+        "a b",
+        "a/b",
+        "../a",
+        "9a",
+        "a-b",
+        "_a",
+        "a_",
+        "a__b",
+        "stats",
+        "fb_a",
+        "x" * 32,
+        "ä",
+        "hide",
+        "a.c",
+    ],
 )
 def test_a_bad_name_is_refused(directory: Path, name: str) -> None:
     assert_refused(fusebpf("new", name, cwd=directory), 2, repr(name))

@@ -99,6 +99,16 @@ def test_worm_without_maps_keeps_all() -> None:
         assert chain.run("fallocate", tag=10, args={"mode": 1}).error == 0
 
 
+def test_worm_does_not_let_go_by_another_name(kept: support.Mounted) -> None:
+    os.link(kept.src / "log" / "old", kept.src / "other")
+    os.link(kept.src / "free", kept.src / "free2")
+
+    with (kept.path / "log" / "old").open():
+        assert refused(overwrite, kept.path / "other") == errno.EPERM
+    overwrite(kept.path / "free")
+    overwrite(kept.path / "free2")
+
+
 # ---------------------------------------------------------------------------------- noexec
 
 

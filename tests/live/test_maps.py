@@ -106,6 +106,30 @@ def test_fields_are_said_in_order_or_by_name(mounted: support.Mounted) -> None:
     support.run("rm", mounted.path / "kept")
 
 
+def test_a_map_that_is_full_says_so(mounted: support.Mounted) -> None:
+    for key in range(3):
+        said(mounted, "typed", "pairs", "set", f"{key}:9", "EPERM:yes:00000000:x")
+
+    done = support.run(
+        support.COMMAND,
+        "map",
+        mounted.name,
+        "typed",
+        "pairs",
+        "set",
+        "3:9",
+        "EPERM:yes:00000000:x",
+        check=False,
+    )
+    for key in range(3):
+        said(mounted, "typed", "pairs", "delete", f"{key}:9")
+
+    assert (done.returncode, done.stderr) == (
+        2,
+        "fusebpf: typed.pairs: the kernel refuses it: it is full, with 3 items\n",
+    )
+
+
 def test_what_bpftool_writes_counts_as_much(mounted: support.Mounted) -> None:
     path = mounted.pins / "typed" / "users"
     key, value = ["7", "0", "0", "0"], ["0x2a", *"0000000"]
@@ -142,6 +166,7 @@ def test_what_bpftool_writes_counts_as_much(mounted: support.Mounted) -> None:
         (["typed", "pre_mkdir"], 2, ["no map 'pre_mkdir'"]),
         (["nosuch", "names"], 1, ["no filter 'nosuch'", "deny, hide, readonly, typed"]),
         (["typed", "users", "empty"], 2, ["empty"]),
+        (["typed", "limits", "set", "5"], 2, ["it is an array of 4"]),
     ],
     ids=lambda words: "-".join(words)[:40] if isinstance(words, list) else "",
 )
