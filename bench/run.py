@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +61,16 @@ def measure(arguments: argparse.Namespace, bed: Bed, size: Size) -> list[dict[st
     results += calibrate(bed)
     modes = {"free": all_cores} | ({ONE_CORE: {min(all_cores)}} if arguments.one_core else {})
     if "yardstick" in parts:
-        with ExitStack() as stack:
-            run_on(all_cores, ())
-            targets = yardstick.mount_all(stack, bed, re.compile(arguments.peers))
+        found: list[dict[str, Any]] = []
+        for targets in yardstick.groups(bed, re.compile(arguments.peers)):
             for mode, cores in modes.items():
                 run_on(cores, targets)
-                found = list(yardstick.measure(bed, size, mode, targets, wanted))
-                yardstick.print_tables(found, mode)
-                results += found
+                found += yardstick.measure(bed, size, mode, targets, wanted)
+            run_on(all_cores, ())
+        found = yardstick.merge(found)
+        for mode in modes:
+            yardstick.print_tables([one for one in found if one["mode"] == mode], mode)
+        results += found
     if "filters" in parts:
         results += measure_pairs(bed, size, {ONE_CORE: {min(all_cores)}, "free": all_cores}, wanted)
     if "daemon" in parts:

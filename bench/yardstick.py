@@ -3,7 +3,7 @@
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -53,11 +53,22 @@ def take_turns(
     return samples
 
 
-def mount_all(stack: ExitStack, bed: Bed, wanted: re.Pattern[str]) -> list[Target]:
-    """The bare directory, the bind mount, our mounts, and the wanted peers that can be had."""
-    targets = [bed.bare, stack.enter_context(peers.bind(bed, BASE))]
-    for label, (filters, sets, options) in OURS.items():
-        targets.append(stack.enter_context(bed.mounted(label, filters, sets, options)))
+def groups(bed: Bed, wanted: re.Pattern[str]) -> Iterator[list[Target]]:
+    """The targets that take turns, mounted for as long as the caller has them.
+
+    Always the bind mount; beside it the bare directory and the wanted peers that can be had, or one of our
+    mounts, alone, since one that watches is told of all that the others change.
+    """
+    with ExitStack() as stack:
+        bind = stack.enter_context(peers.bind(bed, BASE))
+        with ExitStack() as others:
+            yield [bed.bare, bind, *_peers(others, bed, wanted)]
+        for label, (filters, sets, options) in OURS.items():
+            with bed.mounted(label, filters, sets, options) as ours:
+                yield [bind, ours]
+
+
+def _peers(stack: ExitStack, bed: Bed, wanted: re.Pattern[str]) -> Iterator[Target]:
     lacking = peers.install_missing()
     for label, peer in PEERS.items():
         if not wanted.search(label):
@@ -66,10 +77,23 @@ def mount_all(stack: ExitStack, bed: Bed, wanted: re.Pattern[str]) -> list[Targe
             print(f"  {label}: its package cannot be installed; left out")
             continue
         try:
-            targets.append(stack.enter_context(peer(bed, label)))
+            yield stack.enter_context(peer(bed, label))
         except RuntimeError as error:
             print(f"  {label}: left out: {error}")
-    return targets
+
+
+def merge(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the groups gave, one result for each workload and mode.
+
+    The times of the bind mount are those beside the peers, the ratios those of each group.
+    """
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    for result in results:
+        known = merged.setdefault((result["mode"], result["op"]), result)
+        if known is not result:
+            known["ns"] = result["ns"] | known["ns"]
+            known["ratio"] |= result["ratio"]
+    return list(merged.values())
 
 
 def measure(

@@ -318,8 +318,9 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 	// While the inode is passed through every open of it must be; DIRECT_IO beside it has its calls come here all the same.
 	if (mode == FB_IO_PASSTHROUGH || inode->n_passthrough) {
 		passthrough_count(rq, h, out);
-		// What is cached of it for ever is to be asked for anew while it is written (cache.c).
-		if (inode->mnt && inode->mnt->is_watched && (fcntl(h->fd, F_GETFL) & O_ACCMODE) != O_RDONLY)
+		// What is cached of it for ever is to be asked for anew while it is written (cache.c); a reply that brings
+		// its attributes says so itself.
+		if (!(rq->op->flags & FB_OP_ENTRY) && inode->mnt && inode->mnt->is_watched && (fcntl(h->fd, F_GETFL) & O_ACCMODE) != O_RDONLY)
 			notify_inode(m, inode->nodeid, -1, 0);
 	} else {
 		inode->n_served++;

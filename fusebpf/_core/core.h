@@ -128,6 +128,7 @@ struct mount {
 	struct watch watch;
 	struct queue queues[1 + FB_MAX_WORKERS]; /* /dev/fuse, and of FUSE over io_uring one for each core */
 	uint32_t n_queues;
+	struct placement placements[N_PLACEMENTS];
 	_Atomic uint64_t n_nudges; /* messages of our own to them */
 	struct daemon *daemon; /* NULL: the mount has none */
 	pthread_mutex_t locks_lock;
@@ -142,6 +143,7 @@ void mount_log(struct mount *m, const char *level, const char *format, ...)
 
 /* creds.c: the identity of the calling thread */
 int creds_init_thread(void);
+bool creds_have(int cap);
 void creds_enter(const struct request *rq, uint32_t uid, uint32_t gid, bool keep_rights);
 void creds_leave(void);
 void creds_lift(void);

@@ -42,6 +42,12 @@ static uint64_t all_caps(void)
 	return thread_caps.data[0].effective | (uint64_t)thread_caps.data[1].effective << 32;
 }
 
+/** Does the calling worker have this capability? */
+bool creds_have(int cap)
+{
+	return all_caps() >> cap & 1;
+}
+
 /** Give the calling thread its own umask, note its capabilities, and leave all groups but 0. Once per worker. */
 int creds_init_thread(void)
 {

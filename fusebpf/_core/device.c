@@ -10,6 +10,10 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/vfs.h>
+#include <time.h>
+
+/* How long FORGETs gather. */
+#define GATHER_NS 1000000
 
 #ifndef OVERLAYFS_SUPER_MAGIC
 #define OVERLAYFS_SUPER_MAGIC 0x794c7630
@@ -165,9 +169,22 @@ static int clone_open(struct worker *w)
 	return ioctl(w->device_fd, FUSE_DEV_IOC_CLONE, &source) < 0 ? -errno : 0;
 }
 
+/* Where requests come over io_uring, mostly FORGETs are left for /dev/fuse, one for each inode that goes. To be woken for
+ * each costs its caller more than the op that it comes from, and nobody waits for one: let some gather. */
+static void forgets_gather(struct worker *w)
+{
+	const struct fuse_in_header *in = (const struct fuse_in_header *)w->buffer;
+	bool was_forget = in->opcode == FUSE_FORGET || in->opcode == FUSE_BATCH_FORGET;
+
+	if (was_forget && transport_is_uring(w->mount))
+		nanosleep(&(struct timespec){ .tv_nsec = GATHER_NS }, NULL);
+	((struct fuse_in_header *)w->buffer)->opcode = 0;
+}
+
 /* Returns its length, or -errno: -ENODEV when the connection has ended. */
 static ssize_t clone_receive(struct worker *w)
 {
+	forgets_gather(w);
 	ssize_t n = read(w->device_fd, w->buffer, REQUEST_BUFFER_SIZE);
 
 	if (n < 0)

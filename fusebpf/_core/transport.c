@@ -46,6 +46,15 @@ uint32_t transport_n_cores(void)
 	return fields < 1 || first ? 0 : last + 1;
 }
 
+/** Do the callers' requests come over io_uring? */
+bool transport_is_uring(const struct mount *m)
+{
+	for (uint32_t i = 1; i < m->n_queues; i++)
+		if (atomic_load_explicit(&m->queues[i].is_closed, memory_order_relaxed))
+			return false; // the kernel went over to /dev/fuse
+	return m->n_queues > 1;
+}
+
 /** FUSE over io_uring cannot be had: an error where nothing else will do, else a line in the log. */
 int transport_refuse_uring(struct mount *m, const char *why)
 {

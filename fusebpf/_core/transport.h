@@ -25,6 +25,9 @@ struct queue {
 	const struct transport *transport;
 	int core; /* that its workers are pinned to; -1: none */
 	_Atomic uint32_t n_idle;
+	/* placement.c: how many of the next answers are given as SCHED_IDLE, */
+	_Atomic uint32_t n_yielding;
+	_Atomic int64_t looked_ms, not_before_ms; /* and since when, and when at the earliest again */
 	_Atomic bool is_in_use; /* has a worker that was registered */
 	_Atomic bool is_closed; /* the kernel wants nothing to do with it */
 };
@@ -32,10 +35,24 @@ struct queue {
 extern const struct transport device_transport; /* device.c */
 extern const struct transport uring_transport;	/* uring.c */
 
+/* Where a caller was seen last: a row for several, each in a cache line of its own. */
+struct placement {
+	_Atomic uint64_t tid_and_core;
+	uint64_t padding[7];
+};
+
+enum { N_PLACEMENTS = 64 };
+
+/* placement.c */
+void placement_note(struct worker *w, uint32_t tid);
+void placement_choose(struct worker *w);
+bool placement_is_possible(void);
+
 /* transport.c */
 enum transport_choice transport_named(const char *name);
 void transport_enable_uring(struct mount *m);
 uint32_t transport_n_cores(void);
+bool transport_is_uring(const struct mount *m);
 int transport_refuse_uring(struct mount *m, const char *why);
 int reply_send(struct request *rq, int error);
 void reply_error(struct request *rq, int error);

@@ -154,6 +154,7 @@ static int entry_reply(struct worker *w, const struct fuse_out_header *header, c
 	memcpy(headers->in_out, header, sizeof(*header));
 	headers->entry.payload_size = (uint32_t)(body[0].iov_len + body[1].iov_len);
 	prepare(w, FB_URING_COMMIT_AND_FETCH, headers->entry.commit_id);
+	placement_choose(w);
 	w->is_unanswered = false;
 	return 0;
 }

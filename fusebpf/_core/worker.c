@@ -293,6 +293,7 @@ static void begin_request(struct worker *w)
 	atomic_store_explicit(&w->nodeid, in->nodeid, memory_order_relaxed);
 	atomic_store_explicit(&w->pid, in->pid, memory_order_relaxed);
 	atomic_store(&w->unique, in->unique);
+	placement_note(w, in->pid);
 	bool was_parked = !atomic_compare_exchange_strong(&w->state, &expected, WORKER_RUNS);
 	if (atomic_fetch_sub(&w->queue->n_idle, 1) == 1 && worker_start(w->mount, w->queue))
 		pthread_cond_broadcast(&p->changed); // the janitor sees to it
@@ -370,6 +371,7 @@ static void *worker_main(void *argument)
 		connection_ended(w->mount, -e); // without a umask of its own it would change that of all
 	if (q->core >= 0)
 		pin(q->core);
+	w->can_yield = q->core >= 0 && placement_is_possible();
 	watch_own_thread(w->mount, true);
 	if (e || !wait_for_opening(&w->mount->workers) || !serve_all(w))
 		atomic_fetch_sub(&q->n_idle, 1);

@@ -28,6 +28,8 @@ struct worker {
 	struct uring uring;
 	struct iovec entry[2]; /* the buffers that the kernel was given */
 	bool is_registered, is_unanswered;
+	bool can_yield, is_yielding; /* placement.c: may be SCHED_IDLE, is it, */
+	uint64_t waited_ns;	     /* and how long it has waited for its core */
 	struct fb_slot *image;
 	struct chain *chain; /* the snapshot that it holds */
 	_Atomic uint64_t unique; /* of the request that it serves, 0: none */

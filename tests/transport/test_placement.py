@@ -1,0 +1,75 @@
+"""Over io_uring callers stay on their core: workers give way to those that come and go between cores."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import support
+
+# More than a core's workers give as SCHED_IDLE (N_ANSWERS of fusebpf/_core/placement.c).
+MANY = 400
+
+
+@pytest.fixture
+def cores() -> Iterator[list[int]]:
+    """Two cores that the calling thread may run on; it gets all of them back."""
+    before = os.sched_getaffinity(0)
+    if len(before) < 2:
+        pytest.skip("one core: nobody moves")
+    yield sorted(before)[:2]
+    os.sched_setaffinity(0, before)
+
+
+def _policies(mounted: support.Mounted) -> list[int]:
+    """Of all threads of the server."""
+    return [os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{mounted.pid}/task").iterdir()]
+
+
+def _ask(path: Path, core: int, n: int = 1) -> None:
+    """Make requests from one core."""
+    os.sched_setaffinity(0, {core})
+    for _ in range(n):
+        assert os.statvfs(path).f_namemax == 255
+
+
+def _move_about(path: Path, cores: list[int]) -> None:
+    for number in range(8):
+        _ask(path, cores[number % 2])
+
+
+def test_workers_are_idle_ones_for_the_scheduler_while_a_caller_moves_between_cores(
+    uring: support.Mounted, cores: list[int]
+) -> None:
+    _ask(uring.path, cores[0], MANY)
+    assert os.SCHED_IDLE not in _policies(uring)
+
+    _move_about(uring.path, cores)
+
+    assert os.SCHED_IDLE in _policies(uring)
+
+
+def test_workers_are_ordinary_again_when_a_caller_stays(uring: support.Mounted, cores: list[int]) -> None:
+    _move_about(uring.path, cores)
+
+    _ask(uring.path, cores[1], MANY)
+    _ask(uring.path, cores[0], MANY)  # one more move
+
+    assert os.SCHED_IDLE not in _policies(uring)
+
+
+def test_what_other_workers_answer_meanwhile_is_right(uring: support.Mounted, cores: list[int]) -> None:
+    for number in range(3 * MANY):
+        os.sched_setaffinity(0, {cores[number // 3 % 2]})
+        path = uring.path / f"f{number % 7}"
+        path.write_text(str(number))
+
+        assert path.read_text() == str(number)
+
+
+def test_on_dev_fuse_no_worker_gives_way(mount: support.Mounter, cores: list[int]) -> None:
+    mounted = mount(options="transport=dev")
+
+    _move_about(mounted.path, cores)
+
+    assert os.SCHED_IDLE not in _policies(mounted)
