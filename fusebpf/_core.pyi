@@ -146,9 +146,10 @@ class Mount:
         """End the workers (ops in flight finish), close the connection, free everything. Idempotent. Does
         not unmount."""
 
-    def invalidate(self, timeout_ms: int, /) -> bool:
-        """Make the kernel ask anew for all entries, attributes and pages that it has cached; False if it had
-        not heeded that within the time."""
+    def invalidate(self, timeout_ms: int, by_filters: bool = False, /) -> bool:
+        """Make the kernel ask anew for all entries, attributes and pages that it has cached, or with
+        `by_filters` only if filters have let it keep something; False if it had not heeded that within the
+        time."""
 
     def daemon_start(
         self, routes: bytes, timeout_ms: int, falls_back: bool, /

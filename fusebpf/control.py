@@ -151,8 +151,7 @@ class Server:
     async def _policy_changed(self, request: _Request) -> dict[str, Any]:
         """Somebody has changed a policy map by its pin."""
         request.end()
-        if self._stack.counters()["filter_ttls"]:
-            await self._stack.invalidate()
+        await self._stack.invalidate(by_filters=True)
         return {}
 
     def _changed(self, change: Change) -> dict[str, Any]:

@@ -349,8 +349,7 @@ class LiveChain:
 
 def policy_changed(core: Mount) -> None:
     """A policy map was changed: what the kernel keeps since a filter set a ttl, it forgets."""
-    if core.counters()["filter_ttls"]:
-        core.invalidate(POLICY_SECONDS * 1000)
+    core.invalidate(POLICY_SECONDS * 1000, True)
 
 
 def file_of(spec: FilterSpec) -> str:

@@ -289,15 +289,15 @@ class Stack:
 
             return await _in_thread(make)
 
-    async def invalidate(self) -> None:
-        """Make the kernel forget what it has cached of the mount: entries, attributes, pages.
+    async def invalidate(self, *, by_filters: bool = False) -> None:
+        """Make the kernel forget what it has cached; with `by_filters` only if filters let it keep something.
 
         Raises:
             MountError: The mount is not there, or the kernel did not get to it in time, since ops in flight
                 hold it up; it will when they end.
         """
         core = self._started_core()
-        if not await _in_thread(lambda: core.invalidate(round(INVALIDATE_SECONDS * 1000))):
+        if not await _in_thread(lambda: core.invalidate(round(INVALIDATE_SECONDS * 1000), by_filters)):
             raise MountError(
                 f"ops in flight hold up the invalidation of {self.mnt!r} for {INVALIDATE_SECONDS:.0f} s"
             )

@@ -20,6 +20,7 @@ void cache_begin(struct request *rq)
 	const struct chain *chain = rq->worker->chain;
 	uint64_t ttl_ns = m->ttl_ns;
 
+	rq->n_all = atomic_load(&m->notifier.n_all);
 	if (is_watching(m)) {
 		ttl_ns = FOR_EVER_NS;
 		rq->n_changes = atomic_load(&m->watch.n_changes);
@@ -78,16 +79,28 @@ void cache_attr(struct request *rq)
 	ttl_set(ttl_ns, &rq->out.attr.attr_valid, &rq->out.attr.attr_valid_nsec);
 }
 
-static void shorten(const struct mount *m, uint64_t *seconds, uint32_t *nanoseconds)
+static void shorten_entry(uint64_t most_ns, struct fuse_entry_out *entry)
 {
-	if (*seconds == FOR_EVER_SECONDS)
-		ttl_set(m->ttl_ns, seconds, nanoseconds);
+	if (!most_ns || entry->entry_valid == FOR_EVER_SECONDS)
+		ttl_set(most_ns, &entry->entry_valid, &entry->entry_valid_nsec);
+	if (!most_ns || entry->attr_valid == FOR_EVER_SECONDS)
+		ttl_set(most_ns, &entry->attr_valid, &entry->attr_valid_nsec);
 }
 
-static void shorten_entry(const struct mount *m, struct fuse_entry_out *entry)
+/* What the op found may not be kept for longer than that: 0, or if it was to be for ever, the mount's own time. */
+static void shorten(struct request *rq, uint64_t most_ns)
 {
-	shorten(m, &entry->entry_valid, &entry->entry_valid_nsec);
-	shorten(m, &entry->attr_valid, &entry->attr_valid_nsec);
+	struct fuse_attr_out *attr = &rq->out.attr;
+
+	if (rq->op->flags & FB_OP_ENTRY)
+		shorten_entry(most_ns, &rq->out.create.entry);
+	else if (rq->op->flags & FB_OP_ATTR && (!most_ns || attr->attr_valid == FOR_EVER_SECONDS))
+		ttl_set(most_ns, &attr->attr_valid, &attr->attr_valid_nsec);
+	for (size_t at = 0; rq->has_plus_entries && at < rq->payload_len;) {
+		struct fuse_direntplus *plus = (void *)((char *)rq->payload + at);
+		shorten_entry(most_ns, &plus->entry_out);
+		at += FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET_DIRENTPLUS + plus->dirent.namelen);
+	}
 }
 
 /* Listings go by it: see cache_may_ask. */
@@ -97,25 +110,24 @@ static void note_lookup(struct chain *chain, bool is_kept)
 		atomic_store_explicit(&chain->keeps_entries, is_kept, memory_order_relaxed);
 }
 
-/** Before the reply goes out: if something changed behind the mount meanwhile, the op may have seen it as it was before, and the
- * kernel, which does not have it yet, cannot be told. */
+/** Was everything invalidated since the op began? It may have been judged by a policy that is no longer. */
+bool cache_is_outdated(const struct request *rq)
+{
+	return atomic_load(&rq->mount->notifier.n_all) != rq->n_all;
+}
+
+/** Before the reply goes out: if something changed meanwhile, the op may have seen it as it was before, and the kernel, which
+ * does not have it yet, cannot be told. */
 void cache_finish(struct request *rq)
 {
 	struct mount *m = rq->mount;
 
 	if (rq->chain && rq->op->canonical == FB_OP_lookup)
 		note_lookup(rq->chain, rq->entry_ttl_ns);
-	if (!is_watching(m) || atomic_load(&m->watch.n_changes) == rq->n_changes)
-		return;
-	if (rq->op->flags & FB_OP_ENTRY)
-		shorten_entry(m, &rq->out.create.entry);
-	else if (rq->op->flags & FB_OP_ATTR)
-		shorten(m, &rq->out.attr.attr_valid, &rq->out.attr.attr_valid_nsec);
-	for (size_t at = 0; rq->has_plus_entries && at < rq->payload_len;) {
-		struct fuse_direntplus *plus = (void *)((char *)rq->payload + at);
-		shorten_entry(m, &plus->entry_out);
-		at += FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET_DIRENTPLUS + plus->dirent.namelen);
-	}
+	if (cache_is_outdated(rq))
+		shorten(rq, 0);
+	else if (is_watching(m) && atomic_load(&m->watch.n_changes) != rq->n_changes)
+		shorten(rq, m->ttl_ns);
 }
 
 /** Do hooks need to see who lists a directory, or what it has? */

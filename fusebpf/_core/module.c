@@ -327,12 +327,12 @@ static PyObject *Mount_stop(MountObject *self, PyObject *unused)
 static PyObject *Mount_invalidate(MountObject *self, PyObject *args)
 {
 	struct mount *m = mount_of(self);
-	int timeout_ms;
+	int timeout_ms, by_filters = 0;
 	bool is_done;
 
-	if (!m || !PyArg_ParseTuple(args, "i", &timeout_ms))
+	if (!m || !PyArg_ParseTuple(args, "i|p", &timeout_ms, &by_filters))
 		return NULL;
-	notify_all(m);
+	notify_all(m, by_filters);
 	Py_BEGIN_ALLOW_THREADS
 	is_done = notify_wait(m, timeout_ms);
 	Py_END_ALLOW_THREADS

@@ -11,6 +11,7 @@
 
 #define QUEUE_SIZE 1024
 #define AGAIN_MS 50
+#define ARRIVAL_MS 20 /* in which an answer that was given is with whom it was given to */
 #define END_TIMEOUT_MS 10000
 #define END_STEP_MS 20
 #define CLOCK_STEP_MS 10 /* of the coarse clock, and of the kernel's timeouts, at most */
@@ -114,6 +115,7 @@ static void send_negatives(struct mount *m)
  * for entries at once, but drops them, and with them whatever is mounted below (fs/dcache.c: d_invalidate). */
 static void send_all(struct mount *m)
 {
+	usleep(ARRIVAL_MS * 1000);
 	for (uint32_t shard = 0; shard < N_SHARDS; shard++) {
 		uint32_t n;
 		uint64_t *nodeids = inodes_of_shard(m, shard, &n);
@@ -276,10 +278,13 @@ void notify_inode(struct mount *m, uint64_t nodeid, int64_t offset, int64_t leng
 	ask(m, &notice);
 }
 
-/** All entries, attributes and pages that were handed out may have changed. It does not reach what ops in flight are about to
- * hand out. */
-void notify_all(struct mount *m)
+/** All entries, attributes and pages that were handed out may have changed; or with by_filters what filters let the kernel
+ * keep, which may be nothing. What ops in flight hand out is not kept (cache_finish). */
+void notify_all(struct mount *m, bool by_filters)
 {
+	atomic_fetch_add(&m->notifier.n_all, 1);
+	if (by_filters && !atomic_load(&m->n_filter_ttls))
+		return;
 	ask(m, NULL);
 }
 

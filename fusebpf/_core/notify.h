@@ -19,6 +19,7 @@ struct notifier {
 	struct notice *queue; /* a ring */
 	uint32_t first, n_queued;
 	uint64_t n_asked, n_done;
+	_Atomic uint64_t n_all; /* times that everything was to be invalidated */
 	_Atomic int64_t unknown_ms; /* when notify_unknown was last called */
 	/* The thread's own: what the kernel had nothing of, to be sent once more. */
 	struct notice *again;
@@ -51,7 +52,7 @@ void negatives_deinit(struct mount *m);
 void notify_entry(struct mount *m, uint64_t parent, const char *name);
 void notify_deleted(struct mount *m, uint64_t parent, const char *name);
 void notify_inode(struct mount *m, uint64_t nodeid, int64_t offset, int64_t length);
-void notify_all(struct mount *m);
+void notify_all(struct mount *m, bool by_filters);
 void notify_unknown(struct mount *m);
 void notify_prune(struct mount *m);
 

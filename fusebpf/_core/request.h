@@ -33,7 +33,8 @@ struct request {
 	const void *payload;
 	size_t payload_len;
 	uint64_t entry_ttl_ns, attr_ttl_ns;
-	uint64_t n_changes; /* watch.n_changes when it began */
+	uint64_t n_changes; /* watch.n_changes when it began, */
+	uint64_t n_all;	    /* and notifier.n_all */
 	uint32_t n_own;	       /* handles of its own that are open */
 	struct inode *entry;   /* the inode that the reply counts once; taken back if the reply does not arrive */
 	struct handle *opened; /* the handle that the reply hands out; closed if it does not arrive */

@@ -435,7 +435,8 @@ void request_run(struct request *rq)
 	else if (rq->op->flags & FB_OP_TEXT && !rq->error)
 		value_finish(rq);
 	views_changed(rq);
-	bool is_negative = rq->verdict == FB_NEGATIVE && rq->error == ENOENT && rq->all_edits & FB_EDIT_TTL;
+	bool is_negative = rq->verdict == FB_NEGATIVE && rq->error == ENOENT && rq->all_edits & FB_EDIT_TTL &&
+			   !cache_is_outdated(rq);
 	if (is_negative)
 		result_negative(rq);
 	if (reply_send(rq, is_negative ? 0 : rq->error))

@@ -117,7 +117,7 @@ static bool is_aliased(const struct mount *m, uint64_t fsid)
 static void all_changed(struct mount *m)
 {
 	atomic_fetch_add(&m->watch.n_changes, 1);
-	notify_all(m);
+	notify_all(m, false);
 }
 
 /* Find the parts of an event. The records behind its head: a handle, and after that of a directory a name. */

@@ -34,6 +34,7 @@ bool cache_may_ask(const struct request *rq);
 void cache_begin(struct request *rq);
 void cache_entry(struct request *rq, struct inode *inode, struct fuse_entry_out *out);
 void cache_attr(struct request *rq);
+bool cache_is_outdated(const struct request *rq);
 void cache_finish(struct request *rq);
 bool cache_may_list(const struct request *rq);
 bool cache_listings_are_hooked(const struct chain *chain);
