@@ -66,6 +66,8 @@ def as_told(error: Exception) -> ServerError:
     if isinstance(error, FusebpfError):
         detail = error.detail if isinstance(error, FilterError) else ""
         return ServerError(str(error), detail, error.exit_code)
+    if isinstance(error, FileNotFoundError) and error.filename is None:  # getcwd(2) alone has no name to tell
+        return ServerError("the current directory has been removed: go to one that is there")
     text = " ".join(f"{type(error).__name__}: {error}".split())
     message = f"{text} (this is a bug; FUSEBPF_DEBUG=1 shows where)"
     return ServerError(message, bug="".join(traceback.format_exception(error)))

@@ -343,3 +343,11 @@ def test_an_unexpected_error_is_one_line_that_says_that_it_is_a_bug(tree: Path) 
 
     assert_refused(done, 1, "ZeroDivisionError: two lines", "this is a bug")
     assert "line 2, in broken" in told.stderr
+
+
+def test_a_current_directory_that_has_been_removed_is_said_to_be_so(tree: Path) -> None:
+    script = 'mkdir gone && cd gone && rmdir ../gone && exec "$0" mount "$1" "$2" --root below'
+
+    done = support.run("sh", "-c", script, support.COMMAND, tree / "src", tree / "mnt", cwd=tree, check=False)
+
+    assert_refused(done, 1, "the current directory has been removed")
