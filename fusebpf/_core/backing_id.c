@@ -267,7 +267,9 @@ static enum fb_io_mode io_choose(struct request *rq, struct opening *o)
 		o->reason = why;
 	if (!why)
 		return FB_IO_PASSTHROUGH;
-	return o->is_hooked ? FB_IO_DIRECT : FB_IO_CACHE;
+	// The kernel would cache no more of a file than its size says.
+	const struct backing_mount *b = o->h->inode->mnt;
+	return o->is_hooked || (b ? b->is_made_up : backing_is_made_up(o->h->fd)) ? FB_IO_DIRECT : FB_IO_CACHE;
 }
 
 /* A filter that came later hooks data that the kernel moves alone until the last open of the file is closed. The op need

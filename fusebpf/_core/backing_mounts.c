@@ -8,6 +8,8 @@
 #include <linux/magic.h>
 #include <sys/vfs.h>
 
+#define CONFIGFS_MAGIC 0x62656570UL /* fs/configfs/mount.c */
+
 static bool can_reopen(int mount_fd, int dir_fd)
 {
 	union {
@@ -52,6 +54,30 @@ static bool is_remote(int fd)
 	}
 }
 
+/** Is it a file of a file system whose files the kernel makes up as they are read? */
+bool backing_is_made_up(int fd)
+{
+	struct statfs fs;
+
+	if (fstatfs(fd, &fs) < 0)
+		return false;
+	switch ((unsigned long)fs.f_type) {
+	case PROC_SUPER_MAGIC:
+	case SYSFS_MAGIC:
+	case DEBUGFS_MAGIC:
+	case TRACEFS_MAGIC:
+	case SECURITYFS_MAGIC:
+	case SELINUX_MAGIC:
+	case SMACK_MAGIC:
+	case CGROUP_SUPER_MAGIC:
+	case CGROUP2_SUPER_MAGIC:
+	case CONFIGFS_MAGIC:
+		return true;
+	default:
+		return false;
+	}
+}
+
 static uint64_t fsid_of(int fd)
 {
 	struct statfs fs;
@@ -89,6 +115,7 @@ struct backing_mount *backing_mount_get(struct mount *m, int id, int fd, uint32_
 			b->fd = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 		b->can_reopen = b->fd >= 0 && can_reopen(b->fd, fd);
 		b->is_remote = is_remote(fd);
+		b->is_made_up = backing_is_made_up(fd);
 		b->fsid = fsid_of(fd);
 		b->is_watched = b->fd >= 0 && watch_add(m, b->fd);
 		b->next = atomic_load(&t->mounts);

@@ -12,6 +12,7 @@ struct backing_mount {
 	int fd;		 /* a real descriptor on it, for open_by_handle_at(2) */
 	bool can_reopen; /* its file handles can be opened again */
 	bool is_remote;	 /* close(2) may report errors of earlier writes */
+	bool is_made_up; /* the kernel makes its files up as they are read: their sizes say nothing */
 	bool is_watched; /* the kernel is told of changes behind the mount */
 	uint64_t fsid;	 /* statfs(2)'s, as fanotify names its file system */
 };
@@ -131,6 +132,7 @@ void proc_path(char out[PROC_PATH_SIZE], int fd);
 
 /* backing_mounts.c */
 struct backing_mount *backing_mount_find(struct mount *m, int id);
+bool backing_is_made_up(int fd);
 struct backing_mount *backing_mount_get(struct mount *m, int id, int fd, uint32_t type);
 void backing_mounts_deinit(struct mount *m);
 

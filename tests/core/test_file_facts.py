@@ -187,3 +187,16 @@ def test_epoll_takes_a_file_too(variant: Variant) -> None:
             return [event for _, event in epoll.poll(1)]
 
     assert in_child(act, fresh(variant)[0]) == [select.EPOLLIN | select.EPOLLOUT]
+
+
+# -------------------------------------------------------------------- files that are made up
+
+
+@pytest.mark.parametrize("options", ["", "nopassthrough"])
+def test_files_that_the_kernel_makes_up_are_read_whole(mount: support.Mounter, options: str) -> None:
+    for path in (Path("/proc/sys/kernel/ostype"), Path("/sys/kernel/fscaps")):
+        mounted = mount(src=path.parent, options=options)
+
+        assert (mounted.path / path.name).read_bytes() == path.read_bytes()
+
+        mounted.umount()
