@@ -12,6 +12,8 @@
 #include <sys/ioctl.h>
 
 #define IDLE_MS 1000
+/* How long an open waits for the RELEASE of one that it cannot stand beside. */
+#define RELEASE_MS 250
 
 static bool data_is_hooked(const struct chain *c)
 {
@@ -292,6 +294,20 @@ static int open_refuse(struct request *rq, const struct chain *chain)
 	return -EBUSY;
 }
 
+/* Is the file passed through still, and may not be any more? Nobody waits for RELEASE, so the last open may be closed, and we
+ * not know it yet: then it comes in a moment. Called with the stripe held, which is let go meanwhile. */
+static bool stays_passed(struct request *rq, struct inode *inode)
+{
+	pthread_mutex_t *stripe = fds_stripe(rq->mount, inode);
+
+	for (int ms = 0; inode->n_passthrough > 0 && ms < RELEASE_MS && !request_is_interrupted(rq); ms++) {
+		pthread_mutex_unlock(stripe);
+		usleep(1000);
+		pthread_mutex_lock(stripe);
+	}
+	return inode->n_passthrough > 0;
+}
+
 /**
  * Decide how the data of a regular file that is being opened goes, as a filter asked if it did, and count it.
  *
@@ -311,7 +327,7 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 	if (!o.is_plain)
 		atomic_store(&inode->has_bits, true);
 	pthread_mutex_lock(fds_stripe(m, inode));
-	if (inode->n_passthrough > 0 && (by_daemon || (by_filter && !chain->keeps_open_files))) {
+	if ((by_daemon || (by_filter && !chain->keeps_open_files)) && stays_passed(rq, inode)) {
 		pthread_mutex_unlock(fds_stripe(m, inode));
 		return by_filter ? open_refuse(rq, chain) : -EBUSY;
 	}
@@ -349,12 +365,13 @@ int passthrough_reopen(struct request *rq)
 }
 
 /** Count a handle whose data the daemon serves. -EBUSY where other opens pass the file through. */
-int passthrough_refuse(struct mount *m, struct handle *h)
+int passthrough_refuse(struct request *rq, struct handle *h)
 {
+	struct mount *m = rq->mount;
 	struct inode *inode = h->inode;
 
 	pthread_mutex_lock(fds_stripe(m, inode));
-	bool is_free = inode->n_passthrough == 0;
+	bool is_free = !stays_passed(rq, inode);
 	inode->n_served += is_free;
 	h->is_served = is_free;
 	pthread_mutex_unlock(fds_stripe(m, inode));

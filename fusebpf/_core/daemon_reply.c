@@ -129,7 +129,7 @@ static int take_open(struct request *rq, const struct daemon_call *call, struct 
 	if (leaves_data)
 		return passthrough_open(rq, h, out);
 	out->open_flags = in->open_flags & (FOPEN_DIRECT_IO | FOPEN_KEEP_CACHE | FOPEN_NONSEEKABLE);
-	return passthrough_refuse(rq->mount, h);
+	return passthrough_refuse(rq, h);
 }
 
 /* Read and its like: bytes, at most as many as there was room for. */

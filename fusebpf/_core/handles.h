@@ -68,7 +68,7 @@ void passthrough_sweep(struct mount *m);
 void passthrough_unlinked(struct mount *m, struct inode *inode);
 void passthrough_forget(struct mount *m, struct inode *inode);
 int passthrough_reopen(struct request *rq);
-int passthrough_refuse(struct mount *m, struct handle *h);
+int passthrough_refuse(struct request *rq, struct handle *h);
 void passthrough_close(struct mount *m, struct handle *h);
 
 #endif

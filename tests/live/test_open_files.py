@@ -98,6 +98,22 @@ def test_new_opens_of_what_is_passed_through_fail_until_the_last_is_closed(
     in_stack(directory, work)
 
 
+def test_an_open_that_comes_while_the_last_one_is_being_closed_waits_for_that(directory: Path) -> None:
+    source = prepare(directory)
+    path = directory / "mnt" / "open"
+
+    async def work(stack: Stack) -> None:
+        fd = await trio.to_thread.run_sync(os.open, path, os.O_RDONLY)
+        await stack.attach(source)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, path.read_text)
+            await trio.sleep(0.02)
+            os.close(fd)
+
+    in_stack(directory, work)
+
+
 def test_with_keep_new_opens_go_on_unseen_until_the_last_is_closed(directory: Path) -> None:
     source = prepare(directory)
     path = directory / "mnt" / "open"
