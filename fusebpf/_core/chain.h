@@ -42,6 +42,14 @@ struct chain {
 	struct op_hooks *ops[256];
 };
 
+enum { N_SLOT_SETS = FB_N_SLOTS / 64 };
+
+/* Free slots, a bit for each; the workers of a core take from the same set, in a cache line of its own. */
+struct slot_set {
+	_Atomic uint64_t free;
+	uint64_t padding[7];
+};
+
 /* What all filters of the mount share, mapped. */
 struct shared_maps {
 	unsigned char *slots; /* FB_N_SLOTS × slot_stride */
@@ -52,11 +60,11 @@ struct shared_maps {
 	int ring_fds[FB_MAX_WORKERS];
 	uint32_t n_rings;
 	_Atomic uint64_t sequence;
-	/* The free slots; whoever finds none waits. */
+	struct slot_set free_slots[N_SLOT_SETS];
+	/* Whoever finds none waits. */
 	pthread_mutex_t slots_lock;
 	pthread_cond_t slot_freed;
-	uint32_t free_slots[FB_N_SLOTS];
-	uint32_t n_free_slots;
+	_Atomic uint32_t n_waiting;
 	bool has_extents[FB_N_SLOTS]; /* path, path2 or text of an op are in it; of the slot's owner */
 	struct windows windows;
 };
@@ -66,6 +74,7 @@ int shared_init(struct mount *m, int slots_fd, int windows_fd, int stats_fd, int
 void shared_deinit(struct mount *m);
 int slot_acquire(struct request *rq, bool may_fail);
 void slot_release(struct request *rq);
+uint32_t slots_n_free(const struct mount *m);
 bool slots_are_short(const struct mount *m);
 struct fb_slot *slot_of(const struct request *rq);
 void watch_record(const struct request *rq);

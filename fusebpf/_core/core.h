@@ -134,7 +134,7 @@ struct mount {
 	pthread_mutex_t locks_lock;
 	_Atomic uint32_t n_lock_owners;
 	/* What it counts. */
-	_Atomic uint64_t n_requests, n_failed_closed, n_hook_runs, n_program_runs, n_filter_ttls, n_interrupts, n_passthrough_opens;
+	_Atomic uint64_t n_failed_closed, n_filter_ttls, n_interrupts, n_passthrough_opens;
 };
 
 /* log.c */

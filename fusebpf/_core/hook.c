@@ -181,8 +181,8 @@ uint32_t hooks_run(struct request *rq, const struct op *op, enum fb_phase phase,
 		*why = "its program could not be run";
 		return 0;
 	}
-	atomic_fetch_add_explicit(&rq->mount->n_hook_runs, n_asked, memory_order_relaxed);
-	atomic_fetch_add_explicit(&rq->mount->n_program_runs, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&w->queue->n_hook_runs, n_asked, memory_order_relaxed);
+	atomic_fetch_add_explicit(&w->queue->n_program_runs, 1, memory_order_relaxed);
 	uint32_t n_good = records_check(rq, op, phase, hook, n_asked, out, n, why);
 	for (uint32_t i = 0; i < n_good; i++) {
 		if (out[i].edits & FB_EDIT_TEXT)

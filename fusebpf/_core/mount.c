@@ -167,6 +167,13 @@ void mount_destroy(struct mount *m)
 /** What a mount counts, by name. Returns how many there are; the values need not be of one moment. */
 size_t mount_counters(const struct mount *m, struct counter out[MAX_COUNTERS])
 {
+	uint64_t n_requests = 0, n_hook_runs = 0, n_program_runs = 0;
+
+	for (uint32_t i = 0; i < m->n_queues; i++) {
+		n_requests += m->queues[i].n_requests;
+		n_hook_runs += m->queues[i].n_hook_runs;
+		n_program_runs += m->queues[i].n_program_runs;
+	}
 	const struct counter rows[] = {
 		{ "inodes", m->inodes.n_inodes },
 		{ "descriptors", m->fds.n_open },
@@ -175,10 +182,10 @@ size_t mount_counters(const struct mount *m, struct counter out[MAX_COUNTERS])
 		{ "workers_parked", m->workers.n_parked },
 		{ "queues", m->n_queues },
 		{ "lock_owners", m->n_lock_owners },
-		{ "slots_in_use", m->has_shared ? FB_N_SLOTS - m->shared.n_free_slots : 0 },
-		{ "requests", m->n_requests },
-		{ "hook_runs", m->n_hook_runs },
-		{ "program_runs", m->n_program_runs },
+		{ "slots_in_use", m->has_shared ? FB_N_SLOTS - slots_n_free(m) : 0 },
+		{ "requests", n_requests },
+		{ "hook_runs", n_hook_runs },
+		{ "program_runs", n_program_runs },
 		{ "filter_ttls", m->n_filter_ttls },
 		{ "failed_closed", m->n_failed_closed },
 		{ "interrupts", m->n_interrupts },

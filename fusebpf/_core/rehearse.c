@@ -120,6 +120,7 @@ static void request_describe(struct rehearsed *run, struct mount *m, const struc
 	run->inode.refs = 1;
 	run->inode.nodeid = UINT64_MAX; // no real one's: its tags go with it
 	run->worker.mount = m;
+	run->worker.queue = &m->queues[0];
 	run->worker.payload = run->memory + REQUEST_BUFFER_SIZE;
 	// Or an EINTR that is described would be taken for a stray kick, and the op be tried again.
 	run->worker.unique = run->worker.interrupted = r->slot.unique;

@@ -409,7 +409,7 @@ void request_run(struct request *rq)
 {
 	int e = request_decode(rq);
 
-	atomic_fetch_add_explicit(&rq->mount->n_requests, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&rq->worker->queue->n_requests, 1, memory_order_relaxed);
 	if (e) {
 		if (!rq->op || !(rq->op->flags & FB_OP_NO_REPLY))
 			reply_error(rq, -e);

@@ -54,10 +54,8 @@ int shared_init(struct mount *m, int slots_fd, int windows_fd, int stats_fd, int
 	s->recent = recent == MAP_FAILED ? NULL : recent;
 	pthread_mutex_init(&s->slots_lock, NULL);
 	pthread_cond_init(&s->slot_freed, NULL);
-	// The lowest on top: few slots are in use at a time, and those stay in the cache.
-	for (uint32_t i = 0; i < FB_N_SLOTS; i++)
-		s->free_slots[i] = FB_N_SLOTS - 1 - i;
-	s->n_free_slots = FB_N_SLOTS;
+	for (uint32_t i = 0; i < N_SLOT_SETS; i++)
+		atomic_init(&s->free_slots[i].free, UINT64_MAX);
 	m->has_shared = true;
 	if (e)
 		shared_deinit(m);
@@ -89,21 +87,47 @@ struct fb_slot *slot_of(const struct request *rq)
 	return (struct fb_slot *)(s->slots + s->slot_stride * rq->slot);
 }
 
-/* Wait for a slot. Called with slots_lock held. Returns 0, or -EINTR: no signal ends this wait, so it looks itself. */
+/* Take a free slot, the lowest one: few are in use at a time, and those stay in the cache. Returns whether there was one. */
+static bool slot_take(struct request *rq)
+{
+	struct shared_maps *s = &rq->mount->shared;
+	int core = rq->worker->queue->core;
+
+	for (uint32_t i = 0; i < N_SLOT_SETS; i++) {
+		uint32_t set = ((core < 0 ? 0 : (uint32_t)core) + i) % N_SLOT_SETS;
+		uint64_t free = atomic_load_explicit(&s->free_slots[set].free, memory_order_relaxed);
+		while (free) {
+			uint32_t slot = set * 64 + (uint32_t)__builtin_ctzll(free);
+			if (atomic_compare_exchange_weak(&s->free_slots[set].free, &free, free & (free - 1))) {
+				rq->slot = slot;
+				return true;
+			}
+		}
+	}
+	return false;
+}
+
+/* Wait for a slot. Returns 0, or -EINTR: no signal ends this wait, so it looks itself. */
 static int slot_wait(struct request *rq, bool may_fail)
 {
 	struct shared_maps *s = &rq->mount->shared;
 	struct timespec until;
+	bool is_taken;
 
 	worker_enter_backing(rq->worker);
-	while (!s->n_free_slots && !(may_fail && request_is_interrupted(rq))) {
+	pthread_mutex_lock(&s->slots_lock);
+	atomic_fetch_add(&s->n_waiting, 1); // before it looks: see slot_release
+	while (!(is_taken = slot_take(rq)) && !(may_fail && request_is_interrupted(rq))) {
 		clock_gettime(CLOCK_REALTIME, &until);
 		until.tv_nsec += 50000000;
 		until.tv_sec += until.tv_nsec / 1000000000;
 		until.tv_nsec %= 1000000000;
 		pthread_cond_timedwait(&s->slot_freed, &s->slots_lock, &until);
 	}
-	return s->n_free_slots ? 0 : -EINTR;
+	atomic_fetch_sub(&s->n_waiting, 1);
+	pthread_mutex_unlock(&s->slots_lock);
+	worker_leave_backing(rq->worker);
+	return is_taken ? 0 : -EINTR;
 }
 
 /**
@@ -112,26 +136,23 @@ static int slot_wait(struct request *rq, bool may_fail)
  */
 int slot_acquire(struct request *rq, bool may_fail)
 {
-	struct shared_maps *s = &rq->mount->shared;
-	bool waits;
-	int e = 0;
-
-	pthread_mutex_lock(&s->slots_lock);
-	waits = !s->n_free_slots;
-	if (waits)
-		e = slot_wait(rq, may_fail);
-	if (!e)
-		rq->slot = s->free_slots[--s->n_free_slots];
-	pthread_mutex_unlock(&s->slots_lock);
-	if (waits)
-		worker_leave_backing(rq->worker);
-	return e;
+	return slot_take(rq) ? 0 : slot_wait(rq, may_fail);
 }
 
-/** Are more than half of the slots taken? A hint, read without the lock. */
+/** How many slots are free at this moment. */
+uint32_t slots_n_free(const struct mount *m)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < N_SLOT_SETS; i++)
+		n += (uint32_t)__builtin_popcountll(atomic_load_explicit(&m->shared.free_slots[i].free, memory_order_relaxed));
+	return n;
+}
+
+/** Are more than half of the slots taken? A hint. */
 bool slots_are_short(const struct mount *m)
 {
-	return __atomic_load_n(&m->shared.n_free_slots, __ATOMIC_RELAXED) < FB_N_SLOTS / 2;
+	return slots_n_free(m) < FB_N_SLOTS / 2;
 }
 
 void slot_release(struct request *rq)
@@ -140,12 +161,13 @@ void slot_release(struct request *rq)
 
 	if (rq->slot == NO_SLOT)
 		return;
-	pthread_mutex_lock(&s->slots_lock);
-	if (!s->n_free_slots)
-		pthread_cond_signal(&s->slot_freed);
-	s->free_slots[s->n_free_slots++] = rq->slot;
-	pthread_mutex_unlock(&s->slots_lock);
+	atomic_fetch_or(&s->free_slots[rq->slot / 64].free, 1ULL << rq->slot % 64);
 	rq->slot = NO_SLOT;
+	if (!atomic_load(&s->n_waiting))
+		return;
+	pthread_mutex_lock(&s->slots_lock); // so that who has looked waits already
+	pthread_cond_signal(&s->slot_freed);
+	pthread_mutex_unlock(&s->slots_lock);
 }
 
 /** Write the finished record of a hooked op into `recent`. Its sequence is 0 while it is being written. */

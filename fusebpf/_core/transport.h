@@ -28,8 +28,10 @@ struct queue {
 	/* placement.c: how many of the next answers are given as SCHED_IDLE, */
 	_Atomic uint32_t n_yielding;
 	_Atomic int64_t looked_ms, not_before_ms; /* and since when, and when at the earliest again */
+	_Atomic uint64_t n_requests, n_hook_runs, n_program_runs;
 	_Atomic bool is_in_use; /* has a worker that was registered */
 	_Atomic bool is_closed; /* the kernel wants nothing to do with it */
+	uint64_t padding[7];	/* so that cores do not share cache lines */
 };
 
 extern const struct transport device_transport; /* device.c */
