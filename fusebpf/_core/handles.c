@@ -4,11 +4,29 @@
  */
 #include "core.h"
 
+#include <sched.h>
 #include <sys/file.h>
 
 void handles_init(struct mount *m)
 {
-	pthread_mutex_init(&m->handles.lock, NULL);
+	for (int i = 0; i < N_HANDLE_LISTS; i++)
+		pthread_mutex_init(&m->handles.lists[i].lock, NULL);
+}
+
+/* The list of this core, or of any. */
+static struct handle_list *list_here(struct handles *t)
+{
+	return &t->lists[(uint32_t)sched_getcpu() % N_HANDLE_LISTS];
+}
+
+/** How many are open. */
+uint32_t handles_n_open(const struct mount *m)
+{
+	uint32_t n = 0;
+
+	for (int i = 0; i < N_HANDLE_LISTS; i++)
+		n += m->handles.lists[i].n_open;
+	return n;
 }
 
 static void handle_close(struct mount *m, struct handle *h)
@@ -26,7 +44,7 @@ static void handle_close(struct mount *m, struct handle *h)
 	h->dir_buffer = NULL;
 	inode_release(m, h->inode);
 	h->inode = NULL;
-	atomic_fetch_sub(&m->handles.n_open, 1);
+	atomic_fetch_sub_explicit(&list_here(&m->handles)->n_open, 1, memory_order_relaxed);
 }
 
 /** Close what is still open: the connection is gone. Before inodes_deinit. */
@@ -43,37 +61,62 @@ void handles_deinit(struct mount *m)
 		atomic_store(&t->chunks[c], NULL);
 	}
 	t->n_chunks = 0;
-	t->free = NULL;
+	for (int i = 0; i < N_HANDLE_LISTS; i++)
+		t->lists[i].free = NULL;
 }
 
-/* Called with the lock held. */
-static bool handles_grow(struct handles *t)
+/* More free handles for a list. Called with its lock held. */
+static bool list_grow(struct handles *t, struct handle_list *list)
 {
-	struct handle *chunk;
+	struct handle *chunk = calloc(HANDLES_PER_CHUNK, sizeof(*chunk));
+	uint32_t number = atomic_load(&t->n_chunks);
 
-	if (t->n_chunks == MAX_HANDLE_CHUNKS || !(chunk = calloc(HANDLES_PER_CHUNK, sizeof(*chunk))))
+	while (chunk && number < MAX_HANDLE_CHUNKS && !atomic_compare_exchange_weak(&t->n_chunks, &number, number + 1))
+		continue;
+	if (!chunk || number == MAX_HANDLE_CHUNKS) {
+		free(chunk);
 		return false;
-	for (uint32_t i = 0; i < HANDLES_PER_CHUNK; i++) {
-		chunk[i].index = t->n_chunks * HANDLES_PER_CHUNK + i;
-		chunk[i].next_free = t->free;
-		pthread_mutex_init(&chunk[i].dir_lock, NULL);
-		t->free = &chunk[i];
 	}
-	atomic_store(&t->chunks[t->n_chunks++], chunk);
+	for (uint32_t i = 0; i < HANDLES_PER_CHUNK; i++) {
+		chunk[i].index = number * HANDLES_PER_CHUNK + i;
+		chunk[i].next_free = list->free;
+		pthread_mutex_init(&chunk[i].dir_lock, NULL);
+		list->free = &chunk[i];
+	}
+	atomic_store(&t->chunks[number], chunk);
 	return true;
+}
+
+/* What is opened on one core may be closed on another: take over what gathered there. Called with the list's lock held. */
+static bool list_take_over(struct handles *t, struct handle_list *list)
+{
+	for (int i = 0; i < N_HANDLE_LISTS && !list->free; i++) {
+		struct handle_list *other = &t->lists[i];
+		if (other == list || pthread_mutex_trylock(&other->lock))
+			continue;
+		list->free = other->free;
+		other->free = NULL;
+		pthread_mutex_unlock(&other->lock);
+	}
+	return list->free;
+}
+
+static bool list_fill(struct handles *t, struct handle_list *list)
+{
+	return list->free || list_take_over(t, list) || list_grow(t, list);
 }
 
 /** A handle that owns fd (-1: it is opened when an op needs it) and a reference on the inode. NULL: too many open files;
  * fd stays the caller's. */
 struct handle *handle_create(struct mount *m, struct inode *inode, int fd, bool is_dir)
 {
-	struct handles *t = &m->handles;
+	struct handle_list *list = list_here(&m->handles);
 
-	pthread_mutex_lock(&t->lock);
-	struct handle *h = t->free || handles_grow(t) ? t->free : NULL;
+	pthread_mutex_lock(&list->lock);
+	struct handle *h = list_fill(&m->handles, list) ? list->free : NULL;
 	if (h)
-		t->free = h->next_free;
-	pthread_mutex_unlock(&t->lock);
+		list->free = h->next_free;
+	pthread_mutex_unlock(&list->lock);
 	if (!h)
 		return NULL;
 	inode_hold(inode);
@@ -85,20 +128,19 @@ struct handle *handle_create(struct mount *m, struct inode *inode, int fd, bool 
 	h->dir_at = h->dir_end = 0;
 	h->dir_offset = 0;
 	h->is_used = true;
-	atomic_fetch_add(&m->handles.n_open, 1);
+	atomic_fetch_add_explicit(&list->n_open, 1, memory_order_relaxed);
 	return h;
 }
 
 void handle_destroy(struct mount *m, struct handle *h)
 {
-	struct handles *t = &m->handles;
-
 	h->is_used = false;
 	handle_close(m, h);
-	pthread_mutex_lock(&t->lock);
-	h->next_free = t->free;
-	t->free = h;
-	pthread_mutex_unlock(&t->lock);
+	struct handle_list *list = list_here(&m->handles);
+	pthread_mutex_lock(&list->lock);
+	h->next_free = list->free;
+	list->free = h;
+	pthread_mutex_unlock(&list->lock);
 }
 
 uint64_t handle_number(const struct handle *h)

@@ -42,12 +42,20 @@ struct backing_ids {
 	uint32_t hand;
 };
 
-struct handles {
+enum { N_HANDLE_LISTS = 8 };
+
+/* Free handles, for the cores that have the same remainder: each has its own list as good as alone. */
+struct handle_list {
 	pthread_mutex_t lock;
-	struct handle *_Atomic chunks[MAX_HANDLE_CHUNKS];
-	uint32_t n_chunks;
 	struct handle *free;
-	_Atomic uint32_t n_open;
+	_Atomic uint32_t n_open; /* opened on these cores, less those closed on them: only the sum of all lists says something */
+	uint64_t padding[2];
+};
+
+struct handles {
+	struct handle_list lists[N_HANDLE_LISTS];
+	struct handle *_Atomic chunks[MAX_HANDLE_CHUNKS];
+	_Atomic uint32_t n_chunks;
 };
 
 /* handles.c */
@@ -59,6 +67,7 @@ struct handle *handle_find(struct mount *m, uint64_t fh, bool is_dir);
 struct handle *handle_get(struct mount *m, uint64_t fh, bool is_dir);
 struct handle *handle_of(struct request *rq, struct inode *inode, uint64_t fh, int flags);
 int handles_end(struct request *rq);
+uint32_t handles_n_open(const struct mount *m);
 uint64_t handle_number(const struct handle *h);
 
 /* backing_id.c */

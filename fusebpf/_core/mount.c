@@ -177,7 +177,7 @@ size_t mount_counters(const struct mount *m, struct counter out[MAX_COUNTERS])
 	const struct counter rows[] = {
 		{ "inodes", m->inodes.n_inodes },
 		{ "descriptors", m->fds.n_open },
-		{ "handles", m->handles.n_open },
+		{ "handles", handles_n_open(m) },
 		{ "workers", m->workers.n },
 		{ "workers_parked", m->workers.n_parked },
 		{ "queues", m->n_queues },

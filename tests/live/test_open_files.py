@@ -107,7 +107,7 @@ def test_an_open_that_comes_while_the_last_one_is_being_closed_waits_for_that(di
         await stack.attach(source)
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.to_thread.run_sync, path.read_text)
+            nursery.start_soon(lambda: trio.to_thread.run_sync(path.read_text))
             await trio.sleep(0.02)
             os.close(fd)
 
