@@ -6,7 +6,7 @@ FILTER(hide, .altitude = FB_POLICY + 10,
 	      "EACCES where one would be made.")
 
 BPF_ARRAY(hide__names, struct fb_patterns, 1);
-BPF_ARRAY(hide__ttl, u32, 1); /* ms; how long the kernel may keep that a name is not hidden */
+BPF_ARRAY(hide__ttl, u32, 1); /* ms; how long the kernel may keep that a name is not hidden, and what is listed */
 
 FB_ALWAYS_INLINE struct fb_patterns *hide_patterns(void)
 {
@@ -43,5 +43,11 @@ POST(hide, name)
 
 POST(hide, dirent)
 {
-	return fb_match_name(ctx, hide_patterns()) ? FB_DROP : FB_CONTINUE;
+	u32 verdict = fb_match_name(ctx, hide_patterns()) ? FB_DROP : FB_CONTINUE;
+
+	ctx->ttl_ns = hide_ttl_ns();
+	if (!ctx->ttl_ns)
+		return verdict;
+	ctx->edits |= FB_EDIT_TTL;
+	return verdict | FB_REWRITE;
 }

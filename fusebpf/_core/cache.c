@@ -153,10 +153,72 @@ bool cache_may_ask(const struct request *rq)
 	       !(chain->wants & FB_WANTS_CALLER);
 }
 
-/** May the kernel keep the listing of rq->inode, a directory that is being opened? Where it is told when it changes, and
- * no hook needs to see who lists it. */
-bool cache_may_list(const struct request *rq)
+/* ------------------------------------------------------------------------------------ listings */
+
+/** A dirent hook has judged an entry, with these edits: how long does it let its answer be kept? */
+void cache_dirent(struct request *rq, uint64_t edits)
 {
-	return is_watching(rq->mount) && rq->inode->mnt && rq->inode->mnt->is_watched &&
-	       !cache_listings_are_hooked(rq->worker->chain);
+	uint64_t ttl_ns = edits & FB_EDIT_TTL ? slot_of(rq)->ttl_ns : 0;
+
+	if (ttl_ns < rq->list_ttl_ns)
+		rq->list_ttl_ns = ttl_ns;
+}
+
+/** A part of a listing is about to be put together, the first one of it or not. Called with the handle's lock held. */
+void cache_listing_begins(struct request *rq, struct handle *h, bool is_first)
+{
+	rq->list_ttl_ns = UINT64_MAX;
+	if (!is_first)
+		return;
+	h->listed_ms = now_ms();
+	h->listed_ttl_ns = UINT64_MAX;
+	h->listed_all = rq->n_all;
+}
+
+/** It was, and if it is the last part, of a listing that was read from its first on, the whole may be kept for as long as all
+ * hooks have said. Called with the handle's lock held. */
+void cache_listing_ends(struct request *rq, struct handle *h, bool is_last)
+{
+	struct mount *m = rq->mount;
+
+	if (rq->list_ttl_ns < h->listed_ttl_ns)
+		h->listed_ttl_ns = rq->list_ttl_ns;
+	if (!is_last || !rq->chain || !rq->chain->ops[FB_OP_dirent] || h->listed_ttl_ns == UINT64_MAX)
+		return; // of an empty directory nobody said anything
+	uint64_t ttl_ns = h->listed_ttl_ns;
+	h->listed_ttl_ns = 0; // until it begins anew
+	if (atomic_load_explicit(&rq->chain->keeps_listings, memory_order_relaxed) != (ttl_ns > 0))
+		atomic_store_explicit(&rq->chain->keeps_listings, ttl_ns > 0, memory_order_relaxed);
+	if (!ttl_ns)
+		return;
+	atomic_fetch_add_explicit(&m->n_filter_ttls, 1, memory_order_relaxed);
+	atomic_store(&h->inode->listed_all, (uint32_t)h->listed_all);
+	atomic_store(&h->inode->listed_until_ms, h->listed_ms + (int64_t)(ttl_ns / 1000000));
+}
+
+/* May what dirent and lookup hooks make of a listing be kept? While they say how long, and none wants to see who lists. */
+static bool hooks_keep_listings(const struct mount *m, const struct chain *chain)
+{
+	return !m->daemon && !chain_hooks(chain, FB_OP_readdir) && !chain_hooks(chain, FB_OP_opendir) &&
+	       !chain_hooks(chain, FB_OP_getattr) && chain_hooks(chain, FB_OP_dirent) &&
+	       atomic_load_explicit(&chain->keeps_listings, memory_order_relaxed) &&
+	       (!chain_hooks(chain, FB_OP_lookup) || atomic_load_explicit(&chain->keeps_entries, memory_order_relaxed));
+}
+
+/** The FOPEN_ flags of rq->inode, a directory that is being opened: may the kernel keep its listing, where it is told when that
+ * changes, and use the one that it has? */
+uint32_t cache_list_flags(const struct request *rq)
+{
+	struct inode *inode = rq->inode;
+	const struct chain *chain = rq->worker->chain;
+
+	if (!is_watching(rq->mount) || !inode->mnt || !inode->mnt->is_watched)
+		return 0;
+	if (!cache_listings_are_hooked(chain))
+		return FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE;
+	if (!hooks_keep_listings(rq->mount, chain))
+		return 0;
+	bool is_known = now_ms() < atomic_load(&inode->listed_until_ms) &&
+			atomic_load(&inode->listed_all) == (uint32_t)atomic_load(&rq->mount->notifier.n_all);
+	return FOPEN_CACHE_DIR | (is_known ? FOPEN_KEEP_CACHE : 0);
 }

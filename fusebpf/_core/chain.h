@@ -37,6 +37,7 @@ struct chain {
 	uint32_t n_filters;
 	uint32_t wants; /* of all filters */
 	_Atomic bool keeps_entries; /* its hooks gave a ttl to the last lookup that found something (cache.c) */
+	_Atomic bool keeps_listings; /* and those on dirent to all entries of the last listing that ended */
 	bool keeps_open_files; /* what is passed through may be opened anew in spite of hooks on its data */
 	struct chain_filter filters[FB_MAX_FILTERS]; /* from high to low */
 	struct op_hooks *ops[256];

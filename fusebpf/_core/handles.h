@@ -21,6 +21,8 @@ struct handle {
 	char *dir_buffer;
 	uint32_t dir_at, dir_end;
 	int64_t dir_offset; /* the offset of the entry at dir_at */
+	int64_t listed_ms; /* when its listing began, and what dirent hooks said of how long it may be kept: cache.c */
+	uint64_t listed_ttl_ns, listed_all;
 	struct daemon_entry *daemon_entries; /* what the daemon listed before it */
 	uint32_t n_daemon_entries;
 	struct handle *next_free;

@@ -65,6 +65,9 @@ struct inode {
 	_Atomic uint32_t n_passthrough; /* open handles that are passed through */
 	uint32_t n_served;	    /* open handles of the regular file that are not */
 	_Atomic(struct lock_owner *) locks; /* under mount.locks_lock; read without to see that there is none */
+	/* A directory whose listing filters let the kernel keep: until when, and as of which notifier.n_all. */
+	_Atomic int64_t listed_until_ms;
+	_Atomic uint32_t listed_all;
 	/* The key: the file handle, or where the file system has none, device and inode number. */
 	uint32_t key_hash;
 	int32_t handle_type;

@@ -28,8 +28,8 @@ int reply_opened(struct request *rq, struct inode *inode, int fd, bool is_dir, s
 	}
 	rq->opened = h;
 	out->fh = handle_number(h);
-	if (is_dir && cache_may_list(rq))
-		out->open_flags = FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE;
+	if (is_dir)
+		out->open_flags = cache_list_flags(rq);
 	return is_dir ? 0 : passthrough_open(rq, h, out);
 }
 

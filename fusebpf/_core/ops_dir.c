@@ -250,9 +250,11 @@ static int list(struct request *rq, bool is_plus)
 	struct stat st;
 	l.dev = fstat(l.h->fd, &st) < 0 ? rq->mount->inodes.root_dev : st.st_dev;
 	pthread_mutex_lock(&l.h->dir_lock);
+	cache_listing_begins(rq, l.h, args.offset == 0);
 	int e = dir_seek(l.h, (int64_t)args.offset);
 	if (!e)
 		e = listing_fill(rq, &l);
+	cache_listing_ends(rq, l.h, !e && !l.len);
 	// What was listed before an error arrives; the error comes with the next call.
 	if (e && l.len && !rq->error)
 		e = 0;

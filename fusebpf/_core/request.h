@@ -33,6 +33,7 @@ struct request {
 	const void *payload;
 	size_t payload_len;
 	uint64_t entry_ttl_ns, attr_ttl_ns;
+	uint64_t list_ttl_ns; /* of this part of a listing: the least that a dirent hook gave */
 	uint64_t n_changes; /* watch.n_changes when it began, */
 	uint64_t n_all;	    /* and notifier.n_all */
 	uint32_t n_own;	       /* handles of its own that are open */

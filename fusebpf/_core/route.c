@@ -219,6 +219,7 @@ static bool dirent_ask(struct request *rq, uint64_t ino, uint32_t type, const ch
 			return false;
 		}
 		uint64_t edits = v.flags & FB_REWRITE ? v.edits : 0;
+		cache_dirent(rq, edits);
 		if (v.verdict == FB_DROP) {
 			rq->post_edited |= bit;
 			rq->decider = rq->chain->filters[hook->position].name;
@@ -227,8 +228,9 @@ static bool dirent_ask(struct request *rq, uint64_t ino, uint32_t type, const ch
 		if (v.verdict != FB_CONTINUE || v.flags & ~(uint32_t)(FB_REWRITE | FB_NOPOST))
 			why = "its verdict is none that a dirent hook has";
 		else if (edits & ~verdict_edits(rq, dirent, FB_POST, false) || (v.flags & FB_REWRITE && !edits))
-			why = "it edited something else than the name";
-		else if (edits)
+			why = "it edited something else than the name and the ttl";
+		edits &= ~(uint64_t)FB_EDIT_TTL;
+		if (!why && edits)
 			why = verdict_edit(rq, slot_of(rq), dirent, FB_POST, false, edits);
 		if (why) {
 			fail_closed(rq, dirent, hook, FB_POST, why);

@@ -165,7 +165,7 @@ static uint64_t edits_after(const struct request *rq, const struct op *op)
 	uint64_t edits = FB_EDIT_ERROR | FB_EDIT_DELAY;
 
 	if (op->canonical == FB_OP_dirent)
-		return FB_EDIT_NAME;
+		return FB_EDIT_NAME | FB_EDIT_TTL;
 	if (op->flags & FB_OP_UNREFUSABLE)
 		return 0;
 	if (rq->error)
