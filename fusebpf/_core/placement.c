@@ -94,13 +94,23 @@ static bool take_one(struct worker *w)
 	return false;
 }
 
-/** Choose the calling worker's policy, before it answers. */
-void placement_choose(struct worker *w)
+static void set_yielding(struct worker *w, bool yields)
 {
-	bool yields = take_one(w);
-
 	if (yields == w->is_yielding || !w->can_yield)
 		return;
 	if (!sched_setscheduler(0, yields ? SCHED_IDLE : SCHED_OTHER, &(struct sched_param){ 0 }))
 		w->is_yielding = yields;
+}
+
+/** Choose the calling worker's policy, before it answers. */
+void placement_choose(struct worker *w)
+{
+	set_yielding(w, take_one(w));
+}
+
+/** The calling worker has got a request: what it was when it last answered, which may be long ago, need not hold. */
+void placement_begin(struct worker *w)
+{
+	if (w->is_yielding && !atomic_load_explicit(&w->queue->n_yielding, memory_order_relaxed))
+		set_yielding(w, false);
 }

@@ -47,6 +47,7 @@ enum { N_PLACEMENTS = 64 };
 
 /* placement.c */
 void placement_note(struct worker *w, uint32_t tid);
+void placement_begin(struct worker *w);
 void placement_choose(struct worker *w);
 bool placement_is_possible(void);
 

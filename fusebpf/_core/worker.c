@@ -294,6 +294,7 @@ static void begin_request(struct worker *w)
 	atomic_store_explicit(&w->pid, in->pid, memory_order_relaxed);
 	atomic_store(&w->unique, in->unique);
 	placement_note(w, in->pid);
+	placement_begin(w);
 	bool was_parked = !atomic_compare_exchange_strong(&w->state, &expected, WORKER_RUNS);
 	if (atomic_fetch_sub(&w->queue->n_idle, 1) == 1 && worker_start(w->mount, w->queue))
 		pthread_cond_broadcast(&p->changed); // the janitor sees to it
