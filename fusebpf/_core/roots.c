@@ -55,9 +55,11 @@ int parent_fd_get(struct request *rq, struct inode *directory)
 				       : counterpart_open(rq->mount, directory, root);
 }
 
+/* Whose it is, the number says: the directory's own stays open while it is used. Which root the directory is below may have
+ * changed since, where it was moved behind the mount. */
 void parent_fd_put(struct request *rq, struct inode *directory, int fd)
 {
-	if (entry_root(rq) == directory->root)
+	if (fd == __atomic_load_n(&directory->fd, __ATOMIC_RELAXED))
 		inode_fd_put(rq->mount, directory);
 	else
 		close(fd);

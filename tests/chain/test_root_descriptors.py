@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import support
-from chain.chained import HERE
+from chain.chained import HERE, Array
 
 
 @pytest.fixture
@@ -44,3 +44,36 @@ def test_files_of_a_root_on_another_file_system_hold_no_descriptors(
     )
 
     assert int(done.stdout) <= idle + 20
+
+
+def test_a_directory_that_changes_its_root_while_an_op_is_in_it_keeps_its_descriptor(
+    mount: support.Mounter,
+) -> None:
+    below = mount(filters=["fault"], sets={"fault.delays": "unlink:*:*:1500,rename:*:*:2000"})
+    one, two = below.path / "one", below.path / "two"
+    for each in (one, two):
+        each.mkdir()
+    mounted = mount(one, filters=[HERE / "roots.c"], arguments=["--root", str(two)])
+    led, to = mounted.path / "xd", Array(mounted.pins / "roots" / "to")
+    led.mkdir()
+    (led / "xf").touch()
+
+    def runs_below(op: str) -> bool:
+        return any(key[0] == "fault" and key[2] == f"FB_OP_{op}" for key in below.stats())
+
+    with support.clients(("mv", "-T", one / "xd", two / "xd")) as (mover,):
+        support.wait_until(lambda: runs_below("rename"))
+        with support.clients(("unlink", led / "xf")) as (
+            remover,
+        ):  # waits for the rename, and then once more
+            assert mover.wait(20) == 0
+            support.wait_until(lambda: runs_below("unlink"))
+            to[0] = 1
+            assert led.is_dir()
+            assert remover.wait(20) == 0
+    to.close()
+
+    for _ in range(20):
+        assert os.listdir(led) == []
+        (led / "in").mkdir()
+        (led / "in").rmdir()
