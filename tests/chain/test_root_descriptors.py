@@ -1,4 +1,4 @@
-"""Several backing roots: what the mount holds of what is in them."""
+"""Several backing roots: what the mount holds of what is in them, and what a listing says of it."""
 
 import os
 from collections.abc import Iterator
@@ -19,6 +19,21 @@ def other_file_system(directory: Path) -> Iterator[Path]:
         yield root
     finally:
         support.run("umount", "--lazy", root, check=False)
+
+
+KEPT = """
+#include "fusebpf.h"
+
+FILTER(kept, .altitude = FB_VIEW, .doc = "All names are in root 1, and may be kept.")
+
+PRE(kept, lookup)
+{
+	ctx->backing = 1;
+	ctx->ttl_ns = 60000000000ull;
+	ctx->edits |= FB_EDIT_BACKING | FB_EDIT_TTL;
+	return FB_REWRITE;
+}
+"""
 
 
 def test_files_of_a_root_on_another_file_system_hold_no_descriptors(
@@ -77,3 +92,20 @@ def test_a_directory_that_changes_its_root_while_an_op_is_in_it_keeps_its_descri
         assert os.listdir(led) == []
         (led / "in").mkdir()
         (led / "in").rmdir()
+
+
+def test_an_entry_that_is_listed_with_its_attributes_has_the_type_of_what_it_leads_to(
+    mount: support.Mounter, directory: Path
+) -> None:
+    (directory / "kept.c").write_text(KEPT)
+    root = mount.new_directory("root")
+    mounted = mount(filters=[directory / "kept.c"], arguments=["--root", str(root)])
+    (mounted.src / "x").mkdir()
+    (mounted.src / "y").touch()
+    (root / "x").touch()
+    (root / "y").mkdir()
+    (mounted.path / "x").stat()  # from here on it is known that names may be kept
+
+    types = {entry.name: entry.is_dir(follow_symlinks=False) for entry in os.scandir(mounted.path)}
+
+    assert types == {"x": False, "y": True}
