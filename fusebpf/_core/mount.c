@@ -71,6 +71,8 @@ static int open_root(struct mount *m)
 		return e;
 	m->failed_call = "opening the backing root";
 	e = inodes_init(m);
+	if (!e)
+		e = roots_meet(m);
 	if (e || !m->wants_watch)
 		return e;
 	m->failed_call = cannot;

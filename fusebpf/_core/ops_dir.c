@@ -173,7 +173,7 @@ static int listing_add(struct request *rq, struct listing *l, const struct backi
 	dirent->ino = inode ? plus->entry_out.attr.ino : ino;
 	dirent->off = (uint64_t)d->offset;
 	dirent->namelen = name_len;
-	dirent->type = d->type;
+	dirent->type = inode ? inode->type >> 12 : d->type; // a hook may have led the name elsewhere
 	memcpy(dirent->name, name, name_len);
 	memset(dirent->name + name_len, 0, size - head - name_len);
 	l->len += size;

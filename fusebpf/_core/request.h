@@ -107,6 +107,7 @@ int backing_open_flags(uint32_t flags);
 void listing_undo(struct request *rq);
 
 /* roots.c */
+int roots_meet(struct mount *m);
 uint32_t entry_root(const struct request *rq);
 int parent_fd_get(struct request *rq, struct inode *directory);
 void parent_fd_put(struct request *rq, struct inode *directory, int fd);

@@ -14,6 +14,23 @@ uint32_t entry_root(const struct request *rq)
 	return rq->has_root ? rq->root : rq->inode->root;
 }
 
+/** Meet the mount of each root by its directory: one that is met by a file first has no way back by handles (backing_mounts.c), and
+ * names may be all that is led to a root. After inodes_init. */
+int roots_meet(struct mount *m)
+{
+	struct inode_key key;
+	int id;
+
+	for (uint32_t i = 1; i < m->n_roots; i++) {
+		int e = inode_key_of(m->roots[i], "", &key, &id);
+		if (!e && id >= 0 && !backing_mount_get(m, id, m->roots[i], S_IFDIR))
+			e = -ENOMEM;
+		if (e)
+			return e;
+	}
+	return 0;
+}
+
 /* Open the directory of this path below a root: never by way of a symbolic link, so it cannot lead out of there. */
 static int counterpart_open(struct mount *m, struct inode *directory, uint32_t root)
 {
@@ -38,9 +55,11 @@ int parent_fd_get(struct request *rq, struct inode *directory)
 				       : counterpart_open(rq->mount, directory, root);
 }
 
+/* Whose it is, the number says: the directory's own stays open while it is used. Which root the directory is below may have
+ * changed since, where it was moved behind the mount. */
 void parent_fd_put(struct request *rq, struct inode *directory, int fd)
 {
-	if (entry_root(rq) == directory->root)
+	if (fd == __atomic_load_n(&directory->fd, __ATOMIC_RELAXED))
 		inode_fd_put(rq->mount, directory);
 	else
 		close(fd);
