@@ -95,7 +95,7 @@ static bool slot_take(struct request *rq)
 
 	for (uint32_t i = 0; i < N_SLOT_SETS; i++) {
 		uint32_t set = ((core < 0 ? 0 : (uint32_t)core) + i) % N_SLOT_SETS;
-		uint64_t free = atomic_load_explicit(&s->free_slots[set].free, memory_order_relaxed);
+		uint64_t free = atomic_load(&s->free_slots[set].free); // in one order with n_waiting: see slot_release
 		while (free) {
 			uint32_t slot = set * 64 + (uint32_t)__builtin_ctzll(free);
 			if (atomic_compare_exchange_weak(&s->free_slots[set].free, &free, free & (free - 1))) {
