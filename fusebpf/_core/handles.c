@@ -19,14 +19,15 @@ static struct handle_list *list_here(struct handles *t)
 	return &t->lists[(uint32_t)sched_getcpu() % N_HANDLE_LISTS];
 }
 
-/** How many are open. */
+/** How many are open. The lists are not read at one moment: one that is opened on a core and closed on another meanwhile may be
+ * taken off alone. */
 uint32_t handles_n_open(const struct mount *m)
 {
 	uint32_t n = 0;
 
 	for (int i = 0; i < N_HANDLE_LISTS; i++)
 		n += m->handles.lists[i].n_open;
-	return n;
+	return (int32_t)n < 0 ? 0 : n;
 }
 
 static void handle_close(struct mount *m, struct handle *h)
