@@ -23,10 +23,21 @@
 /* No more of it for so long after a worker had to wait. */
 #define PAUSE_MS 1000
 
-/** May the calling thread change its policy and change it back? */
-bool placement_is_possible(void)
+static void set_yielding(struct worker *w, bool yields)
 {
-	return sched_getscheduler(0) == SCHED_OTHER && creds_have(CAP_SYS_NICE);
+	if (yields == w->is_yielding || !w->can_yield)
+		return;
+	if (!sched_setscheduler(0, yields ? SCHED_IDLE : SCHED_OTHER, &(struct sched_param){ 0 }))
+		w->is_yielding = yields;
+}
+
+/** The calling worker begins. A thread has the policy of the one that started it, which may just have given way. */
+void placement_start(struct worker *w)
+{
+	// Only from SCHED_OTHER, and only who may come back from SCHED_IDLE.
+	w->can_yield = w->queue->core >= 0 && w->mount->workers.policy == SCHED_OTHER && creds_have(CAP_SYS_NICE);
+	w->is_yielding = w->can_yield && sched_getscheduler(0) == SCHED_IDLE;
+	set_yielding(w, false);
 }
 
 static void begin(struct queue *q)
@@ -92,14 +103,6 @@ static bool take_one(struct worker *w)
 	atomic_store_explicit(&q->not_before_ms, now + PAUSE_MS, memory_order_relaxed);
 	atomic_store_explicit(&q->n_yielding, 0, memory_order_relaxed);
 	return false;
-}
-
-static void set_yielding(struct worker *w, bool yields)
-{
-	if (yields == w->is_yielding || !w->can_yield)
-		return;
-	if (!sched_setscheduler(0, yields ? SCHED_IDLE : SCHED_OTHER, &(struct sched_param){ 0 }))
-		w->is_yielding = yields;
 }
 
 /** Choose the calling worker's policy, before it answers. */

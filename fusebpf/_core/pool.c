@@ -5,6 +5,7 @@
  */
 #include "core.h"
 
+#include <sched.h>
 #include <signal.h>
 #include <time.h>
 
@@ -92,6 +93,7 @@ int workers_start(struct mount *m)
 	m->queues[0] = (struct queue){ .transport = &device_transport, .core = -1 };
 	m->n_queues = 1;
 	m->failed_call = "starting the workers";
+	m->workers.policy = sched_getscheduler(0);
 	int e = handle_kicks();
 	if (e)
 		return e;

@@ -46,10 +46,10 @@ struct placement {
 enum { N_PLACEMENTS = 64 };
 
 /* placement.c */
+void placement_start(struct worker *w);
 void placement_note(struct worker *w, uint32_t tid);
 void placement_begin(struct worker *w);
 void placement_choose(struct worker *w);
-bool placement_is_possible(void);
 
 /* transport.c */
 enum transport_choice transport_named(const char *name);

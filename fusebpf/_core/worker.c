@@ -372,7 +372,7 @@ static void *worker_main(void *argument)
 		connection_ended(w->mount, -e); // without a umask of its own it would change that of all
 	if (q->core >= 0)
 		pin(q->core);
-	w->can_yield = q->core >= 0 && placement_is_possible();
+	placement_start(w);
 	watch_own_thread(w->mount, true);
 	if (e || !wait_for_opening(&w->mount->workers) || !serve_all(w))
 		atomic_fetch_sub(&q->n_idle, 1);

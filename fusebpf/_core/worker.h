@@ -60,6 +60,7 @@ struct workers {
 	struct worker *all;
 	uint64_t rings_taken; /* a bit for each index */
 	uint32_t n, limit;
+	int policy; /* of scheduling, of who started the mount */
 	_Atomic uint32_t n_returning; /* parked ones that wait for a ring */
 	uint32_t n_parked; /* of n: blocked for as long as it takes; not counted against the limit */
 	bool is_open; /* requests may come */

@@ -1,5 +1,6 @@
 """Over io_uring callers stay on their core: workers give way to those that come and go between cores."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,3 +81,29 @@ def test_on_dev_fuse_no_worker_gives_way(mount: support.Mounter, cores: list[int
     _move_about(mounted.path, cores)
 
     assert os.SCHED_IDLE not in _policies(mounted)
+
+
+def _wait_for_lock(file: Path, core: int, n: int) -> None:
+    """That many clients on one core wait at once, so that as many workers are busy."""
+    waiter = ("timeout", "-s", "KILL", "20", "taskset", "-c", str(core), "flock", "-x", file, "true")
+    with file.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with support.clients(*[waiter] * n) as waiting:
+            support.wait_until(lambda: Path("/proc/locks").read_text().count("-> FLOCK") >= n)
+            fcntl.flock(held, fcntl.LOCK_UN)
+            assert [client.wait(20) for client in waiting] == [0] * n
+
+
+def test_workers_that_yielding_ones_start_are_ordinary_again_too(
+    uring: support.Mounted, cores: list[int]
+) -> None:
+    file = uring.path / "locked"
+    file.write_text("")
+    _move_about(uring.path, cores)
+    _wait_for_lock(file, cores[1], 3)
+
+    for core in cores:
+        _ask(uring.path, core, MANY)
+        _wait_for_lock(file, core, 8)  # each worker has something to answer
+
+    assert os.SCHED_IDLE not in _policies(uring)
