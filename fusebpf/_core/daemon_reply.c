@@ -58,7 +58,7 @@ int daemon_entry(struct request *rq, const struct fuse_entry_out *in, const char
 	}
 	out->nodeid = (*inode)->nodeid;
 	out->generation = 0;
-	ttl_limit(rq->entry_ttl_ns, &out->entry_valid, &out->entry_valid_nsec);
+	ttl_limit(entry_ttl_ns(rq, *inode), &out->entry_valid, &out->entry_valid_nsec);
 	ttl_limit(rq->attr_ttl_ns, &out->attr_valid, &out->attr_valid_nsec);
 	return 0;
 }

@@ -13,13 +13,22 @@ void ttl_set(uint64_t ttl_ns, uint64_t *seconds, uint32_t *nanoseconds)
 	*nanoseconds = (uint32_t)(ttl_ns % 1000000000u);
 }
 
+/** Did a filter go on with another name than the kernel asked for? */
+bool name_is_rewritten(const char *asked, const char *used)
+{
+	return asked && used && asked != used && strcmp(asked, used);
+}
+
 /** How long the kernel may keep a name of this inode: not at all where it depends on who looks, or from where, whatever a filter
  * says. */
 uint64_t entry_ttl_ns(const struct request *rq, const struct inode *inode)
 {
 	bool depends = rq->mount->inodes.has_views || inode->tags & INODE_TAG_MIXED || !rq->mount->default_permissions;
 
-	return depends ? 0 : rq->entry_ttl_ns;
+	if (depends || !rq->entry_ttl_ns || !name_is_rewritten(rq->asked, rq->name))
+		return depends ? 0 : rq->entry_ttl_ns;
+	notify_unknown(rq->mount); // the table has the name that is used, not the one that the kernel knows
+	return rq->entry_ttl_ns < NOTIFY_UNKNOWN_NS ? rq->entry_ttl_ns : NOTIFY_UNKNOWN_NS;
 }
 
 /** How long it may keep the inode's attributes: not at all where they change through another view. */

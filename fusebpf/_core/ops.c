@@ -61,6 +61,8 @@ static int take_names(struct request *rq)
 	}
 	if (rq->op->opcode == FB_OP_setxattr && !has_value(rq))
 		return -EINVAL;
+	rq->asked = rq->name;
+	rq->asked2 = rq->name2;
 	return rq->op->opcode == FB_OP_symlink ? take_text(rq, FB_PATH_SIZE - 1, &rq->text) : 0;
 }
 

@@ -188,6 +188,16 @@ static void all_moved(struct mount *m, const struct views *moved, struct inode *
 		inode_moved(m, moved->all[i], parent, name);
 }
 
+/* The kernel takes what it knows of an entry along to the new name. Where that is not what the entry is called below, nobody
+ * would know of it, so it expires. */
+static void rename_expire(struct request *rq, struct inode *newdir, bool is_exchange)
+{
+	if (name_is_rewritten(rq->asked2, rq->name2))
+		notify_entry(rq->mount, newdir->nodeid, rq->asked2);
+	if (is_exchange && name_is_rewritten(rq->asked, rq->name))
+		notify_entry(rq->mount, rq->inode->nodeid, rq->asked);
+}
+
 static int rename_between(struct request *rq, struct inode *newdir, int fd, int new_fd)
 {
 	struct mount *m = rq->mount;
@@ -201,6 +211,8 @@ static int rename_between(struct request *rq, struct inode *newdir, int fd, int 
 		all_moved(m, &moved, newdir, rq->name2);
 	if (!e && flags & RENAME_EXCHANGE)
 		all_moved(m, &victims, rq->inode, rq->name);
+	if (!e)
+		rename_expire(rq, newdir, flags & RENAME_EXCHANGE);
 	victims_release(m, &victims, flags & RENAME_EXCHANGE ? -EEXIST : e); // exchanged: it is not gone
 	views_release(m, &moved);
 	return e;

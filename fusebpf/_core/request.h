@@ -18,6 +18,7 @@ struct request {
 	size_t body_len;
 	size_t body_at; /* how much of it is decoded */
 	const char *name, *name2, *text; /* what the op is to use; in the request, or in image after an edit */
+	const char *asked, *asked2; /* the names as the kernel has them */
 	struct inode *inode;
 	bool has_view; /* a hook said which view the entry has */
 	uint32_t view;
@@ -100,6 +101,7 @@ int entry_at(struct request *rq, int parent_fd, const char *name, struct fuse_en
 int attr_at(struct request *rq, int fd, const char *name, struct fuse_attr *out);
 int attr_of_fd(struct request *rq, int fd, struct fuse_attr *out);
 uint64_t attr_ttl_ns(const struct request *rq, const struct inode *inode);
+bool name_is_rewritten(const char *asked, const char *used);
 uint64_t entry_ttl_ns(const struct request *rq, const struct inode *inode);
 void ttl_set(uint64_t ttl_ns, uint64_t *seconds, uint32_t *nanoseconds);
 int reply_opened(struct request *rq, struct inode *inode, int fd, bool is_dir, struct fb_fuse_open_out *out);

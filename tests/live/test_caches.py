@@ -86,3 +86,83 @@ def test_pages_that_were_cached_are_read_anew(mount: support.Mounter, directory:
     fusebpf("detach", mounted.name, "reader")
     assert os.pread(fd, 10, 0) == b"text\n"
     os.close(fd)
+
+
+LEADER = """
+#include "fusebpf.h"
+FILTER(leader, .altitude = 500)
+BPF_HASH(leader__day, u32, u32, 2); /* on 1 the page is another */
+PRE(leader, lookup)
+{
+	u32 one = 1;
+
+	ctx->ttl_ns = 86400000000000;
+	ctx->edits = FB_EDIT_TTL;
+	if (fb_name_is(ctx, "page")) {
+		ctx->name.text[4] = leader__day.lookup(&one) ? '1' : '0';
+		ctx->name_len = 5;
+		ctx->edits |= FB_EDIT_NAME;
+	}
+	return FB_REWRITE;
+}
+"""
+
+
+def test_a_name_that_a_filter_led_elsewhere_is_asked_for_anew(
+    mount: support.Mounter, directory: Path
+) -> None:
+    source = directory / "leader.c"
+    source.write_text(LEADER)
+    made = mount(filters=[source], options=FOREVER)
+    for name in ("page0", "page1"):
+        (made.src / name).write_text(name)
+    page = made.path / "page"
+    assert page.read_text() == "page0"
+
+    fusebpf("map", made.name, "leader", "day", "set", "1", "1")
+    assert page.read_text() == "page1"
+    fusebpf("map", made.name, "leader", "day", "delete", "1")
+    assert page.read_text() == "page0"
+    fusebpf("detach", made.name, "leader")
+    assert not page.exists()
+
+
+STORED = """
+#include "fusebpf.h"
+FILTER(stored, .altitude = 500)
+BPF_HASH(stored__gone, u32, u32, 2); /* on 1 what begins with @ is not to be had */
+PRE(stored, name)
+{
+	u32 one = 1;
+
+	if (ctx->op == FB_OP_lookup && ctx->name.text[0] == '@' && stored__gone.lookup(&one))
+		return FB_NEGATIVE;
+	if (ctx->op == FB_OP_lookup) {
+		ctx->ttl_ns = 86400000000000;
+		ctx->edits |= FB_EDIT_TTL;
+	}
+	if (ctx->name.text[0] == '@') {
+		ctx->name.text[0] = '_';
+		ctx->edits |= FB_EDIT_NAME;
+	}
+	if (ctx->name2.text[0] == '@') {
+		ctx->name2.text[0] = '_';
+		ctx->edits |= FB_EDIT_NAME2;
+	}
+	return ctx->edits ? FB_REWRITE : FB_CONTINUE;
+}
+"""
+
+
+def test_so_is_one_that_a_rename_gave(mount: support.Mounter, directory: Path) -> None:
+    source = directory / "stored.c"
+    source.write_text(STORED)
+    made = mount(filters=[source], options=FOREVER)
+    (made.src / "plain").write_text("text")
+    renamed = (made.path / "plain").rename(made.path / "@name")
+    assert renamed.read_text() == "text"
+    assert (made.src / "_name").exists()
+
+    fusebpf("map", made.name, "stored", "gone", "set", "1", "1")
+
+    assert not renamed.exists()
