@@ -11,6 +11,7 @@
 #include <time.h>
 
 #define JANITOR_PERIOD_NS 500000000L
+#define ACTIVE_PERIOD_NS 50000000L /* over io_uring, while there are requests: placement_look */
 #define BLOCKED_MS 20 /* an op that takes longer blocks: its worker is parked where the pool is at its limit */
 #define EARLY_MS 1000 /* how long an interrupt waits for its request to be taken up */
 #define LOST_MS 100   /* how long an op takes before its caller is looked at for a signal */
@@ -190,6 +191,18 @@ static struct queue *starved(struct mount *m)
 	return NULL;
 }
 
+/* Have requests come over io_uring since the last round? */
+static bool is_active(struct mount *m)
+{
+	uint64_t n = 0;
+
+	for (uint32_t i = 1; i < m->n_queues; i++)
+		n += atomic_load_explicit(&m->queues[i].n_requests, memory_order_relaxed);
+	bool is_more = n != m->workers.n_served;
+	m->workers.n_served = n;
+	return is_more;
+}
+
 /* One round. Called with the lock held, which it lets go meanwhile. */
 static void look_after(struct mount *m)
 {
@@ -197,7 +210,9 @@ static void look_after(struct mount *m)
 	bool is_urgent = atomic_load(&p->n_interrupted) || atomic_load(&p->has_early) ||
 			 atomic_load(&p->n_returning) || starved(m);
 
-	workers_wait(p, is_urgent ? INTERRUPT_PERIOD_NS : JANITOR_PERIOD_NS);
+	bool is_soon = placement_look(m) | is_active(m);
+
+	workers_wait(p, is_urgent ? INTERRUPT_PERIOD_NS : is_soon ? ACTIVE_PERIOD_NS : JANITOR_PERIOD_NS);
 	pthread_mutex_unlock(&p->lock);
 	passthrough_sweep(m);
 	daemon_drain(m);

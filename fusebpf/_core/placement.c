@@ -4,9 +4,10 @@
  * scheduler sees that core busy with the worker and, if another one has just become idle, moves the caller there, where
  * it waits for that core to take it up (some 20 µs on a virtual machine) and is served by another worker, from which it
  * moves back. A core that runs nothing but SCHED_IDLE threads, though, is idle in the scheduler's eyes, so that the
- * caller stays. So while callers move about, the workers of a core are SCHED_IDLE. Such a worker waits longer where
- * other programs compute on its core: it is one again as all others are as soon as answers become slow.
- * Threads: the workers, each for itself. Source: kernel/sched/fair.c: select_idle_sibling, sched_idle_cpu.
+ * caller stays. So while callers move about, the workers of a core are SCHED_IDLE. Such a worker may wait for a second
+ * where another program computes on its core: it is done on a machine that has little else to do, and no longer than that.
+ * Threads: the workers, each for itself; the janitor for all. Source: kernel/sched/fair.c: select_idle_sibling,
+ * sched_idle_cpu.
  */
 #include "core.h"
 
@@ -16,19 +17,29 @@
 
 /* Answers that a core's workers give so, from the last time that a caller came from another core. */
 #define N_ANSWERS 256
-/* Every so many of them it is looked at how long they took, and if that is long, how long of it a worker was kept waiting. */
+/* Every so many of them it is looked at how busy the machine is. */
 #define N_BETWEEN_LOOKS 16
-#define SLOW_MS 16
-#define WAITED_MS 8
-/* No more of it for so long after a worker had to wait. */
-#define PAUSE_MS 1000
 
 static void set_yielding(struct worker *w, bool yields)
 {
-	if (yields == w->is_yielding || !w->can_yield)
+	if (yields == atomic_load_explicit(&w->is_yielding, memory_order_relaxed) || !w->can_yield)
 		return;
 	if (!sched_setscheduler(0, yields ? SCHED_IDLE : SCHED_OTHER, &(struct sched_param){ 0 }))
-		w->is_yielding = yields;
+		atomic_store_explicit(&w->is_yielding, yields, memory_order_relaxed);
+}
+
+/* Do more threads want to run than half of the cores have, but for this one? It is the fourth field (proc(5): /proc/loadavg),
+ * which counts some that have just gone to sleep. */
+static bool is_busy(const struct mount *m)
+{
+	unsigned int n_running;
+	char text[64];
+	ssize_t n = pread(m->workers.load_fd, text, sizeof(text) - 1, 0);
+
+	text[n < 0 ? 0 : n] = 0;
+	if (sscanf(text, "%*s %*s %*s %u/", &n_running) < 1)
+		return true; // it cannot be found out
+	return n_running > 1 + (m->n_queues - 1) / 2;
 }
 
 /** The calling worker begins. A thread has the policy of the one that started it, which may just have given way. */
@@ -36,18 +47,8 @@ void placement_start(struct worker *w)
 {
 	// Only from SCHED_OTHER, and only who may come back from SCHED_IDLE.
 	w->can_yield = w->queue->core >= 0 && w->mount->workers.policy == SCHED_OTHER && creds_have(CAP_SYS_NICE);
-	w->is_yielding = w->can_yield && sched_getscheduler(0) == SCHED_IDLE;
+	atomic_store(&w->is_yielding, w->can_yield && sched_getscheduler(0) == SCHED_IDLE);
 	set_yielding(w, false);
-}
-
-static void begin(struct queue *q)
-{
-	int64_t now = now_ms();
-
-	if (now < atomic_load_explicit(&q->not_before_ms, memory_order_relaxed))
-		return;
-	atomic_store_explicit(&q->looked_ms, now, memory_order_relaxed);
-	atomic_store_explicit(&q->n_yielding, N_ANSWERS, memory_order_relaxed);
 }
 
 /** Note on which core a caller is, when its request has come. `tid` 0: nobody waits. */
@@ -63,27 +64,8 @@ void placement_note(struct worker *w, uint32_t tid)
 	if (was == is)
 		return;
 	atomic_store_explicit(&at->tid_and_core, is, memory_order_relaxed);
-	if (was >> 32 == tid)
-		begin(q);
-}
-
-/* Has the calling worker waited for its core for long, since this was asked last? (Documentation/scheduler/sched-stats.rst:
- * /proc/<pid>/schedstat) */
-static bool has_waited(struct worker *w)
-{
-	unsigned long long ran_ns, waited_ns;
-	char text[128];
-	int fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
-	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
-
-	if (fd >= 0)
-		close(fd);
-	text[n < 0 ? 0 : n] = 0;
-	if (sscanf(text, "%llu %llu", &ran_ns, &waited_ns) < 2)
-		return true; // it cannot be found out
-	uint64_t since_ns = waited_ns - w->waited_ns;
-	w->waited_ns = waited_ns;
-	return since_ns > WAITED_MS * 1000000ULL;
+	if (was >> 32 == tid && !is_busy(w->mount))
+		atomic_store_explicit(&q->n_yielding, N_ANSWERS, memory_order_relaxed);
 }
 
 /* Count an answer. Returns whether it is to be given as SCHED_IDLE. */
@@ -94,15 +76,9 @@ static bool take_one(struct worker *w)
 
 	if (!n)
 		return false;
-	atomic_store_explicit(&q->n_yielding, n - 1, memory_order_relaxed);
-	if (n % N_BETWEEN_LOOKS)
-		return true;
-	int64_t now = now_ms(), before = atomic_exchange_explicit(&q->looked_ms, now, memory_order_relaxed);
-	if (now - before <= SLOW_MS || !has_waited(w))
-		return true;
-	atomic_store_explicit(&q->not_before_ms, now + PAUSE_MS, memory_order_relaxed);
-	atomic_store_explicit(&q->n_yielding, 0, memory_order_relaxed);
-	return false;
+	bool is_over = n % N_BETWEEN_LOOKS == 0 && is_busy(w->mount);
+	atomic_store_explicit(&q->n_yielding, is_over ? 0 : n - 1, memory_order_relaxed);
+	return !is_over;
 }
 
 /** Choose the calling worker's policy, before it answers. */
@@ -114,6 +90,37 @@ void placement_choose(struct worker *w)
 /** The calling worker has got a request: what it was when it last answered, which may be long ago, need not hold. */
 void placement_begin(struct worker *w)
 {
-	if (w->is_yielding && !atomic_load_explicit(&w->queue->n_yielding, memory_order_relaxed))
+	if (!atomic_load_explicit(&w->queue->n_yielding, memory_order_relaxed))
 		set_yielding(w, false);
+}
+
+/* Nothing was answered since this was asked last: nobody asks, or other programs keep the workers from their core. */
+static bool stands_still(struct queue *q)
+{
+	uint32_t n = atomic_load_explicit(&q->n_yielding, memory_order_relaxed);
+	bool is_same = n == q->n_seen;
+
+	q->n_seen = n;
+	return is_same;
+}
+
+/** Make those ordinary that were left SCHED_IDLE, or are and may wait for long. Called by the janitor, with workers.lock held.
+ * Returns whether it is to look again soon. */
+bool placement_look(struct mount *m)
+{
+	bool is_on = false;
+
+	for (uint32_t i = 1; i < m->n_queues; i++)
+		if (stands_still(&m->queues[i]))
+			atomic_store_explicit(&m->queues[i].n_yielding, 0, memory_order_relaxed);
+	for (struct worker *w = m->workers.all; w; w = w->next) {
+		if (!atomic_load_explicit(&w->is_yielding, memory_order_relaxed))
+			continue;
+		is_on = true;
+		// If it is just changing itself, that is put right when it is looked at next.
+		if (!atomic_load_explicit(&w->queue->n_yielding, memory_order_relaxed) &&
+		    !pthread_setschedparam(w->thread, SCHED_OTHER, &(struct sched_param){ 0 }))
+			atomic_store_explicit(&w->is_yielding, false, memory_order_relaxed);
+	}
+	return is_on;
 }

@@ -27,11 +27,11 @@ struct queue {
 	_Atomic uint32_t n_idle;
 	/* placement.c: how many of the next answers are given as SCHED_IDLE, */
 	_Atomic uint32_t n_yielding;
-	_Atomic int64_t looked_ms, not_before_ms; /* and since when, and when at the earliest again */
+	uint32_t n_seen; /* and what that was when the janitor looked */
 	_Atomic uint64_t n_requests, n_hook_runs, n_program_runs;
 	_Atomic bool is_in_use; /* has a worker that was registered */
 	_Atomic bool is_closed; /* the kernel wants nothing to do with it */
-	uint64_t padding[7];	/* so that cores do not share cache lines */
+	uint64_t padding[9];	/* so that cores do not share cache lines */
 };
 
 extern const struct transport device_transport; /* device.c */
@@ -47,6 +47,7 @@ enum { N_PLACEMENTS = 64 };
 
 /* placement.c */
 void placement_start(struct worker *w);
+bool placement_look(struct mount *m);
 void placement_note(struct worker *w, uint32_t tid);
 void placement_begin(struct worker *w);
 void placement_choose(struct worker *w);

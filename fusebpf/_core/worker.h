@@ -28,8 +28,8 @@ struct worker {
 	struct uring uring;
 	struct iovec entry[2]; /* the buffers that the kernel was given */
 	bool is_registered, is_unanswered;
-	bool can_yield, is_yielding; /* placement.c: may be SCHED_IDLE, is it, */
-	uint64_t waited_ns;	     /* and how long it has waited for its core */
+	bool can_yield; /* placement.c: may be SCHED_IDLE, */
+	_Atomic bool is_yielding; /* and is it */
 	struct fb_slot *image;
 	struct chain *chain; /* the snapshot that it holds */
 	_Atomic uint64_t unique; /* of the request that it serves, 0: none */
@@ -61,6 +61,7 @@ struct workers {
 	uint64_t rings_taken; /* a bit for each index */
 	uint32_t n, limit;
 	int policy; /* of scheduling, of who started the mount */
+	int load_fd; /* /proc/loadavg */
 	_Atomic uint32_t n_returning; /* parked ones that wait for a ring */
 	uint32_t n_parked; /* of n: blocked for as long as it takes; not counted against the limit */
 	bool is_open; /* requests may come */
@@ -70,6 +71,7 @@ struct workers {
 	_Atomic bool has_early;
 	_Atomic uint32_t n_interrupted;
 	pthread_t janitor;
+	uint64_t n_served; /* requests until the last round of the janitor */
 	int64_t looked_ms; /* when it last looked for interrupts that were lost */
 	bool has_janitor;
 };
