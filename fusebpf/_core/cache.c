@@ -7,6 +7,7 @@
 
 #define FOR_EVER_NS ((uint64_t)INT64_MAX)
 #define FOR_EVER_SECONDS (FOR_EVER_NS / 1000000000u)
+#define SHORTEST_LIST_MS 20 /* in which the last part of a listing is with the kernel */
 
 static bool is_watching(const struct mount *m)
 {
@@ -175,27 +176,6 @@ void cache_listing_begins(struct request *rq, struct handle *h, bool is_first)
 	h->listed_all = rq->n_all;
 }
 
-/** It was, and if it is the last part, of a listing that was read from its first on, the whole may be kept for as long as all
- * hooks have said. Called with the handle's lock held. */
-void cache_listing_ends(struct request *rq, struct handle *h, bool is_last)
-{
-	struct mount *m = rq->mount;
-
-	if (rq->list_ttl_ns < h->listed_ttl_ns)
-		h->listed_ttl_ns = rq->list_ttl_ns;
-	if (!is_last || !rq->chain || !rq->chain->ops[FB_OP_dirent] || h->listed_ttl_ns == UINT64_MAX)
-		return; // of an empty directory nobody said anything
-	uint64_t ttl_ns = h->listed_ttl_ns;
-	h->listed_ttl_ns = 0; // until it begins anew
-	if (atomic_load_explicit(&rq->chain->keeps_listings, memory_order_relaxed) != (ttl_ns > 0))
-		atomic_store_explicit(&rq->chain->keeps_listings, ttl_ns > 0, memory_order_relaxed);
-	if (!ttl_ns)
-		return;
-	atomic_fetch_add_explicit(&m->n_filter_ttls, 1, memory_order_relaxed);
-	atomic_store(&h->inode->listed_all, (uint32_t)h->listed_all);
-	atomic_store(&h->inode->listed_until_ms, h->listed_ms + (int64_t)(ttl_ns / 1000000));
-}
-
 /* May what dirent and lookup hooks make of a listing be kept? While they say how long, and none wants to see who lists. */
 static bool hooks_keep_listings(const struct mount *m, const struct chain *chain)
 {
@@ -203,6 +183,49 @@ static bool hooks_keep_listings(const struct mount *m, const struct chain *chain
 	       !chain_hooks(chain, FB_OP_getattr) && chain_hooks(chain, FB_OP_dirent) &&
 	       atomic_load_explicit(&chain->keeps_listings, memory_order_relaxed) &&
 	       (!chain_hooks(chain, FB_OP_lookup) || atomic_load_explicit(&chain->keeps_entries, memory_order_relaxed));
+}
+
+/* All hooks on dirent have judged a whole listing: directories that are opened from now on go by how long they let it be kept. */
+static void note_listing(struct request *rq, struct handle *h, uint64_t ttl_ns)
+{
+	struct chain *chain = rq->worker->chain;
+	bool is_kept = ttl_ns >= SHORTEST_LIST_MS * 1000000u;
+
+	if (atomic_load_explicit(&chain->keeps_listings, memory_order_relaxed) != is_kept)
+		atomic_store_explicit(&chain->keeps_listings, is_kept, memory_order_relaxed);
+	if (!is_kept)
+		return;
+	atomic_fetch_add_explicit(&rq->mount->n_filter_ttls, 1, memory_order_relaxed);
+	atomic_store(&h->inode->listed_all, (uint32_t)h->listed_all);
+	atomic_store(&h->inode->listed_until_ms, h->listed_ms + (int64_t)(ttl_ns / 1000000));
+}
+
+/* The kernel now keeps the listing, if it was told to when the directory was opened. Then the hooks may have been others, or have
+ * said otherwise; and it has no time of its own for it, so whoever has the directory open would be shown it without end. */
+static void limit_listing(struct request *rq, const struct handle *h, uint64_t ttl_ns)
+{
+	int64_t now = now_ms(), until_ms = h->listed_ms + (int64_t)(ttl_ns / 1000000);
+
+	if (!hooks_keep_listings(rq->mount, rq->worker->chain) || until_ms < now + SHORTEST_LIST_MS)
+		until_ms = now + SHORTEST_LIST_MS; // when it has it
+	notify_inode_at(rq->mount, h->inode->nodeid, until_ms);
+}
+
+/** It was, and if it is the last part, of a listing that was read from its first on, the whole may be kept for as long as all
+ * hooks have said. Called with the handle's lock held. */
+void cache_listing_ends(struct request *rq, struct handle *h, bool is_last)
+{
+	const struct chain *chain = rq->worker->chain;
+	uint64_t ttl_ns = rq->list_ttl_ns < h->listed_ttl_ns ? rq->list_ttl_ns : h->listed_ttl_ns;
+
+	h->listed_ttl_ns = is_last ? 0 : ttl_ns; // until it begins anew
+	if (!is_last || !chain)
+		return;
+	bool is_judged = chain->ops[FB_OP_dirent] && ttl_ns != UINT64_MAX; // of an empty directory nobody said anything
+	if (is_judged)
+		note_listing(rq, h, ttl_ns);
+	if (h->is_cached && cache_listings_are_hooked(chain))
+		limit_listing(rq, h, is_judged ? ttl_ns : 0);
 }
 
 /** The FOPEN_ flags of rq->inode, a directory that is being opened: may the kernel keep its listing, where it is told when that

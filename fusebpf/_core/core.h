@@ -137,6 +137,11 @@ struct mount {
 	_Atomic uint64_t n_failed_closed, n_filter_ttls, n_interrupts, n_passthrough_opens;
 };
 
+/* clock.c */
+int64_t now_ms(void);
+void clock_cond_init(pthread_cond_t *cond);
+void clock_wait(pthread_cond_t *cond, pthread_mutex_t *lock, int64_t ns);
+
 /* log.c */
 void mount_log(struct mount *m, const char *level, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));

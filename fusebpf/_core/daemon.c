@@ -10,7 +10,6 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <time.h>
 
 #define SOCKET_BUFFER (4 << 20)
 #define SLICE_MS 50	 /* how long a waiter sleeps before it looks whether it was interrupted */
@@ -38,15 +37,10 @@ static int send_init(struct daemon *d)
 
 static void waiters_init(struct daemon *d)
 {
-	pthread_condattr_t attr;
-
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	for (int i = 0; i < DAEMON_N_CALLS; i++) {
-		pthread_cond_init(&d->waiters[i].cond, &attr);
+		clock_cond_init(&d->waiters[i].cond);
 		d->waiters[i].next_free = i + 1 < DAEMON_N_CALLS ? i + 1 : -1;
 	}
-	pthread_condattr_destroy(&attr);
 	pthread_mutex_init(&d->lock, NULL);
 	pthread_mutex_init(&d->backing_lock, NULL);
 }
@@ -370,17 +364,6 @@ void daemon_drain(struct mount *m)
 	free(buffer);
 }
 
-static void sleep_slice(struct daemon *d, struct daemon_waiter *w)
-{
-	struct timespec until;
-
-	clock_gettime(CLOCK_MONOTONIC, &until);
-	until.tv_nsec += SLICE_MS * 1000000L;
-	until.tv_sec += until.tv_nsec / 1000000000L;
-	until.tv_nsec %= 1000000000L;
-	pthread_cond_timedwait(&w->cond, &d->lock, &until);
-}
-
 /* May it go on waiting? 0, or -errno: the daemon is dead, the time is over, the caller was interrupted and the handler
  * did not heed it. */
 static int may_wait(struct request *rq, struct daemon_call *call, struct daemon_waiter *w)
@@ -416,7 +399,7 @@ int daemon_await(struct request *rq, struct daemon_call *call, struct daemon_wai
 			was_reader = true;
 			read_reply(rq, d);
 		} else {
-			sleep_slice(d, w);
+			clock_wait(&w->cond, &d->lock, SLICE_MS * 1000000L);
 		}
 		if (w->state == CALL_WAITING)
 			e = may_wait(rq, call, w);

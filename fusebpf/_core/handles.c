@@ -125,9 +125,11 @@ struct handle *handle_create(struct mount *m, struct inode *inode, int fd, bool 
 	h->fd = fd;
 	h->is_dir = is_dir;
 	h->is_passthrough = h->is_served = h->has_flock = h->holds_inode_fd = h->has_daemon = h->leaves_data = false;
+	h->is_cached = false;
 	h->inode = inode;
 	h->dir_at = h->dir_end = 0;
 	h->dir_offset = 0;
+	h->listed_ttl_ns = 0;
 	h->is_used = true;
 	atomic_fetch_add_explicit(&list->n_open, 1, memory_order_relaxed);
 	return h;

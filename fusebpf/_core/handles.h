@@ -11,6 +11,7 @@ struct handle {
 	uint32_t index, generation;
 	_Atomic int fd; /* -1: opened by handle_get */
 	bool is_used, is_dir, is_passthrough, is_served, has_flock;
+	bool is_cached; /* a directory whose listing the kernel keeps when it was read by this handle */
 	bool holds_inode_fd; /* so that the file can be opened later, whatever happens to its names */
 	bool has_daemon;       /* the daemon opened it, as daemon_fh; fd may be -1 then */
 	bool leaves_data;      /* and leaves reads and writes to the backing file */

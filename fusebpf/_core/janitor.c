@@ -8,7 +8,6 @@
 
 #include <signal.h>
 #include <stdio.h>
-#include <time.h>
 
 #define JANITOR_PERIOD_NS 500000000L
 #define ACTIVE_PERIOD_NS 50000000L /* over io_uring, while there are requests: placement_look */
@@ -130,18 +129,6 @@ bool request_is_interrupted(const struct request *rq)
 
 /* -------------------------------------------------------------------------------- the janitor */
 
-/** Wait until something changes, but not longer. Called with the lock held. */
-void workers_wait(struct workers *p, long ns)
-{
-	struct timespec until;
-
-	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_nsec += ns;
-	until.tv_sec += until.tv_nsec / 1000000000L;
-	until.tv_nsec %= 1000000000L;
-	pthread_cond_timedwait(&p->changed, &p->lock, &until);
-}
-
 /** Signal those that must leave their system call: the signal may have come before the call began. */
 void workers_kick(struct workers *p, bool all)
 {
@@ -212,7 +199,7 @@ static void look_after(struct mount *m)
 
 	bool is_soon = placement_look(m) | is_active(m);
 
-	workers_wait(p, is_urgent ? INTERRUPT_PERIOD_NS : is_soon ? ACTIVE_PERIOD_NS : JANITOR_PERIOD_NS);
+	clock_wait(&p->changed, &p->lock, is_urgent ? INTERRUPT_PERIOD_NS : is_soon ? ACTIVE_PERIOD_NS : JANITOR_PERIOD_NS);
 	pthread_mutex_unlock(&p->lock);
 	passthrough_sweep(m);
 	daemon_drain(m);

@@ -24,7 +24,7 @@ struct mount *mount_create(void)
 	pthread_mutex_init(&m->locks_lock, NULL);
 	pthread_mutex_init(&m->backing_ids.lock, NULL);
 	pthread_mutex_init(&m->workers.lock, NULL);
-	pthread_cond_init(&m->workers.changed, NULL);
+	clock_cond_init(&m->workers.changed);
 	fds_init(m);
 	handles_init(m);
 	notifier_init(m);

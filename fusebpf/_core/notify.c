@@ -10,6 +10,8 @@
 #include <signal.h>
 
 #define QUEUE_SIZE 1024
+#define MAX_LEASES 65536
+#define MAX_IDLE_MS 60000
 #define AGAIN_MS 50
 #define ARRIVAL_MS 20 /* in which an answer that was given is with whom it was given to */
 #define END_TIMEOUT_MS 10000
@@ -24,15 +26,9 @@ struct notice {
 	char name[FB_NAME_SIZE];
 };
 
-static void wait_at_most(struct notifier *n, int ms)
+static void wait_at_most(struct notifier *n, int64_t ms)
 {
-	struct timespec until;
-
-	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_nsec += ms * 1000000L;
-	until.tv_sec += until.tv_nsec / 1000000000L;
-	until.tv_nsec %= 1000000000L;
-	pthread_cond_timedwait(&n->changed, &n->lock, &until);
+	clock_wait(&n->changed, &n->lock, ms * 1000000);
 }
 
 /* ------------------------------------------------------------------------------------ sending */
@@ -150,15 +146,58 @@ static void note_again(struct notifier *n, const struct notice *notice)
 	n->again[n->n_again++] = *notice;
 }
 
+/* Called with the lock held. Returns false if there is no room for it. */
+static bool add_lease(struct notifier *n, struct lease lease)
+{
+	if (n->n_leases == n->leases_size) {
+		uint32_t size = n->leases_size ? 2 * n->leases_size : 64;
+		struct lease *larger = size > MAX_LEASES ? NULL : realloc(n->leases, size * sizeof(*larger));
+		if (!larger)
+			return false;
+		n->leases = larger;
+		n->leases_size = size;
+	}
+	if (!n->n_leases || lease.until_ms < n->lease_ms)
+		n->lease_ms = lease.until_ms;
+	n->leases[n->n_leases++] = lease;
+	return true;
+}
+
+/* The kernel forgets what it may no longer keep. Called with the lock held, which it lets go meanwhile. */
+static void end_leases(struct mount *m)
+{
+	struct notifier *n = &m->notifier;
+	struct lease *leases = n->leases;
+	uint32_t n_leases = n->n_leases, n_left = 0;
+	int64_t now = now_ms();
+
+	n->leases = NULL;
+	n->n_leases = n->leases_size = 0;
+	pthread_mutex_unlock(&n->lock);
+	for (uint32_t i = 0; i < n_leases; i++) {
+		if (leases[i].until_ms > now)
+			leases[n_left++] = leases[i];
+		else
+			send_inode(m, leases[i].nodeid, 0, 0);
+	}
+	for (uint32_t i = 0; i < n_left; i++)
+		notify_inode_at(m, leases[i].nodeid, leases[i].until_ms);
+	free(leases);
+	pthread_mutex_lock(&n->lock);
+}
+
 /* Nothing is queued: called with the lock held. */
 static void idle(struct mount *m)
 {
 	struct notifier *n = &m->notifier;
+	int64_t now = now_ms(), until = now + MAX_IDLE_MS;
 
-	if (!n->n_again) {
-		pthread_cond_wait(&n->changed, &n->lock);
-	} else if (now_ms() < n->again_ms + AGAIN_MS) {
-		wait_at_most(n, AGAIN_MS);
+	if (n->n_leases && n->lease_ms < until)
+		until = n->lease_ms;
+	if (n->n_again && n->again_ms + AGAIN_MS < until)
+		until = n->again_ms + AGAIN_MS;
+	if (until > now) {
+		wait_at_most(n, until - now);
 	} else {
 		pthread_mutex_unlock(&n->lock);
 		send_again(m);
@@ -177,6 +216,10 @@ static void *notifier_main(void *argument)
 			pthread_mutex_unlock(&n->lock);
 			prune(m);
 			pthread_mutex_lock(&n->lock);
+			continue;
+		}
+		if (n->n_leases && now_ms() >= n->lease_ms) {
+			end_leases(m);
 			continue;
 		}
 		if (!n->wants_all && !n->n_queued) {
@@ -278,6 +321,23 @@ void notify_inode(struct mount *m, uint64_t nodeid, int64_t offset, int64_t leng
 	ask(m, &notice);
 }
 
+/** What the kernel has of an inode it is to forget at that time (now_ms), or some steps of the clock later. What is too much to
+ * be kept in mind is forgotten at once, and everything else with it. */
+void notify_inode_at(struct mount *m, uint64_t nodeid, int64_t at_ms)
+{
+	struct notifier *n = &m->notifier;
+	struct lease lease = { .until_ms = (at_ms / CLOCK_STEP_MS + 1) * CLOCK_STEP_MS, .nodeid = nodeid };
+
+	pthread_mutex_lock(&n->lock);
+	bool is_first = !n->n_leases || lease.until_ms < n->lease_ms;
+	bool has_room = add_lease(n, lease);
+	if (is_first)
+		pthread_cond_broadcast(&n->changed);
+	pthread_mutex_unlock(&n->lock);
+	if (!has_room)
+		notify_all(m, false);
+}
+
 /** All entries, attributes and pages that were handed out may have changed; or with by_filters what filters let the kernel
  * keep, which may be nothing. What ops in flight hand out is not kept (cache_finish). */
 void notify_all(struct mount *m, bool by_filters)
@@ -326,7 +386,7 @@ bool notify_wait(struct mount *m, int timeout_ms)
 void notifier_init(struct mount *m)
 {
 	pthread_mutex_init(&m->notifier.lock, NULL);
-	pthread_cond_init(&m->notifier.changed, NULL);
+	clock_cond_init(&m->notifier.changed);
 }
 
 /** Start the thread. After the handshake. */
@@ -414,5 +474,7 @@ void notifier_deinit(struct mount *m)
 {
 	free(m->notifier.queue);
 	free(m->notifier.again);
+	free(m->notifier.leases);
 	m->notifier.queue = m->notifier.again = NULL;
+	m->notifier.leases = NULL;
 }

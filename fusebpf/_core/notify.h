@@ -7,6 +7,12 @@
 
 struct notice;
 
+/* Until when the kernel may keep what it has of an inode without a time of its own. */
+struct lease {
+	int64_t until_ms;
+	uint64_t nodeid;
+};
+
 #define NOTIFY_UNKNOWN_NS 1000000000u /* the most that an entry may be cached which notify_all does not find */
 
 struct notifier {
@@ -25,6 +31,9 @@ struct notifier {
 	struct notice *again;
 	uint32_t n_again;
 	int64_t again_ms;
+	struct lease *leases; /* in no order */
+	uint32_t n_leases, leases_size;
+	int64_t lease_ms; /* when the first of them ends */
 	uint32_t next_pruned; /* shard of the inode table */
 	_Atomic uint64_t n_sent;
 };
@@ -52,6 +61,7 @@ void negatives_deinit(struct mount *m);
 void notify_entry(struct mount *m, uint64_t parent, const char *name);
 void notify_deleted(struct mount *m, uint64_t parent, const char *name);
 void notify_inode(struct mount *m, uint64_t nodeid, int64_t offset, int64_t length);
+void notify_inode_at(struct mount *m, uint64_t nodeid, int64_t at_ms);
 void notify_all(struct mount *m, bool by_filters);
 void notify_unknown(struct mount *m);
 void notify_prune(struct mount *m);

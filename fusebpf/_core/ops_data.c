@@ -28,9 +28,11 @@ int reply_opened(struct request *rq, struct inode *inode, int fd, bool is_dir, s
 	}
 	rq->opened = h;
 	out->fh = handle_number(h);
-	if (is_dir)
-		out->open_flags = cache_list_flags(rq);
-	return is_dir ? 0 : passthrough_open(rq, h, out);
+	if (!is_dir)
+		return passthrough_open(rq, h, out);
+	out->open_flags = cache_list_flags(rq);
+	h->is_cached = out->open_flags & FOPEN_CACHE_DIR;
+	return 0;
 }
 
 /* As whose member does the caller truncate what he opens? */

@@ -133,7 +133,7 @@ void workers_stop(struct mount *m)
 	do {
 		workers_kick(p, true);
 		if (p->n)
-			workers_wait(p, INTERRUPT_PERIOD_NS);
+			clock_wait(&p->changed, &p->lock, INTERRUPT_PERIOD_NS);
 		clock_gettime(CLOCK_MONOTONIC, &now);
 	} while (p->n && now.tv_sec < end.tv_sec);
 	uint32_t left = p->n;

@@ -7,6 +7,8 @@
 
 #include <sys/mman.h>
 
+#define LOOK_NS 50000000 /* how often who waits for a slot looks whether it is still to */
+
 static size_t round_up_8(size_t n)
 {
 	return (n + 7) & ~(size_t)7; // the stride of an array map's values (kernel/bpf/arraymap.c)
@@ -53,7 +55,7 @@ int shared_init(struct mount *m, int slots_fd, int windows_fd, int stats_fd, int
 	s->slots = slots;
 	s->recent = recent == MAP_FAILED ? NULL : recent;
 	pthread_mutex_init(&s->slots_lock, NULL);
-	pthread_cond_init(&s->slot_freed, NULL);
+	clock_cond_init(&s->slot_freed);
 	for (uint32_t i = 0; i < N_SLOT_SETS; i++)
 		atomic_init(&s->free_slots[i].free, UINT64_MAX);
 	m->has_shared = true;
@@ -111,19 +113,13 @@ static bool slot_take(struct request *rq)
 static int slot_wait(struct request *rq, bool may_fail)
 {
 	struct shared_maps *s = &rq->mount->shared;
-	struct timespec until;
 	bool is_taken;
 
 	worker_enter_backing(rq->worker);
 	pthread_mutex_lock(&s->slots_lock);
 	atomic_fetch_add(&s->n_waiting, 1); // before it looks: see slot_release
-	while (!(is_taken = slot_take(rq)) && !(may_fail && request_is_interrupted(rq))) {
-		clock_gettime(CLOCK_REALTIME, &until);
-		until.tv_nsec += 50000000;
-		until.tv_sec += until.tv_nsec / 1000000000;
-		until.tv_nsec %= 1000000000;
-		pthread_cond_timedwait(&s->slot_freed, &s->slots_lock, &until);
-	}
+	while (!(is_taken = slot_take(rq)) && !(may_fail && request_is_interrupted(rq)))
+		clock_wait(&s->slot_freed, &s->slots_lock, LOOK_NS);
 	atomic_fetch_sub(&s->n_waiting, 1);
 	pthread_mutex_unlock(&s->slots_lock);
 	worker_leave_backing(rq->worker);

@@ -10,19 +10,10 @@
 
 #include <sched.h>
 #include <sys/mman.h>
-#include <time.h>
 
 #define MAX_PARKED 1024
 
 /* ------------------------------------------------------------------------- verdict rings */
-
-int64_t now_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-	return now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
 
 /** Take its ring from a worker that is in state `expected`: it no longer counts against the limit. Called with
  * workers.lock held; any thread. */

@@ -91,12 +91,10 @@ bool worker_park_locked(struct worker *w, int expected);
 void worker_park(struct worker *w);
 void worker_enter_backing(struct worker *w);
 void worker_leave_backing(struct worker *w);
-int64_t now_ms(void);
 
 /* janitor.c */
 int janitor_start(struct mount *m);
 void janitor_stop(struct mount *m);
-void workers_wait(struct workers *p, long ns);
 void workers_kick(struct workers *p, bool all);
 void worker_interrupt(struct worker *by, uint64_t unique);
 bool request_is_interrupted(const struct request *rq);

@@ -182,3 +182,62 @@ def test_a_part_of_a_listing_alone_is_not_kept(listed: Listed) -> None:
     listed.let("drops", 1)
 
     assert listed.names() == ["a", "c"]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """A directory that stays open: `os.listdir` of it rewinds it."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def test_a_directory_that_is_open_is_listed_anew_when_the_time_is_over(listed: Listed) -> None:
+    listed.invalidate()
+    listed.let("ttl", 300)
+    _settle(listed)
+    with opened(listed.path) as fd:
+        os.listdir(fd)
+        listed.let("drops", 1)
+        time.sleep(0.5)
+
+        assert sorted(os.listdir(fd)) == ["a", "c"]
+
+
+def test_a_directory_that_was_opened_in_time_is_not_shown_as_it_was_after_it(listed: Listed) -> None:
+    listed.invalidate()
+    listed.let("ttl", 300)
+    _settle(listed)
+    with opened(listed.path) as fd:
+        listed.let("drops", 1)
+        time.sleep(0.5)
+
+        assert sorted(os.listdir(fd)) == ["a", "c"]
+
+
+def test_a_directory_that_was_open_before_its_hooks_gave_no_time_is_not_kept(listed: Listed) -> None:
+    with opened(listed.path) as fd:
+        listed.let("ttl", 0)
+        listed.invalidate()
+        os.listdir(fd)
+        listed.let("drops", 1)
+        time.sleep(0.1)
+
+        assert sorted(os.listdir(fd)) == ["a", "c"]
+
+
+def test_a_directory_that_was_open_before_a_filter_came_is_judged_each_time(directory: Path) -> None:
+    for name in ("src", "mnt"):
+        (directory / name).mkdir()
+    for name in ("a", "b~", "c"):
+        (directory / "src" / name).touch()
+    with serving.serve(directory, "listed", options=WATCHED) as served, opened(served.path) as fd:
+        os.listdir(fd)
+        support.run(support.COMMAND, "attach", served.path, source(directory, FILTER))
+        os.listdir(fd)
+        Listed(served, f"test{os.getpid()}-listed").let("drops", 1)
+        time.sleep(0.1)
+
+        assert sorted(os.listdir(fd)) == ["a", "c"]
