@@ -285,7 +285,7 @@ trio.run(main)
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether no thread of a process reads events any more; it is told to stop, and each does when it next would run."""
+    """Whether no thread of a process runs any more: one that is told to stop does when it next would run."""
     threads = Path(f"/proc/{pid}/task").iterdir()
     return all((thread / "stat").read_text().rpartition(")")[2].split()[0] == "T" for thread in threads)
 
@@ -300,7 +300,7 @@ def test_an_overflow_invalidates_everything(directory: Path) -> None:
         os.kill(served.pid, signal.SIGSTOP)
         try:
             support.wait_until(lambda: _is_stopped(served.pid))
-            for number in range(most):  # of each two events: what happens to a name is one, a change of its links another
+            for number in range(most):  # two events each: what befell the name, and a change of its links
                 place = served.src / "d" / str(number)
                 place.touch()
                 place.unlink()
