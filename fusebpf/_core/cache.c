@@ -104,6 +104,12 @@ static void shorten(struct request *rq, uint64_t most_ns)
 	}
 }
 
+/** The kernel may keep nothing of what the op is about to answer. */
+void cache_nothing(struct request *rq)
+{
+	shorten(rq, 0);
+}
+
 /* Listings go by it: see cache_may_ask. */
 static void note_lookup(struct chain *chain, bool is_kept)
 {

@@ -322,6 +322,32 @@ static const char *take_result(struct request *rq, const struct daemon_call *cal
 	return NULL;
 }
 
+/* Has the op changed something, and tells its caller nothing that the daemon might have kept from him? */
+static bool stays_done(const struct op *op)
+{
+	switch (op->canonical) {
+	case FB_OP_flush:
+	case FB_OP_fsync:
+	case FB_OP_fsyncdir:
+		return true;
+	default:
+		return op->flags & FB_OP_MUTATES && !(op->flags & FB_OP_OPENS);
+	}
+}
+
+/* Was the look at a success cut short by the caller, while nothing was said of the op? What is done is answered as done; what has
+ * not been seen by the daemon, the attributes, the kernel may not keep. */
+static bool is_cut_short(struct request *rq, const struct daemon_call *call, const struct daemon_waiter *w, int e)
+{
+	bool is_cut = e == -EINTR || (!e && w->is_cancelled && call->error == EINTR);
+
+	if (!is_cut || rq->error || !stays_done(rq->op))
+		return false;
+	rq->entry_ttl_ns = rq->attr_ttl_ns = 0;
+	cache_nothing(rq);
+	return true;
+}
+
 /** Show the result to the daemon, which may change it. */
 void daemon_see_result(struct request *rq)
 {
@@ -343,7 +369,10 @@ void daemon_see_result(struct request *rq)
 		show_names(rq, &call->slot);
 		show_data(rq, call);
 		e = ask(rq, call, w, false);
-		const char *why = e ? NULL : take_result(rq, call);
+		bool is_unseen = is_cut_short(rq, call, w, e);
+		const char *why = e || is_unseen ? NULL : take_result(rq, call);
+		if (is_unseen)
+			e = 0;
 		if (why) {
 			mount_log(rq->mount, "ERROR", "the daemon's look at %s broke a rule, so the op failed with EIO: %s",
 				  rq->op->name, why);

@@ -36,6 +36,7 @@ void cache_entry(struct request *rq, struct inode *inode, struct fuse_entry_out 
 void cache_attr(struct request *rq);
 bool cache_is_outdated(const struct request *rq);
 void cache_finish(struct request *rq);
+void cache_nothing(struct request *rq);
 uint32_t cache_list_flags(const struct request *rq);
 void cache_dirent(struct request *rq, uint64_t edits);
 void cache_listing_begins(struct request *rq, struct handle *h, bool is_first);

@@ -302,6 +302,19 @@ class Fails(Telling):
         return b"x" * (size + 1)
 
 
+class Ponders(Telling):
+    """Looks at results for ever, until it is cancelled; or where the name says so, in spite of that."""
+
+    async def _ponder(self, request: fusebpf.Request, result: fusebpf.Result) -> None:
+        self.tell("ponders", request.op)
+        with trio.CancelScope(shield=request.args.get("name") == b"deaf"):
+            await trio.sleep_forever()
+
+    post_mkdir = post_symlink = post_unlink = post_rmdir = post_rename = post_link = post_mknod = _ponder
+    post_setattr = post_setxattr = post_removexattr = post_write = post_fsync = _ponder
+    post_create = post_readlink = post_getxattr = _ponder
+
+
 class Order(Telling):
     """Sees an op before and after the backing root."""
 

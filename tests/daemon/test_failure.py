@@ -120,6 +120,92 @@ def test_the_callers_interrupt_cancels_the_handler(mount: Mounter) -> None:
     assert stat_says(mounted, "file") == ""
 
 
+INTERRUPTED = """
+import ctypes, os, signal, sys
+libc = ctypes.CDLL(None, use_errno=True)
+os.chdir(sys.argv[1])
+signal.signal(signal.SIGINT, lambda *_: None)  # and no SA_RESTART
+done = eval(sys.argv[2])
+print(done, ctypes.get_errno() if done < 0 else 0)
+"""
+DONE = {
+    "mkdir": ("libc.mkdir(b'new', 0o755)", 0, lambda src: (src / "new").is_dir()),
+    "symlink": ("libc.symlink(b'x', b'new')", 0, lambda src: (src / "new").is_symlink()),
+    "mknod": ("libc.mknod(b'new', 0o10644, 0)", 0, lambda src: (src / "new").is_fifo()),
+    "link": ("libc.link(b'file', b'new')", 0, lambda src: (src / "new").exists()),
+    "unlink": ("libc.unlink(b'file')", 0, lambda src: not (src / "file").exists()),
+    "rmdir": ("libc.rmdir(b'd')", 0, lambda src: not (src / "d").exists()),
+    "rename": ("libc.rename(b'file', b'new')", 0, lambda src: (src / "new").exists()),
+    "setattr": ("libc.chmod(b'file', 0o600)", 0, lambda src: (src / "file").stat().st_mode & 0o777 == 0o600),
+    "setxattr": (
+        "libc.setxattr(b'file', b'user.new', b'x', 1, 0)",
+        0,
+        lambda src: "user.new" in os.listxattr(src / "file"),
+    ),
+    "removexattr": ("libc.removexattr(b'file', b'user.x')", 0, lambda src: not os.listxattr(src / "file")),
+    "write": (
+        "libc.write(os.open('file', os.O_WRONLY), b'new', 3)",
+        3,
+        lambda src: (src / "file").read_text() == "new",
+    ),
+    "fsync": ("libc.fsync(os.open('file', os.O_WRONLY))", 0, lambda _: True),
+}
+
+
+def _interrupted(mounted: Mounted, call: str) -> list[int]:
+    """What a call returns, and its errno, that is interrupted while the daemon ponders."""
+    words = ["timeout", "-s", "KILL", "60", "python3", "-c", INTERRUPTED, str(mounted.path), call]
+    client = subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True, text=True)
+    asked = mounted.src.parent / "asked"
+    support.wait_until(lambda: asked.exists() and "ponders" in asked.read_text(), 30)
+    os.killpg(client.pid, signal.SIGINT)
+    out = client.communicate(timeout=60)[0].split()
+    return [int(word) for word in out]
+
+
+@pytest.mark.parametrize("op", DONE)
+def test_what_is_done_is_answered_as_done_when_the_caller_interrupts_the_look_at_it(
+    mount: Mounter, op: str
+) -> None:
+    mounted = pondering(mount)
+    call, returned, is_done = DONE[op]
+
+    assert _interrupted(mounted, call) == [returned, 0]
+    assert is_done(mounted.src)
+
+
+def test_what_is_done_is_answered_as_done_when_the_look_at_it_heeds_no_interrupt(mount: Mounter) -> None:
+    mounted = pondering(mount)
+
+    assert _interrupted(mounted, "libc.mkdir(b'deaf', 0o755)") == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "libc.open(b'new', os.O_CREAT | os.O_RDWR, 0o600)",
+        "libc.readlink(b'symlink', ctypes.create_string_buffer(9), 9)",
+        "libc.getxattr(b'file', b'user.x', ctypes.create_string_buffer(9), 9)",
+    ],
+)
+def test_what_the_daemon_has_not_judged_is_not_handed_out_to_who_interrupts_it(
+    mount: Mounter, call: str
+) -> None:
+    mounted = pondering(mount)
+
+    assert _interrupted(mounted, call) == [-1, errno.EINTR]
+
+
+def pondering(mount: Mounter) -> Mounted:
+    """A mount with the daemon Ponders, with some things in it."""
+    mounted = mount(arguments=["--daemon", f"{DAEMONS}:Ponders"])
+    (mounted.src / "file").touch()
+    (mounted.src / "d").mkdir()
+    (mounted.src / "symlink").symlink_to("secret")
+    os.setxattr(mounted.src / "file", "user.x", b"secret")
+    return mounted
+
+
 def _waits_in_fuse(parent: int) -> bool:
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     return any("request_wait" in Path(f"/proc/{child}/wchan").read_text() for child in children)
