@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,7 @@ signal.signal(signal.SIGINT, lambda *_: None)  # and no SA_RESTART
 done = eval(sys.argv[2])
 print(done, ctypes.get_errno() if done < 0 else 0)
 """
-DONE = {
+DONE: dict[str, tuple[str, int, Callable[[Path], bool]]] = {
     "mkdir": ("libc.mkdir(b'new', 0o755)", 0, lambda src: (src / "new").is_dir()),
     "symlink": ("libc.symlink(b'x', b'new')", 0, lambda src: (src / "new").is_symlink()),
     "mknod": ("libc.mknod(b'new', 0o10644, 0)", 0, lambda src: (src / "new").is_fifo()),
