@@ -14,7 +14,7 @@
  *   client list DIR LOOPS                    readdir, and fstatat of each entry
  *   client pingpong . N                      a byte through a pipe to another process, and one back
  *   client syscall . N                       getppid
- *   client prog PINNED N                     BPF_PROG_RUN of a pinned hook, of a slot and a ring that nobody uses
+ *   client prog . N                          BPF_PROG_RUN of a program that does nothing
  *   client read|write FILE BLOCK N seq|rand buffered|direct|mmap JOBS
  *                                            N blocks of an existing file by each of JOBS processes, over and over if it is
  *                                            shorter; each job has its own part of the file
@@ -377,22 +377,20 @@ static void run_syscall(long n)
 	done(start, (uint64_t)n, 0);
 }
 
-/* The last slot and ring are taken only when a mount is busier than any benchmark makes it. */
 static void run_prog(long n)
 {
-	struct fb_hook context = { .slot = FB_N_SLOTS - 1, .ring = FB_MAX_WORKERS - 1 };
-	union bpf_attr attr = { .pathname = (uintptr_t)where };
-	int fd = (int)syscall(SYS_bpf, BPF_OBJ_GET, &attr, sizeof(attr));
+	const struct bpf_insn program[] = { { .code = BPF_ALU64 | BPF_MOV | BPF_K }, { .code = BPF_JMP | BPF_EXIT } };
+	union bpf_attr attr = { .prog_type = BPF_PROG_TYPE_SYSCALL, .insns = (uintptr_t)program, .insn_cnt = 2,
+				.license = (uintptr_t)"GPL", .prog_flags = BPF_F_SLEEPABLE };
+	int fd = (int)syscall(SYS_bpf, BPF_PROG_LOAD, &attr, sizeof(attr));
 
 	if (fd < 0)
-		err(1, "%s", where);
+		err(1, "BPF_PROG_LOAD");
 	struct moment start = now();
 
 	for (long i = 0; i < n; i++) {
 		memset(&attr, 0, sizeof(attr));
 		attr.test.prog_fd = (uint32_t)fd;
-		attr.test.ctx_in = (uintptr_t)&context;
-		attr.test.ctx_size_in = sizeof(context);
 		if (syscall(SYS_bpf, BPF_PROG_RUN, &attr, sizeof(attr.test)) < 0)
 			err(1, "BPF_PROG_RUN");
 	}

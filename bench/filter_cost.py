@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bed import PINS, Bed, Sample, Target, client, run_on
+from bed import Bed, Sample, Target, client, run_on
 from tabulate import tabulate
 from workloads import Size
 from yardstick import SETS as DEMO_SETS
@@ -47,16 +47,14 @@ def costs_ns(samples: dict[str, list[Sample]], mode: str) -> dict[str, list[floa
 def calibrate(bed: Bed) -> list[dict[str, Any]]:
     """Measure what nobody can do without, the best of some runs each; print it, return it."""
     results = []
-    with bed.mounted("hooked", (FILTERS / "getattr.c",)) as hooked:
-        pinned = PINS / hooked.name / "bench_getattr" / "pre_getattr"
-        for name, op, where in (
-            ("a system call that does nothing", "syscall", Path()),
-            ("a round trip between two processes through pipes", "pingpong", Path()),
-            ("BPF_PROG_RUN of a hook that decides nothing", "prog", pinned),
-        ):
-            ns = min(client(bed.bare, op, where, N_CALIBRATIONS).ns for _ in range(10))
-            print(f"  {human(ns):>8}  {name}")
-            results.append({"op": name, "mode": ONE_CORE, "ns": ns})
+    for name, op in (
+        ("a system call that does nothing", "syscall"),
+        ("a round trip between two processes through pipes", "pingpong"),
+        ("BPF_PROG_RUN of a program that does nothing", "prog"),
+    ):
+        ns = min(client(bed.bare, op, Path(), N_CALIBRATIONS).ns for _ in range(10))
+        print(f"  {human(ns):>8}  {name}")
+        results.append({"op": name, "mode": ONE_CORE, "ns": ns})
     return results
 
 

@@ -23,6 +23,9 @@
 #define FB_MAX_ROOTS 8		/* backing roots of one mount */
 #define FB_MAX_WORKERS 64	/* threads that serve one mount: one verdict ring each */
 #define FB_N_SLOTS 128		/* ops of one mount that can be before filters at the same time */
+#define FB_N_PLACES 4096		/* of threads that run hooks, more than FB_MAX_WORKERS so that two seldom want one */
+#define FB_N_TRIES 4		/* places that a thread may have: by its number, and each FB_NEXT_PLACE further */
+#define FB_NEXT_PLACE 509
 #define FB_N_RECENT 1024	/* finished records that `recent` keeps */
 #define FB_N_STATS 4096		/* rows that `stats` can hold */
 #define FB_N_PATTERNS 64	/* patterns in a struct fb_patterns */
@@ -274,7 +277,8 @@ struct fb_window {
 	};
 };
 
-/* The context that a hook's program runs with. */
+/* Which hook a thread runs just now; its program finds it by the thread's number. A context would be the simpler way, but the
+ * kernel allocates and copies it, which takes longer than most hooks (docs/decisions/0012). */
 struct fb_hook {
 	__u64 unique;
 	__u32 slot;
@@ -282,7 +286,8 @@ struct fb_hook {
 	__u32 filter;
 	enum fb_op op;
 	enum fb_phase phase;
-	__u32 reserved0;
+	__u32 thread;	    /* bpf_get_current_pid_tgid()'s lower half; 0: the place is free */
+	__u64 reserved0[4]; /* to the end of the cache line */
 };
 
 /* ------------------------------------------------------------------------------- records */

@@ -16,9 +16,26 @@
 /* The sizes here are those of the compiler's scratch copies; the loader puts the mount's own maps in. */
 BPF_F_TABLE("array", u32, struct fb_slot, fb_slots, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct fb_window, fb_windows, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct fb_hook, fb_hooks, 1, BPF_F_MMAPABLE);
 BPF_TABLE("hash", struct fb_stat_key, struct fb_stat, fb_stats, 1);
 BPF_RINGBUF_OUTPUT(fb_ring0, 1);
 BPF_ARRAY_OF_MAPS(fb_rings, "fb_ring0", FB_MAX_WORKERS);
+
+/* The hook that this thread runs, or 0: nobody asked. */
+FB_ALWAYS_INLINE struct fb_hook *fb_hook_here(void)
+{
+	u32 thread = (u32)bpf_get_current_pid_tgid(), i;
+
+#pragma clang loop unroll(full)
+	for (i = 0; i < FB_N_TRIES; i++) {
+		u32 index = (thread + i * FB_NEXT_PLACE) & (FB_N_PLACES - 1);
+		struct fb_hook *hook = fb_hooks.lookup(&index);
+
+		if (hook && hook->thread == thread)
+			return hook;
+	}
+	return 0;
+}
 
 FB_ALWAYS_INLINE struct fb_slot *fb_slot_of(struct fb_hook *hook)
 {
@@ -46,8 +63,8 @@ FB_ALWAYS_INLINE void fb_count(const struct fb_verdict_record *record)
 }
 
 /* Put a verdict into the ring of the thread that runs this hook. PRE and POST do it; a hook that is written
- * without them has to, exactly once, and returns what this does: 0 if the filter that stands next may be asked in the same
- * run. */
+ * without them has to, exactly once, of the hook that fb_hook_here() finds, and returns what this does: 0 if the filter that
+ * stands next may be asked in the same run. */
 FB_ALWAYS_INLINE int fb_emit(struct fb_hook *hook, struct fb_slot *ctx, int said)
 {
 	struct fb_verdict_record record = {};
@@ -104,9 +121,10 @@ struct fb_filter_source {
 
 #define FB_DEFINE_HOOK(filter, phase, op)                                             \
 	FB_ALWAYS_INLINE int filter##__##phase##__##op##__body(struct fb_slot *ctx);   \
-	int filter##__##phase##__##op(struct fb_hook *hook)                            \
+	int filter##__##phase##__##op(void *none)                                      \
 	{                                                                              \
-		struct fb_slot *ctx = fb_slot_of(hook);                                \
+		struct fb_hook *hook = fb_hook_here();                                 \
+		struct fb_slot *ctx = hook ? fb_slot_of(hook) : 0;                  \
 		return ctx ? fb_emit(hook, ctx, filter##__##phase##__##op##__body(ctx)) : 1; \
 	}                                                                              \
 	FB_ALWAYS_INLINE int filter##__##phase##__##op##__body(struct fb_slot *ctx)

@@ -69,9 +69,19 @@ class Mount:
             OSError: root_fd is no directory, or memory is short.
         """
 
-    def share(self, *, slots: int, windows: int, stats: int, recent: int, rings: Sequence[int]) -> None:
-        """Take the descriptors of the maps that all filters share (duplicated); slots, windows, recent and
-        the rings get mapped.
+    def share(
+        self,
+        *,
+        slots: int,
+        windows: int,
+        hooks: int,
+        stats: int,
+        recent: int,
+        thread: int,
+        rings: Sequence[int],
+    ) -> None:
+        """Take the descriptors of the maps that all filters share (duplicated), and of a program that returns
+        the number of the thread that runs it; slots, windows, hooks, recent and the rings get mapped.
 
         Raises:
             OSError: a map could not be mapped.

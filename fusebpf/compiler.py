@@ -24,7 +24,7 @@ from fusebpf.errors import CompileError, FilterError, PlatformError
 from fusebpf.paths import bpf_dir
 
 SHARED_MAPS = frozenset(
-    {"fb_slots", "fb_windows", "fb_stats", "fb_rings", "fb_ring0", "fb_recent", "fb_filters"}
+    {"fb_slots", "fb_windows", "fb_stats", "fb_hooks", "fb_rings", "fb_ring0", "fb_recent", "fb_filters"}
 )
 """Maps of every compile: those that the mount puts its own in for, and two that only bring their types."""
 

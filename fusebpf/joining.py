@@ -31,7 +31,9 @@ _log = logging.getLogger(__name__)
 _INSTRUCTION = struct.Struct("<BBhi")
 _ST, _STX, _ATOMIC, _STACK = 0x02, 0x03, 0xC0, 10
 _CALL, _EXIT, _PSEUDO_CALL = 0x85, 0x95, 1
-_RINGBUF_OUTPUT = 130
+_THREAD_NUMBER, _RINGBUF_OUTPUT = 14, 130  # bpf_get_current_pid_tgid
+# Jumps to places that are not known yet.
+_FOUND, _END = 1 << 14, 1 << 14 | 1
 # Helpers that write to maps and rings alone: lookups, updates, deletes, clocks, random numbers, ids, locks.
 # linux/bpf.h: __BPF_FUNC_MAPPER.
 _QUIET_HELPERS = frozenset({1, 2, 3, 5, 6, 7, 8, 14, 15, 93, 94, 118, 125, 130, 160})
@@ -91,7 +93,7 @@ class Joiner:
         if key not in self._programs:
             members = [Member(hook.filter_id, codes[hook.program.fd] or b"") for hook in hooks]
             try:
-                self._programs[key] = load(members, self._shared.slots)
+                self._programs[key] = load(members, self._shared)
             except OSError as error:
                 _log.debug("%d hooks run one by one: %s", len(hooks), error.strerror)
                 self._programs[key] = -1
@@ -163,21 +165,20 @@ def runs(members: Sequence[bytes | None]) -> Iterator[tuple[int, int]]:
         first = max(end, first + 1)
 
 
-def load(members: Sequence[Member], slots_fd: int) -> int:
+def load(members: Sequence[Member], shared: SharedMaps) -> int:
     """Load the program that asks these hooks, in this order.
 
     Args:
         members: At least two.
-        slots_fd: The map of the mount's slots.
+        shared: The mount's maps.
 
     Returns:
         Its descriptor.
 
     Raises:
-        OSError: The kernel refused it: it is too large, or there are no functions that take the context of a
-            SYSCALL program (they came with Linux 6.8).
+        OSError: The kernel refused it, since it is too large.
     """
-    main = _main(members, slots_fd)
+    main = _main(members, shared)
     code, starts = bytearray(main), [0]
     for member in members:
         starts.append(len(code) // 8)
@@ -185,7 +186,7 @@ def load(members: Sequence[Member], slots_fd: int) -> int:
     for at, index in _calls(main):
         # A call is relative to the instruction behind it.
         struct.pack_into("<i", code, at * 8 + 4, starts[index + 1] - at - 1)
-    first_type = 4
+    first_type = 3
     infos = b"".join(struct.pack("<II", start, first_type + index) for index, start in enumerate(starts))
     btf_fd = bpf.btf_load(_btf(len(starts)))
     try:
@@ -210,49 +211,68 @@ def _calls(main: bytes) -> Iterator[tuple[int, int]]:
             yield at, immediate
 
 
-def _main(members: Sequence[Member], slots_fd: int) -> bytes:
+def _main(members: Sequence[Member], shared: SharedMaps) -> bytes:
     """The main part; in its calls stands the index of the member, which `load` replaces."""
-    hook_at, slot_at = SIZES["hook_filter_at"], SIZES["slot_filter_at"]
     steps = [
-        (0xBF, 6 | 1 << 4, 0, 0),  # r6 = r1: the context
+        (_CALL, 0, 0, _THREAD_NUMBER),
+        (0xBC, 9 | 0 << 4, 0, 0),  # w9 = w0: the thread
         (0xB7, 8, 0, 0),  # r8 = 0: how many were asked
+    ]
+    for attempt in range(SIZES["n_tries"]):
+        steps += [
+            (0xBC, 2 | 9 << 4, 0, 0),
+            (0x07, 2, 0, attempt * SIZES["next_place"]),
+            (0x57, 2, 0, SIZES["n_places"] - 1),  # r2 = the index of a place
+            *_lookup(shared.hooks),
+            (0x15, 0, 2, 0),  # none there
+            (0x61, 1 | 0 << 4, SIZES["hook_thread_at"], 0),
+            (0x1D, 1 | 9 << 4, _FOUND, 0),  # it is this thread's
+        ]
+    steps += [(0x05, 0, _END, 0)]
+    found = len(steps)
+    steps += [
+        (0xBF, 6 | 0 << 4, 0, 0),  # r6 = the hook that runs
         (0x61, 2 | 6 << 4, SIZES["hook_slot_at"], 0),  # r2 = its slot's index
+        *_lookup(shared.slots),
+        (0x15, 0, _END, 0),  # no slot: nobody was asked
+        (0xBF, 7 | 0 << 4, 0, 0),  # r7 = the slot
+    ]
+    for index, member in enumerate(members):
+        steps += [
+            (0xB7, 2, 0, member.filter_id),  # r2 = the filter
+            (0x63, 6 | 2 << 4, SIZES["hook_filter_at"], 0),
+            (0x63, 7 | 2 << 4, SIZES["slot_filter_at"], 0),
+            (0x07, 8, 0, 1),  # r8 += 1
+            (_CALL, _PSEUDO_CALL << 4, 0, index),
+            (0x67, 0, 0, 32),  # the upper half of an int is nobody's
+            (0x55, 0, _END, 0),  # not 0: it does not simply go on
+        ]
+    targets = {_FOUND: found, _END: len(steps)}
+    steps += [(0xBF, 0 | 8 << 4, 0, 0), (_EXIT, 0, 0, 0)]
+    return b"".join(
+        _INSTRUCTION.pack(operation, registers, targets.get(offset, offset + at + 1) - at - 1, immediate)
+        for at, (operation, registers, offset, immediate) in enumerate(steps)
+    )
+
+
+def _lookup(map_fd: int) -> list[tuple[int, int, int, int]]:
+    """r0 = where the element r2 of an array lies, 0 if nowhere."""
+    return [
         (0x63, 10 | 2 << 4, -4, 0),  # on the stack
         (0xBF, 2 | 10 << 4, 0, 0),
         (0x07, 2, 0, -4),  # r2: the key
-        (bpf.LD_IMM64, 1 | bpf.PSEUDO_MAP_FD << 4, 0, slots_fd),
+        (bpf.LD_IMM64, 1 | bpf.PSEUDO_MAP_FD << 4, 0, map_fd),
         (0, 0, 0, 0),
         (_CALL, 0, 0, 1),  # bpf_map_lookup_elem
-        (0xBF, 7, 0, 0),  # r7 = r0: the slot
     ]
-    # Forward jumps are to the two instructions at the end.
-    body: list[tuple[int, int, int, int]] = []
-    n_each = 8
-    n_body = n_each * len(members)
-    steps.append((0x15, 7, n_body, 0))  # no slot: nobody was asked
-    for index, member in enumerate(members):
-        behind = n_body - n_each * (index + 1)
-        body += [
-            (0xB7, 2, 0, member.filter_id),  # r2 = the filter
-            (0x63, 6 | 2 << 4, hook_at, 0),
-            (0x63, 7 | 2 << 4, slot_at, 0),
-            (0x07, 8, 0, 1),  # r8 += 1
-            (0xBF, 1 | 6 << 4, 0, 0),  # r1 = the context
-            (_CALL, _PSEUDO_CALL << 4, 0, index),
-            (0x67, 0, 0, 32),  # the upper half of an int is nobody's
-            (0x55, 0, behind, 0),  # not 0: it does not simply go on
-        ]
-    end = [(0xBF, 0 | 8 << 4, 0, 0), (_EXIT, 0, 0, 0)]
-    return b"".join(_INSTRUCTION.pack(*step) for step in (*steps, *body, *end))
 
 
 def _btf(n_functions: int) -> bytes:
-    """Types of n functions `int hook(void *ctx)`, whose ids are 4 and up, that take a context.
+    """Types of n functions `int hook(void)`, whose ids are 3 and up.
 
-    Source: Documentation/bpf/btf.rst; kernel/bpf/btf.c: btf_prepare_func_args (arg:ctx).
+    Source: Documentation/bpf/btf.rst.
     """
-    strings = b"\0int\0ctx\0arg:ctx\0"
-    at = {text: strings.index(b"\0" + text + b"\0") + 1 for text in (b"int", b"ctx", b"arg:ctx")}
+    strings = b"\0int\0"
     names = [f"hook{number}".encode() for number in range(n_functions)]
     name_at = []
     for name in names:
@@ -263,12 +283,10 @@ def _btf(n_functions: int) -> bytes:
         return struct.pack(f"<III{len(rest)}I", name, kind << 24 | length, size_or_type, *rest)
 
     types = [
-        entry(at[b"int"], 1, 0, 4, 1 << 24 | 32),  # 1: int, signed, 32 bits
-        entry(0, 2, 0, 0),  # 2: void *
-        entry(0, 13, 1, 1, at[b"ctx"], 2),  # 3: int (void *ctx)
+        entry(1, 1, 0, 4, 1 << 24 | 32),  # 1: int, signed, 32 bits
+        entry(0, 13, 0, 1),  # 2: int (void)
     ]
-    types += [entry(name, 12, _FUNC_GLOBAL, 3) for name in name_at]
-    types += [entry(at[b"arg:ctx"], 17, 0, 4 + number, 0) for number in range(1, n_functions)]
+    types += [entry(name, 12, _FUNC_GLOBAL, 2) for name in name_at]
     section = b"".join(types)
     header = struct.pack("<HBBIIIII", _BTF_MAGIC, 1, 0, 24, 0, len(section), len(section), len(strings))
     return header + section + strings

@@ -278,9 +278,8 @@ class LiveChain:
         with contextlib.ExitStack() as unpin:
             unpin.callback(registry.remove_pins, self._name)
             shared.pin(pins)
-            maps = {"slots": shared.slots, "windows": shared.windows, "stats": shared.stats}
             try:
-                self._core.share(**maps, recent=shared.recent, rings=shared.rings)
+                shared.give_to(self._core)
             except OSError as error:
                 raise MountError(f"the filters cannot be attached: {error.strerror or error}") from error
             unpin.pop_all()

@@ -1,4 +1,4 @@
-"""The maps that all filters of one mount share: slots, windows, rings, `stats`, `recent`, `filters`."""
+"""The maps that all filters of a mount share: slots, windows, hooks, rings, `stats`, `recent`, `filters`."""
 
 import contextlib
 import os
@@ -13,20 +13,27 @@ from fusebpf.compiler import Compiled, compile_header
 from fusebpf.pins import close_all, hold, pin_all
 
 _RING_BYTES = 4096
+# A program that returns the number of the thread that runs it as hooks see it: in a PID namespace gettid(2)
+# says another one.
+_THREAD_NUMBER = bytes.fromhex("85000000 0e000000 95000000 00000000")  # bpf_get_current_pid_tgid, exit
 
 
 class SharedMaps:
     """The maps that all filters of one mount share. It owns their descriptors."""
 
-    def __init__(self, btf: Btf, *, slots: int, windows: int, stats: int, recent: int, filters: int) -> None:
+    def __init__(
+        self, btf: Btf, *, slots: int, windows: int, hooks: int, stats: int, recent: int, filters: int
+    ) -> None:
         self._btf = btf
         self.slots = slots
         self.windows = windows
+        self.hooks = hooks
         self.stats = stats
         self.recent = recent
         self.filters = filters
         self.rings_map = -1
         self.rings: list[int] = []
+        self.thread = -1
         self._is_open = True
 
     @classmethod
@@ -53,6 +60,7 @@ class SharedMaps:
 
                 slots = make("fb_slots", sizes["n_slots"], bpf.F_MMAPABLE)
                 windows = make("fb_windows", sizes["n_windows"], bpf.F_MMAPABLE)
+                hooks = make("fb_hooks", sizes["n_places"], bpf.F_MMAPABLE)
                 stats = make("fb_stats", sizes["n_stats"])
                 recent = make("fb_recent", sizes["n_recent"], bpf.F_MMAPABLE)
                 filters = make("fb_filters", sizes["max_filters"])
@@ -63,10 +71,11 @@ class SharedMaps:
             shape = (MapType.ARRAY_OF_MAPS, 4, 4, n_rings)
             rings_map = hold(undo, bpf.map_create(*shape, name="fb_rings", inner=rings[0]))
             bpf.array_fill(rings_map, [fd.to_bytes(4, "little") for fd in rings])
-            own = {"slots": slots, "windows": windows, "stats": stats, "recent": recent, "filters": filters}
-            made = cls(Btf(types.btf), **own)
+            thread = hold(undo, bpf.prog_load(_THREAD_NUMBER, "fb_thread"))
+            own = {"slots": slots, "windows": windows, "hooks": hooks, "stats": stats}
+            made = cls(Btf(types.btf), **own, recent=recent, filters=filters)
             undo.pop_all()
-        made.rings_map, made.rings = rings_map, rings
+        made.rings_map, made.rings, made.thread = rings_map, rings, thread
         return made
 
     def by_name(self) -> dict[str, int]:
@@ -74,11 +83,28 @@ class SharedMaps:
         return {
             "fb_slots": self.slots,
             "fb_windows": self.windows,
+            "fb_hooks": self.hooks,
             "fb_stats": self.stats,
             "fb_recent": self.recent,
             "fb_filters": self.filters,
             "fb_rings": self.rings_map,
         }
+
+    def give_to(self, core: _core.Mount) -> None:
+        """Let the core of the mount use them, by descriptors of its own.
+
+        Raises:
+            OSError: One could not be mapped.
+        """
+        core.share(
+            slots=self.slots,
+            windows=self.windows,
+            hooks=self.hooks,
+            stats=self.stats,
+            recent=self.recent,
+            thread=self.thread,
+            rings=self.rings,
+        )
 
     def describe_chain(self, rows: Iterable[tuple[int, str, int, int]]) -> None:
         """Fill the map `filters` with (id, name, altitude, wants) of a chain; other ids are emptied."""
@@ -101,7 +127,7 @@ class SharedMaps:
         """Give the descriptors back; pins and filters keep what they need."""
         if self._is_open:
             self._is_open = False
-            close_all({*self.by_name().values(), *self.rings})
+            close_all({*self.by_name().values(), *self.rings, self.thread})
 
     def __enter__(self) -> Self:
         return self

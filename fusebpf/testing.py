@@ -359,8 +359,7 @@ def _core_of(shared: SharedMaps, links: list[Link]) -> Mount:
         core = Mount(root_fd, "/", source="testing", more_roots=[root_fd] * (SIZES["max_roots"] - 1))
     finally:
         os.close(root_fd)
-    maps = {"slots": shared.slots, "windows": shared.windows, "stats": shared.stats}
-    core.share(**maps, recent=shared.recent, rings=shared.rings)
+    shared.give_to(core)
     described = []
     for index, (one, altitude, *_) in enumerate(links):
         hooks = [(hook.opcode, hook.phase, hook.program.fd) for hook in one.hooks]

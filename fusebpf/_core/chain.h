@@ -51,13 +51,21 @@ struct slot_set {
 	uint64_t padding[7];
 };
 
+/* Descriptors of what all filters of the mount share, and of a program that returns its thread's number. */
+struct shared_fds {
+	int slots, windows, hooks, stats, recent, thread;
+	const int *rings;
+	uint32_t n_rings;
+};
+
 /* What all filters of the mount share, mapped. */
 struct shared_maps {
 	unsigned char *slots; /* FB_N_SLOTS × slot_stride */
 	size_t slot_stride;
 	struct fb_record *recent;
 	size_t record_stride;
-	int stats_fd;
+	struct fb_hook *hooks; /* FB_N_PLACES */
+	int stats_fd, thread_fd;
 	int ring_fds[FB_MAX_WORKERS];
 	uint32_t n_rings;
 	_Atomic uint64_t sequence;
@@ -71,7 +79,7 @@ struct shared_maps {
 };
 
 /* slots.c */
-int shared_init(struct mount *m, int slots_fd, int windows_fd, int stats_fd, int recent_fd, const int *ring_fds, uint32_t n);
+int shared_init(struct mount *m, const struct shared_fds *fds);
 void shared_deinit(struct mount *m);
 int slot_acquire(struct request *rq, bool may_fail);
 void slot_release(struct request *rq);
@@ -105,6 +113,6 @@ uint32_t hooks_run(struct request *rq, const struct op *op, enum fb_phase phase,
 		   uint32_t n_hooks, struct fb_verdict_record *out, const char **why);
 int hook_run(struct request *rq, const struct op *op, enum fb_phase phase, const struct chain_hook *hook,
 	     struct fb_verdict_record *out);
-void hook_unmap_ring(struct worker *w);
+void hook_leave(struct worker *w);
 
 #endif

@@ -44,10 +44,52 @@ static int ring_map(struct worker *w)
 	return 0;
 }
 
-void hook_unmap_ring(struct worker *w)
+/* The number by which hooks know the calling thread, or 0. */
+static uint32_t thread_number(const struct shared_maps *s)
+{
+	union bpf_attr attr;
+
+	memset(&attr, 0, sizeof(attr.test));
+	attr.test.prog_fd = (uint32_t)s->thread_fd;
+	return syscall(SYS_bpf, BPF_PROG_RUN, &attr, sizeof(attr.test)) < 0 ? 0 : attr.test.retval;
+}
+
+/* Take a place where the hooks that the calling thread runs find what they are asked (bpf/fusebpf_filter.h: fb_hook_here). -EBUSY:
+ * those that its number leads to are taken, as when one in a hundred million threads begins to run hooks beside 63 others. */
+static int place_take(struct worker *w)
+{
+	struct shared_maps *s = &w->mount->shared;
+	uint32_t thread = thread_number(s);
+
+	if (!thread)
+		return -errno;
+	for (uint32_t i = 0; i < FB_N_TRIES; i++) {
+		struct fb_hook *hook = &s->hooks[(thread + i * FB_NEXT_PLACE) % FB_N_PLACES];
+		uint32_t nobody = 0;
+		if (__atomic_compare_exchange_n(&hook->thread, &nobody, thread, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
+			w->hook = hook;
+			return 0;
+		}
+	}
+	return -EBUSY;
+}
+
+/* Before the first hook that the calling thread runs, and the first after it was parked. */
+static int hook_enter(struct worker *w)
+{
+	int e = w->ring_consumer ? 0 : ring_map(w);
+
+	return e ? e : place_take(w);
+}
+
+/** The worker runs no hooks for now. Its own thread, or with workers.lock held any while it is parked. */
+void hook_leave(struct worker *w)
 {
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
 
+	if (w->hook)
+		__atomic_store_n(&w->hook->thread, 0, __ATOMIC_RELEASE);
+	w->hook = NULL;
 	if (!w->ring_consumer)
 		return;
 	munmap((void *)w->ring_consumer, page);
@@ -158,23 +200,21 @@ uint32_t hooks_run(struct request *rq, const struct op *op, enum fb_phase phase,
 		   uint32_t n_hooks, struct fb_verdict_record *out, const char **why)
 {
 	struct worker *w = rq->worker;
-	struct fb_hook context = { .unique = rq->in->unique,
-				   .slot = rq->slot,
-				   .ring = w->index,
-				   .filter = filter_of(rq, hook),
-				   .op = (enum fb_op)op->canonical,
-				   .phase = phase };
 	union bpf_attr attr;
 
-	if (!w->ring_consumer && ring_map(w) < 0) {
-		*why = "its verdict ring cannot be mapped";
+	if (!w->hook && hook_enter(w)) {
+		*why = "its thread has no place where it could run";
 		return 0;
 	}
+	w->hook->unique = rq->in->unique;
+	w->hook->slot = rq->slot;
+	w->hook->ring = w->index;
+	w->hook->filter = filter_of(rq, hook);
+	w->hook->op = (enum fb_op)op->canonical;
+	w->hook->phase = phase;
 	slot_fill(rq, slot_of(rq), op, phase, hook);
 	memset(&attr, 0, sizeof(attr.test));
 	attr.test.prog_fd = (uint32_t)fd;
-	attr.test.ctx_in = (uint64_t)(uintptr_t)&context;
-	attr.test.ctx_size_in = sizeof(context);
 	int e = (int)syscall(SYS_bpf, BPF_PROG_RUN, &attr, sizeof(attr.test));
 	uint32_t n = ring_take(w, out, n_hooks), n_asked = n_hooks > 1 ? attr.test.retval : 1;
 	if (e < 0 || n_asked - 1 >= n_hooks) {

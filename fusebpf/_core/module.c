@@ -136,13 +136,14 @@ static void Mount_dealloc(MountObject *self)
 
 static PyObject *Mount_share(MountObject *self, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = { "slots", "windows", "stats", "recent", "rings", NULL };
+	static char *names[] = { "slots", "windows", "hooks", "stats", "recent", "thread", "rings", NULL };
 	struct mount *m = mount_of(self);
-	int slots, windows, stats, recent, fds[FB_MAX_WORKERS];
+	int fds[FB_MAX_WORKERS];
+	struct shared_fds shared = { .rings = fds };
 	PyObject *rings;
 
-	if (!m || !PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiO", names, &slots, &windows, &stats, &recent,
-						&rings))
+	if (!m || !PyArg_ParseTupleAndKeywords(args, kwargs, "$iiiiiiO", names, &shared.slots, &shared.windows,
+						&shared.hooks, &shared.stats, &shared.recent, &shared.thread, &rings))
 		return NULL;
 	PyObject *list = PySequence_Fast(rings, "rings is a sequence of descriptors");
 	if (!list)
@@ -156,7 +157,8 @@ static PyObject *Mount_share(MountObject *self, PyObject *args, PyObject *kwargs
 		}
 	}
 	Py_DECREF(list);
-	int e = n > FB_MAX_WORKERS ? -EINVAL : shared_init(m, slots, windows, stats, recent, fds, (uint32_t)n);
+	shared.n_rings = (uint32_t)n;
+	int e = n > FB_MAX_WORKERS ? -EINVAL : shared_init(m, &shared);
 	if (e)
 		return raise_errno(-e, "mapping the shared maps");
 	if (n < FB_MAX_WORKERS)

@@ -40,7 +40,7 @@ PyObject *module_args(void)
 /** The sizes and counts of the ABI. */
 PyObject *module_sizes(void)
 {
-	return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i}",
+	return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:n}",
 			     "hook_slot_at", offsetof(struct fb_hook, slot), "hook_filter_at", offsetof(struct fb_hook, filter), "slot_filter_at", offsetof(struct fb_slot, filter),
 			     "daemon_call", sizeof(struct daemon_call), "slot", sizeof(struct fb_slot), "record", sizeof(struct fb_record),
 			     "stat_key", sizeof(struct fb_stat_key), "stat", sizeof(struct fb_stat),
@@ -50,5 +50,6 @@ PyObject *module_sizes(void)
 			     "window", sizeof(struct fb_window), "n_slots", FB_N_SLOTS,
 			     "n_recent", FB_N_RECENT, "n_stats", FB_N_STATS, "max_filters", FB_MAX_FILTERS,
 			     "max_roots", FB_MAX_ROOTS, "max_workers", FB_MAX_WORKERS, "n_patterns", FB_N_PATTERNS, "n_windows",
-			     FB_N_WINDOWS);
+			     FB_N_WINDOWS, "n_places", FB_N_PLACES, "n_tries", FB_N_TRIES, "next_place", FB_NEXT_PLACE,
+			     "hook_thread_at", offsetof(struct fb_hook, thread));
 }

@@ -229,7 +229,7 @@ int rehearse(struct mount *m, struct rehearsal *r)
 		e = data_outcome(r, &run->rq);
 	slot_release(&run->rq);
 	tags_forget(m, &run->inode);
-	hook_unmap_ring(&run->worker);
+	hook_leave(&run->worker);
 	free(run->memory);
 	free(run);
 	return e;

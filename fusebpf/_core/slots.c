@@ -21,44 +21,68 @@ static size_t map_length(size_t stride, size_t n)
 	return (stride * n + page - 1) / page * page;
 }
 
+/* NULL: errno says why. */
+static void *map_whole(int fd, size_t stride, size_t n)
+{
+	void *mapped = mmap(NULL, map_length(stride, n), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	return mapped == MAP_FAILED ? NULL : mapped;
+}
+
+static void unmap_whole(void *mapped, size_t stride, size_t n)
+{
+	if (mapped)
+		munmap(mapped, map_length(stride, n));
+}
+
+static int maps_map(struct shared_maps *s, const struct shared_fds *fds)
+{
+	s->slot_stride = round_up_8(sizeof(struct fb_slot));
+	s->record_stride = round_up_8(sizeof(struct fb_record));
+	s->slots = map_whole(fds->slots, s->slot_stride, FB_N_SLOTS);
+	s->recent = s->slots ? map_whole(fds->recent, s->record_stride, FB_N_RECENT) : NULL;
+	s->hooks = s->recent ? map_whole(fds->hooks, sizeof(struct fb_hook), FB_N_PLACES) : NULL;
+	return s->hooks ? windows_init(&s->windows, fds->windows) : -errno;
+}
+
+static int duplicate(int fd)
+{
+	return fcntl(fd, F_DUPFD_CLOEXEC, 0);
+}
+
+static int fds_copy(struct shared_maps *s, const struct shared_fds *fds)
+{
+	s->stats_fd = duplicate(fds->stats);
+	s->thread_fd = s->stats_fd < 0 ? -1 : duplicate(fds->thread);
+	if (s->thread_fd < 0)
+		return -errno;
+	for (; s->n_rings < fds->n_rings; s->n_rings++) {
+		s->ring_fds[s->n_rings] = duplicate(fds->rings[s->n_rings]);
+		if (s->ring_fds[s->n_rings] < 0)
+			return -errno;
+	}
+	return 0;
+}
+
 /** Map the shared maps; the descriptors are duplicated. */
-int shared_init(struct mount *m, int slots_fd, int windows_fd, int stats_fd, int recent_fd, const int *ring_fds,
-		uint32_t n)
+int shared_init(struct mount *m, const struct shared_fds *fds)
 {
 	struct shared_maps *s = &m->shared;
 
 	if (m->has_shared)
 		return -EALREADY;
-	if (n == 0 || n > FB_MAX_WORKERS)
+	if (fds->n_rings == 0 || fds->n_rings > FB_MAX_WORKERS)
 		return -EINVAL;
-	s->slot_stride = round_up_8(sizeof(struct fb_slot));
-	s->record_stride = round_up_8(sizeof(struct fb_record));
-	void *slots = mmap(NULL, map_length(s->slot_stride, FB_N_SLOTS), PROT_READ | PROT_WRITE, MAP_SHARED,
-			   slots_fd, 0);
-	if (slots == MAP_FAILED)
-		return -errno;
-	void *recent = mmap(NULL, map_length(s->record_stride, FB_N_RECENT), PROT_READ | PROT_WRITE, MAP_SHARED,
-			    recent_fd, 0);
-	int e = recent == MAP_FAILED ? -errno : 0;
-	if (!e)
-		e = windows_init(&s->windows, windows_fd);
-	s->stats_fd = e ? -1 : fcntl(stats_fd, F_DUPFD_CLOEXEC, 0);
-	if (!e && s->stats_fd < 0)
-		e = -errno;
-	for (s->n_rings = 0; !e && s->n_rings < n; s->n_rings++) {
-		s->ring_fds[s->n_rings] = fcntl(ring_fds[s->n_rings], F_DUPFD_CLOEXEC, 0);
-		if (s->ring_fds[s->n_rings] < 0) {
-			e = -errno;
-			break;
-		}
-	}
-	s->slots = slots;
-	s->recent = recent == MAP_FAILED ? NULL : recent;
+	memset(s, 0, sizeof(*s));
+	s->stats_fd = s->thread_fd = -1;
 	pthread_mutex_init(&s->slots_lock, NULL);
 	clock_cond_init(&s->slot_freed);
 	for (uint32_t i = 0; i < N_SLOT_SETS; i++)
 		atomic_init(&s->free_slots[i].free, UINT64_MAX);
 	m->has_shared = true;
+	int e = maps_map(s, fds);
+	if (!e)
+		e = fds_copy(s, fds);
 	if (e)
 		shared_deinit(m);
 	return e;
@@ -70,12 +94,14 @@ void shared_deinit(struct mount *m)
 
 	if (!m->has_shared)
 		return;
-	munmap(s->slots, map_length(s->slot_stride, FB_N_SLOTS));
+	unmap_whole(s->slots, s->slot_stride, FB_N_SLOTS);
+	unmap_whole(s->recent, s->record_stride, FB_N_RECENT);
+	unmap_whole(s->hooks, sizeof(struct fb_hook), FB_N_PLACES);
 	windows_deinit(&s->windows);
-	if (s->recent)
-		munmap(s->recent, map_length(s->record_stride, FB_N_RECENT));
 	if (s->stats_fd >= 0)
 		close(s->stats_fd);
+	if (s->thread_fd >= 0)
+		close(s->thread_fd);
 	for (uint32_t i = 0; i < s->n_rings; i++)
 		close(s->ring_fds[i]);
 	memset(s, 0, sizeof(*s));

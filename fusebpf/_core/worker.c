@@ -23,7 +23,7 @@ bool worker_park_locked(struct worker *w, int expected)
 
 	if (p->n_parked >= MAX_PARKED || !atomic_compare_exchange_strong(&w->state, &expected, WORKER_PARKED))
 		return false;
-	hook_unmap_ring(w);
+	hook_leave(w);
 	p->rings_taken &= ~(1ULL << w->index);
 	p->n_parked++;
 	if (atomic_load(&p->n_returning))
@@ -98,7 +98,7 @@ static void *worker_main(void *argument);
 /** Undo worker_create. */
 void worker_destroy(struct worker *w)
 {
-	hook_unmap_ring(w);
+	hook_leave(w);
 	chain_release(w->chain);
 	w->queue->transport->close(w);
 	if (w->buffer != MAP_FAILED)

@@ -39,7 +39,9 @@ struct worker {
 	_Atomic bool is_retiring;
 	_Atomic int state;	 /* enum worker_state */
 	_Atomic int64_t since_ms; /* when it entered the state */
-	/* Its verdict ring, mapped when it first runs a hook: */
+	/* When it first runs a hook: its place among those that do, */
+	struct fb_hook *hook;
+	/* and its verdict ring, mapped. */
 	_Atomic unsigned long *ring_consumer;
 	const _Atomic unsigned long *ring_producer;
 	const unsigned char *ring_data;

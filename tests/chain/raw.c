@@ -26,9 +26,10 @@ FB_ALWAYS_INLINE void raw_bytes(struct fb_hook *hook, u32 more, u32 less)
 		bpf_ringbuf_output(ring, bytes, 8, BPF_RB_NO_WAKEUP);
 }
 
-FB_ALWAYS_INLINE int raw_break(struct fb_hook *hook, u32 way)
+FB_ALWAYS_INLINE int raw_break(u32 way)
 {
-	struct fb_slot *ctx = fb_slot_of(hook);
+	struct fb_hook *hook = fb_hook_here();
+	struct fb_slot *ctx = hook ? fb_slot_of(hook) : 0;
 	struct fb_hook other = {};
 
 	if (!ctx)
@@ -65,5 +66,5 @@ FB_ALWAYS_INLINE int raw_break(struct fb_hook *hook, u32 way)
 	return 0;
 }
 
-int raw__pre__mkdir(struct fb_hook *hook) { return raw_break(hook, raw_way(FB_PRE)); }
-int raw__post__mkdir(struct fb_hook *hook) { return raw_break(hook, raw_way(FB_POST)); }
+int raw__pre__mkdir(void *none) { return raw_break(raw_way(FB_PRE)); }
+int raw__post__mkdir(void *none) { return raw_break(raw_way(FB_POST)); }

@@ -80,10 +80,10 @@ def test_an_undeclared_daemon_fails_the_op(directory: Path, mount: support.Mount
 def test_nothing_leaks_when_ops_fail_closed(directory: Path) -> None:
     text = """
     FILTER(broken, .altitude = 500)
-    int broken__post__create(struct fb_hook *hook) { return 0; }
-    int broken__post__mkdir(struct fb_hook *hook) { return 0; }
-    int broken__post__open(struct fb_hook *hook) { return 0; }
-    int broken__post__opendir(struct fb_hook *hook) { return 0; }
+    int broken__post__create(void *none) { return 0; }
+    int broken__post__mkdir(void *none) { return 0; }
+    int broken__post__open(void *none) { return 0; }
+    int broken__post__opendir(void *none) { return 0; }
     """
 
     def work(p: Path) -> set[object]:

@@ -211,7 +211,7 @@ def test_a_path_or_a_descriptor_that_there_cannot_be_is_an_error_of_usage(
 def test_the_cores_log_lines_come_as_logging(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tree / "broken.c").write_text(
         '#include "fusebpf.h"\nFILTER(broken, .altitude = 5)\n'
-        "int broken__pre__lookup(struct fb_hook *hook) { return 0; }\n"
+        "int broken__pre__lookup(void *none) { return 0; }\n"
     )
 
     async def main() -> None:

@@ -32,10 +32,11 @@ FB_ALWAYS_INLINE void noise_in_slot(struct fb_slot *ctx, struct noise *what)
 		words[(what->at + i) & 1023] ^= what->slot[i];
 }
 
-FB_ALWAYS_INLINE int noise_say(struct fb_hook *hook, u32 phase)
+FB_ALWAYS_INLINE int noise_say(u32 phase)
 {
-	struct fb_slot *ctx = fb_slot_of(hook);
-	u32 zero = 0, index = hook->ring, size, i;
+	struct fb_hook *hook = fb_hook_here();
+	struct fb_slot *ctx = hook ? fb_slot_of(hook) : 0;
+	u32 zero = 0, index = hook ? hook->ring : 0, size, i;
 	struct noise *what = noise__what.lookup(&zero);
 	struct long_record *room = noise__room.lookup(&zero);
 	void *ring = fb_rings.lookup(&index);
@@ -65,6 +66,6 @@ FB_ALWAYS_INLINE int noise_say(struct fb_hook *hook, u32 phase)
 	return 0;
 }
 
-int noise__pre__any(struct fb_hook *hook) { return noise_say(hook, 0); }
-int noise__post__any(struct fb_hook *hook) { return noise_say(hook, 1); }
-int noise__post__dirent(struct fb_hook *hook) { return noise_say(hook, 1); }
+int noise__pre__any(void *none) { return noise_say(0); }
+int noise__post__any(void *none) { return noise_say(1); }
+int noise__post__dirent(void *none) { return noise_say(1); }

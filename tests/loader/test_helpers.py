@@ -168,9 +168,9 @@ def test_a_hook_that_emits_by_itself_leaves_as_many_records_as_it_emits(
     load_text: Load, runner: HookRunner
 ) -> None:
     one = load_text(
-        HEAD
-        + "PRE(f, lookup) { return FB_CONTINUE; }\nint f__pre__open(struct fb_hook *hook) { return 0; }\n"
-        "int f__pre__read(struct fb_hook *hook)\n{\n\tstruct fb_slot *ctx = fb_slot_of(hook);\n"
+        HEAD + "PRE(f, lookup) { return FB_CONTINUE; }\nint f__pre__open(void *none) { return 0; }\n"
+        "int f__pre__read(void *none)\n{\n\tstruct fb_hook *hook = fb_hook_here();\n"
+        "\tstruct fb_slot *ctx = hook ? fb_slot_of(hook) : 0;\n"
         "\tif (ctx) {\n\t\tfb_emit(hook, ctx, 0);\n\t\tfb_emit(hook, ctx, -1);\n\t}\n\treturn 0;\n}\n"
     )
 

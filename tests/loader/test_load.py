@@ -245,7 +245,7 @@ def test_pins_are_not_made_outside_the_bpf_file_system(filters: dict[str, Filter
 
 def test_a_compile_is_plain_data(stock: Compiled) -> None:
     assert isinstance(stock, compiler.Compiled)
-    assert stock.functions["hide__pre__name"].uses[0] == (3, "fb_slots")
+    assert stock.functions["hide__pre__name"].uses[0] == (5, "fb_hooks")
     assert stock.warnings == ""
     assert not any("libbcc" in line for line in Path("/proc/self/maps").read_text().splitlines())
 
