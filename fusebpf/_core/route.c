@@ -24,7 +24,7 @@ bool pre_decide(struct request *rq, const struct chain_hook *hook, const struct 
 		why = "its verdict has unknown flags";
 	else if (v->flags & FB_REWRITE && !v->edits)
 		why = "it says FB_REWRITE, and ctx->edits is empty";
-	else if (edits & ~verdict_edits(rq, op, FB_PRE, is_reply))
+	else if (edits && edits & ~verdict_edits(rq, op, FB_PRE, is_reply))
 		why = "it edited what this op does not have, or not before it runs";
 	else if (edits)
 		why = verdict_edit(rq, slot_of(rq), op, FB_PRE, is_reply, edits);
@@ -120,7 +120,7 @@ void post_decide(struct request *rq, const struct chain_hook *hook, const struct
 		why = "its verdict has unknown flags";
 	else if (v->flags & FB_REWRITE && !edits)
 		why = "it says FB_REWRITE, and ctx->edits is empty";
-	else if (edits & ~verdict_edits(rq, rq->op, FB_POST, false))
+	else if (edits && edits & ~verdict_edits(rq, rq->op, FB_POST, false))
 		why = "it edited what this op does not have, or not after it ran";
 	else if (v->verdict == FB_DAEMON)
 		why = daemon_refuses(rq, filter);
