@@ -10,17 +10,25 @@
 
 #define CONFIGFS_MAGIC 0x62656570UL /* fs/configfs/mount.c */
 
+/* Of the file system that the file is on; 0 if it does not say. */
+static unsigned long magic_of(int fd)
+{
+	struct statfs fs;
+
+	return fstatfs(fd, &fs) < 0 ? 0 : (unsigned long)fs.f_type;
+}
+
 static bool can_reopen(int mount_fd, int dir_fd)
 {
 	union {
 		struct file_handle handle;
 		char bytes[sizeof(struct file_handle) + MAX_HANDLE_SIZE];
 	} h = { .handle.handle_bytes = MAX_HANDLE_SIZE };
-	struct statfs fs;
 	int id;
 
 	// FUSE makes handles that it may not find again (fs/fuse/inode.c: fuse_get_dentry).
-	if (fstatfs(mount_fd, &fs) < 0 || fs.f_type == FUSE_SUPER_MAGIC)
+	unsigned long magic = magic_of(mount_fd);
+	if (!magic || magic == FUSE_SUPER_MAGIC)
 		return false;
 	if (name_to_handle_at(dir_fd, "", &h.handle, &id, AT_EMPTY_PATH) < 0)
 		return false;
@@ -34,11 +42,8 @@ static bool can_reopen(int mount_fd, int dir_fd)
 /* A file system whose close(2) may say that an earlier write failed. */
 static bool is_remote(int fd)
 {
-	struct statfs fs;
-
-	if (fstatfs(fd, &fs) < 0)
-		return true;
-	switch ((unsigned long)fs.f_type) {
+	switch (magic_of(fd)) {
+	case 0:
 	case NFS_SUPER_MAGIC:
 	case SMB_SUPER_MAGIC:
 	case CIFS_SUPER_MAGIC:
@@ -57,11 +62,7 @@ static bool is_remote(int fd)
 /** Is it a file of a file system whose files the kernel makes up as they are read? */
 bool backing_is_made_up(int fd)
 {
-	struct statfs fs;
-
-	if (fstatfs(fd, &fs) < 0)
-		return false;
-	switch ((unsigned long)fs.f_type) {
+	switch (magic_of(fd)) {
 	case PROC_SUPER_MAGIC:
 	case SYSFS_MAGIC:
 	case DEBUGFS_MAGIC:
