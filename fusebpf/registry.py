@@ -1,8 +1,9 @@
 """What mounts there are: /run/fusebpf/NAME.json for each, and whose server is dead.
 
 One lock (flock on the directory) stands around every look-and-change; it is held for milliseconds, never
-while something is waited for. An entry belongs to the process that reserved it. A dead server's mount, pins
-and state are removed by whoever comes next; nothing is touched that is not known to be that server's.
+while something is waited for. An entry belongs to the process that reserved it, which holds a lock of its own
+as long as it lives: its pid says nothing to who is in another PID namespace. A dead server's mount, pins and
+state are removed by whoever comes next; nothing is touched that is not known to be that server's.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import fcntl
 import json
 import os
 import re
+import secrets
 import shutil
+import struct
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -29,6 +32,8 @@ PINS = bpf.BPFFS / "fusebpf"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _LOCK_SECONDS = 10.0
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2): type, whence, start, length, pid
+_held: dict[int, int] = {}  # the descriptor by which this process holds an entry's lock
 
 
 @dataclass
@@ -37,7 +42,8 @@ class Entry:
 
     Attributes:
         name: Its name.
-        pid: The process that serves it; with `start_time` and `boot_id`, since pids are used again.
+        pid: The process that serves it, in `pid_namespace`, the inode number of that namespace.
+        lock: Which byte of the directory that process has locked as long as it lives; 0: none.
         is_server: That process is a server of `fusebpf mount`, which ends with its mount.
         src: The backing root, as a path.
         mnt: The mount point, free of symlinks.
@@ -53,8 +59,8 @@ class Entry:
 
     name: str
     pid: int
-    start_time: int
-    boot_id: str
+    pid_namespace: int
+    lock: int
     is_server: bool
     src: str
     mnt: str
@@ -75,7 +81,20 @@ class Entry:
     @property
     def is_alive(self) -> bool:
         """Whether the process that serves it runs."""
-        return self.boot_id == boot_id() and self.start_time == start_time(self.pid)
+        return self.lock > 0 and _is_locked(self.lock)
+
+    @contextlib.contextmanager
+    def process(self) -> Iterator[list[int]]:
+        """A descriptor that is readable when its process has ended; none if it has, or has no pid here."""
+        fds: list[int] = []
+        if self.pid_namespace == pid_namespace():
+            with contextlib.suppress(ProcessLookupError):
+                fds.append(os.pidfd_open(self.pid))
+        try:
+            yield fds if self.is_alive else []  # looked at last: a pid that is free is used again
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     @property
     def mounted(self) -> mounts.Mounted | None:
@@ -115,21 +134,45 @@ def entry_of(mounted: mounts.Mounted) -> Entry | None:
     return next((entry for entry in entries() if entry.is_alive and entry.mounted == mounted), None)
 
 
-def boot_id() -> str:
-    """What tells this boot from all others."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+def pid_namespace() -> int:
+    """The inode number of this process's PID namespace."""
+    return Path("/proc/self/ns/pid").stat().st_ino
 
 
-def start_time(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None if it does not run (a zombie does not).
-
-    Source: proc_pid_stat(5), fields 3 and 22.
-    """
+def _is_locked(byte: int) -> bool:
+    """Whether somebody has locked that byte of the directory."""
     try:
-        after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if after_name[0] in {b"Z", b"X"} else int(after_name[19])
+        fd = _open_directory()
+    except OSError:
+        return False
+    try:
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+        kind, *_ = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
+        return bool(kind != fcntl.F_UNLCK)
+    finally:
+        os.close(fd)
+
+
+def _hold(entry: Entry) -> None:
+    """Lock a byte for an entry of this process, until it lets go or ends: the lock goes with a descriptor."""
+    entry.lock = 1 + secrets.randbits(62)
+    fd = _open_directory()
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, entry.lock, 1, 0))
+    except OSError:
+        os.close(fd)
+        raise
+    _held[entry.lock] = fd
+
+
+def _let_go(entry: Entry) -> None:
+    fd = _held.pop(entry.lock, -1)
+    if fd >= 0:
+        os.close(fd)
+
+
+def _open_directory() -> int:
+    return os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def check_name(name: str) -> None:
@@ -184,7 +227,7 @@ def locked() -> Iterator[None]:
     """
     try:
         DIRECTORY.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = _open_directory()
     except OSError as error:
         raise PlatformError(f"{str(DIRECTORY)!r} cannot be used: {error.strerror}") from error
     try:
@@ -218,7 +261,7 @@ def entries() -> list[Entry]:
 
 
 def _read(path: Path) -> Entry:
-    unreadable = Entry(path.stem, 0, 0, "", is_server=True, src="", mnt="", under=0)
+    unreadable = Entry(path.stem, 0, 0, 0, is_server=True, src="", mnt="", under=0)
     try:
         data = json.loads(path.read_bytes())
         known = {key: data[key] for key in (one.name for one in fields(Entry)) if key in data}
@@ -295,7 +338,12 @@ def reserve(entry: Entry) -> Entry:
         remove_pins(entry.name)
         log_path(entry.name).unlink(missing_ok=True)
         control_path(entry.name).unlink(missing_ok=True)
-        write(entry)
+        _hold(entry)
+        try:
+            write(entry)
+        except PlatformError:
+            _let_go(entry)
+            raise
     return entry
 
 
@@ -309,8 +357,7 @@ def release(entry: Entry) -> None:
             _forget(entry)
         else:
             remove_pins(entry.name)
-            entry.start_time = 0
-            write(entry)
+        _let_go(entry)
 
 
 def _forget(entry: Entry) -> None:
@@ -369,5 +416,4 @@ def make_pins(name: str) -> Path:
 
 def own_entry(*, name: str, src: str, mnt: str, under: int, is_server: bool) -> Entry:
     """An entry of this process."""
-    started = start_time(os.getpid()) or 0
-    return Entry(name, os.getpid(), started, boot_id(), is_server=is_server, src=src, mnt=mnt, under=under)
+    return Entry(name, os.getpid(), pid_namespace(), 0, is_server=is_server, src=src, mnt=mnt, under=under)

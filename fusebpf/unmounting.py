@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import select
 import time
 
@@ -38,11 +37,7 @@ def unmount(target: str, *, is_lazy: bool = False) -> str | None:
     if mounted is None:
         return None
     with contextlib.ExitStack() as undo:
-        watched = None
-        if entry and entry.is_server:
-            watched = _open_process(entry)
-            if watched is not None:
-                undo.callback(os.close, watched)
+        watched = undo.enter_context(entry.process()) if entry and entry.is_server else []
         _take_down(mounted, entry, is_lazy=is_lazy)
         return _wait(entry, watched, is_lazy=is_lazy)
 
@@ -108,24 +103,13 @@ def _take_down(mounted: mounts.Mounted, entry: registry.Entry | None, *, is_lazy
         ) from error
 
 
-def _open_process(entry: registry.Entry) -> int | None:
-    try:
-        fd = os.pidfd_open(entry.pid)
-    except ProcessLookupError:
-        return None
-    if entry.is_alive:
-        return fd
-    os.close(fd)
-    return None
-
-
-def _wait(entry: registry.Entry | None, watched: int | None, *, is_lazy: bool) -> str | None:
+def _wait(entry: registry.Entry | None, watched: list[int], *, is_lazy: bool) -> str | None:
     if entry is None:
         return None
     # One that was busy a moment ago need not be so for long; a lazy unmount is not to wait for it.
     end = time.monotonic() + (1 if is_lazy else WAIT_SECONDS)
-    if watched is not None:
-        is_over = bool(select.select([watched], [], [], max(0, end - time.monotonic()))[0])
+    if watched:
+        is_over = bool(select.select(watched, [], [], max(0, end - time.monotonic()))[0])
     else:
         is_over = _wait_for_release(entry, end)
     if not is_over and not is_lazy:
@@ -141,8 +125,10 @@ def _wait(entry: registry.Entry | None, watched: int | None, *, is_lazy: bool) -
 
 
 def _wait_for_release(entry: registry.Entry, end: float) -> bool:
-    """Wait until a process that goes on without its mount has given it back."""
-    while any((one.name, one.mount_id) == (entry.name, entry.mount_id) for one in registry.entries()):
+    """Wait until a process that goes on without its mount, or that has no pid here, has given it back."""
+    while entry.is_alive and any(
+        (one.name, one.mount_id) == (entry.name, entry.mount_id) for one in registry.entries()
+    ):
         if time.monotonic() > end:
             return False
         time.sleep(0.02)

@@ -5,8 +5,8 @@ They read the mount's pinned maps; its server does nothing for them.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import select
 import time
 from datetime import datetime
@@ -121,16 +121,16 @@ def _follow(entry: registry.Entry) -> Iterator[Event]:
     from fusebpf.watching import Records
 
     pins = registry.pins(entry.name)
-    process = os.pidfd_open(entry.pid)
     records: Records | None = None
     is_new = False
     pause = _FIRST_PAUSE_S
-    try:
+    with entry.process() as process, contextlib.ExitStack() as undo:
         while True:
             is_over = not entry.is_alive or (records is not None and not pins.exists())
             if records is None:
                 try:
                     records = Records.pinned(pins, is_new=is_new)
+                    undo.callback(records.close)
                 except FileNotFoundError:
                     is_new = True  # what comes is all that there will have been
             n = 0
@@ -140,11 +140,7 @@ def _follow(entry: registry.Entry) -> Iterator[Event]:
             if is_over and not n:
                 return
             pause = _FIRST_PAUSE_S if n else min(2 * pause, _LONGEST_PAUSE_S)
-            select.select([process], [], [], pause)
-    finally:
-        os.close(process)
-        if records is not None:
-            records.close()
+            select.select(process, [], [], pause)
 
 
 # ----------------------------------------------------------------------------------------- counts
@@ -198,8 +194,7 @@ def _looks(
     pins = registry.pins(entry.name)
     before: dict[tuple[str, ...], int] | None = None
     last = 0.0
-    process = os.pidfd_open(entry.pid)
-    try:
+    with entry.process() as process:
         while entry.is_alive:
             now, rows = time.monotonic(), pinned_statistics(pins)
             if before is not None:
@@ -213,9 +208,7 @@ def _looks(
                     if not count:
                         return
             before, last = {row[:4]: row.times for row in rows}, now
-            select.select([process], [], [], interval)
-    finally:
-        os.close(process)
+            select.select(process, [], [], interval)
 
 
 def _rich_table(name: str, rows: list[tuple[Statistic, float]]) -> Table:

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -102,25 +104,78 @@ def test_what_a_dead_server_left_goes_with_the_next_reservation(state: Path) -> 
     assert not registry.pins("one").exists()
 
 
-def test_a_pid_that_was_used_again_does_not_keep_an_entry_alive() -> None:
-    one = entry("one")
-    one.start_time -= 1
+def test_a_pid_that_was_used_again_does_not_keep_an_entry_alive(state: Path) -> None:
+    with reserving(state) as process:
+        support.wait_until((state / "one.json").exists)
+        process.kill()
+        process.wait()
+    one = registry.entries()[0]
+    one.pid = os.getpid()
 
     assert one.state == "dead"
+    with one.process() as fds:
+        assert fds == []
 
 
-def test_an_entry_of_an_earlier_boot_is_dead() -> None:
-    one = entry("one")
-    one.boot_id = "another"
-
-    assert one.state == "dead"
-
-
-def test_a_zombie_is_dead() -> None:
-    with subprocess.Popen(["true"]) as process:
+def test_a_zombie_is_dead(state: Path) -> None:
+    with reserving(state) as process:
+        support.wait_until((state / "one.json").exists)
+        assert registry.entries()[0].state == "starting"
+        process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 
-        assert registry.start_time(process.pid) is None
+        assert registry.entries()[0].state == "dead"
+
+
+@pytest.mark.parametrize("namespace", [(), ("unshare", "-p", "-f", "--mount-proc", "--kill-child")])
+def test_an_entry_of_a_living_process_in_another_pid_namespace_stays(
+    state: Path, namespace: tuple[str, ...]
+) -> None:
+    """From within, and from outside."""
+    with reserving(state, *namespace):
+        support.wait_until((state / "one.json").exists)
+        look = _program(
+            state, "print([one.state for one in registry.entries()], len(registry.clean_dead()))\n"
+        )
+        other = () if namespace else ("unshare", "-p", "-f", "--mount-proc")
+
+        said = support.run(*other, sys.executable, "-c", look).stdout
+
+        assert said == "['starting'] 0\n"
+        with registry.entries()[0].process() as fds:
+            assert len(fds) == (0 if namespace else 1)
+    support.wait_until(lambda: registry.entries()[0].state == "dead")
+
+
+def test_a_process_may_reserve_and_release_again_and_again() -> None:
+    before = set(Path("/proc/self/fd").iterdir())
+    for _ in range(3):
+        registry.release(registry.reserve(entry("one")))
+
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+@contextmanager
+def reserving(state: Path, *before: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that has reserved the name `one`, or is about to."""
+    reserve = (
+        "registry.reserve(registry.own_entry(name='one', src='/s', mnt='/m', under=1, is_server=True))\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [*before, sys.executable, "-c", _program(state, reserve)], stdin=subprocess.PIPE
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _program(state: Path, text: str) -> str:
+    return (
+        "import sys\nfrom pathlib import Path\nfrom fusebpf import registry\n"
+        f"registry.DIRECTORY = Path({os.fspath(state)!r})\n{text}"
+    )
 
 
 def test_an_unreadable_state_file_counts_as_dead_and_is_removed(state: Path) -> None:

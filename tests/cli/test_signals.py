@@ -107,7 +107,7 @@ def test_a_living_mount_with_the_numbers_of_a_dead_servers_is_not_touched(tree: 
     mount("src", "mnt", cwd=tree)
     ((name, _),) = support.servers_below(tree)
     state = json.loads((support.STATE / f"{name}.json").read_text())
-    dead = {**state, "name": f"{name}-dead", "boot_id": "another"}
+    dead = {**state, "name": f"{name}-dead", "lock": 1}
     if known == "unique_id":
         dead["unique_id"] -= 1
     if known != "unique_id":
