@@ -71,6 +71,23 @@ int op_statx(struct request *rq)
 	return op_getattr(rq);
 }
 
+/** A filter answered with attributes in the op's stead: the inode number is the file's all the same. */
+void attr_number(struct request *rq)
+{
+	struct timespec btime = rq->btime;
+	struct fuse_attr own;
+	int fd = rq->inode->is_virtual ? -1 : inode_fd_get(rq->mount, rq->inode);
+
+	if (fd < 0)
+		return;
+	worker_enter_backing(rq->worker);
+	if (!attr_of_fd(rq, fd, &own))
+		rq->out.attr.attr.ino = own.ino;
+	worker_leave_backing(rq->worker);
+	inode_fd_put(rq->mount, rq->inode);
+	rq->btime = btime;
+}
+
 /** Compose statx's reply from the attributes that the post hooks have left. */
 void statx_finish(struct request *rq)
 {
