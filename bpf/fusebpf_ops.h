@@ -158,6 +158,7 @@ enum fb_io_reason {
 	FB_IO_NOT_PLAIN = 5,	 /* opened for writing, and it has a suid or sgid bit, or is append-only */
 	FB_IO_REFUSED = 6,	 /* the kernel refused to pass this file through */
 	FB_IO_VIEWED = 7,	 /* files of the mount have views, each with pages of its own */
+	FB_IO_REWRITTEN = 8,	 /* a filter rewrote flags of the open that the kernel does not know of */
 };
 
 struct fb_open {

@@ -10,6 +10,7 @@ General layout, from the user down to the kernel:
     daemon_tasks, daemon_routes  the tasks in which its handlers run; which ops they may be asked about
     live_chain, map_view, watching          its chain while it changes; its maps; its counts and records
     joining             hooks that stand one after another become one program
+    slot_pointers       which of them add to the slot
     options, chain      what the user asked for: -o, --filter, --set
     checks, registry    what must hold before; which mounts there are, and what dead ones left
     testing, slot, new  unit tests for filters without a mount; a filter to begin with

@@ -16,7 +16,7 @@ import struct
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from fusebpf import bpf
+from fusebpf import bpf, slot_pointers
 from fusebpf._core import OPS, SIZES
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Joiner:
                 for hook in hooks:
                     if hook.program.fd not in codes:
                         codes[hook.program.fd] = hook.code(self._shared)
-                for first, n in runs([codes[hook.program.fd] for hook in hooks]):
+                for first, n in runs([codes[hook.program.fd] for hook in hooks], self._shared.slots):
                     if self._is_stopping.is_set():
                         return
                     fd = self._program(hooks[first : first + n], codes)
@@ -136,29 +136,30 @@ def leaves_one_record(code: bytes) -> bool:
     return sum(step[0] == _CALL and step[3] == _RINGBUF_OUTPUT for step in _steps(code)) == 1
 
 
-def leaves_slot_alone(code: bytes) -> bool:
-    """Whether a hook stores to nothing but its stack, but for counters that it adds to atomically."""
+def leaves_slot_alone(code: bytes, slots_fd: int = -1) -> bool:
+    """Whether a hook stores to nothing but its stack, but for counters in maps that it adds to atomically."""
     for operation, registers, _, immediate in _steps(code):
         kind, target, source = operation & 7, registers & 15, registers >> 4
         if kind in {_ST, _STX} and target != _STACK and operation & 0xE0 != _ATOMIC:
             return False
         if operation == _CALL and (source or immediate not in _QUIET_HELPERS):
             return False
-    return True
+    return not slot_pointers.are_added_to(code, slots_fd)
 
 
-def runs(members: Sequence[bytes | None]) -> Iterator[tuple[int, int]]:
+def runs(members: Sequence[bytes | None], slots_fd: int = -1) -> Iterator[tuple[int, int]]:
     """Where hooks can be joined: (first, count), each at least two.
 
     Args:
         members: The hooks of one op and phase in the order in which they are asked; None cannot be joined.
+        slots_fd: The map of the mount's slots, as the hooks name it.
     """
     first = 0
     while first < len(members):
         end = first
         while end < len(members) and (code := members[end]) is not None and leaves_one_record(code):
             end += 1
-            if not leaves_slot_alone(code):
+            if not leaves_slot_alone(code, slots_fd):
                 break  # it may be the last one
         if end - first > 1:
             yield first, end - first

@@ -139,15 +139,35 @@ static __u32 *io_mode_of(struct request *rq)
 	return rq->op->canonical == FB_OP_open ? &rq->image->args.open.io_mode : &rq->image->args.create.io_mode;
 }
 
+/* The flags that the file is opened with. */
+static uint32_t flags_of(const struct request *rq)
+{
+	return rq->op->canonical == FB_OP_open ? rq->image->args.open.flags : rq->image->args.create.flags;
+}
+
 /* Whether a write clears suid and sgid bits depends on who writes, and a backing id has one writer's rights for all. */
 static bool has_privilege_bits(const struct request *rq, int fd)
 {
-	uint32_t flags = rq->op->canonical == FB_OP_open ? rq->image->args.open.flags : rq->image->args.create.flags;
 	struct stat st;
 
-	if ((flags & O_ACCMODE) == O_RDONLY)
+	if ((flags_of(rq) & O_ACCMODE) == O_RDONLY)
 		return false;
 	return fstat(fd, &st) < 0 || st.st_mode & (S_ISUID | S_ISGID);
+}
+
+/* Which flags of this open did filters rewrite that hold for each read and write? The kernel does not know of them, so it cannot
+ * move the data itself. Access that is only wider than the caller's it does not need to know. */
+static uint32_t flags_rewritten(const struct request *rq)
+{
+	bool is_open = rq->op->canonical == FB_OP_open;
+	uint32_t asked = is_open ? ((const struct fuse_open_in *)(const void *)rq->body)->flags
+				 : ((const struct fuse_create_in *)(const void *)rq->body)->flags;
+	uint32_t used = flags_of(rq);
+
+	if (!(rq->all_edits & FB_EDIT_FLAGS))
+		return 0;
+	uint32_t access = (used & O_ACCMODE) == O_RDWR ? 0 : O_ACCMODE;
+	return (asked ^ used) & (access | O_APPEND | O_SYNC | O_DSYNC | O_NOATIME);
 }
 
 /* A filter asked for what the kernel's rules forbid: the open goes on with what works, and the log says so. */
@@ -163,6 +183,7 @@ static void io_tell(struct request *rq, enum fb_io_mode mode, enum fb_io_reason 
 		"the file has a suid or sgid bit, or is append-only",
 		"the kernel refused to pass this file through",
 		"files of this mount have views",
+		"a filter rewrote flags of the open",
 	};
 
 	rq->io_mode = mode;
@@ -201,7 +222,7 @@ bool passthrough_share(struct request *rq, int flags, struct fb_fuse_open_out *o
 	struct inode *inode = rq->inode;
 
 	// Read without the lock, to turn most away: below it is read again.
-	if (__atomic_load_n(&inode->backing_id, __ATOMIC_RELAXED) <= 0 || flags & ~harmless || data_is_hooked(rq->worker->chain) || daemon_has_data(m) ||
+	if (__atomic_load_n(&inode->backing_id, __ATOMIC_RELAXED) <= 0 || flags & ~harmless || flags_rewritten(rq) || data_is_hooked(rq->worker->chain) || daemon_has_data(m) ||
 	    *io_mode_of(rq) > FB_IO_PASSTHROUGH || !m->default_permissions || !inode->mnt || inode->mnt->is_remote ||
 	    inode_fd_get(m, inode) < 0)
 		return false;
@@ -231,6 +252,7 @@ bool passthrough_share(struct request *rq, int flags, struct fb_fuse_open_out *o
 struct opening {
 	struct handle *h;
 	bool is_hooked, is_plain;
+	uint32_t rewritten; /* flags that filters did, and the kernel does not know of */
 	enum fb_io_reason reason; /* why it does not get what a filter asked for */
 };
 
@@ -241,6 +263,8 @@ static enum fb_io_reason obstacle(struct request *rq, const struct opening *o)
 
 	if (o->is_hooked)
 		return FB_IO_DATA_HOOKED;
+	if (o->rewritten)
+		return FB_IO_REWRITTEN;
 	if (!rq->mount->has_passthrough || inode->type != S_IFREG)
 		return FB_IO_UNSUPPORTED;
 	if (inode->n_served)
@@ -258,12 +282,17 @@ static enum fb_io_mode io_choose(struct request *rq, struct opening *o)
 {
 	enum fb_io_mode asked = (enum fb_io_mode)*io_mode_of(rq);
 
-	if (o->h->inode->n_passthrough && asked == FB_IO_CACHE) {
+	if (o->h->inode->n_passthrough && asked == FB_IO_CACHE && !o->rewritten) {
 		o->reason = FB_IO_OTHERS_PASSED;
 		return FB_IO_PASSTHROUGH;
 	}
+	// In the cache a write has an offset, and is there before it fails; and beside an open that is passed through nothing is
+	// cached.
+	bool is_direct = o->rewritten & (O_ACCMODE | O_APPEND) || (o->rewritten && o->h->inode->n_passthrough);
+	if (asked == FB_IO_CACHE && is_direct)
+		o->reason = FB_IO_REWRITTEN;
 	if (asked == FB_IO_DIRECT || asked == FB_IO_CACHE)
-		return asked;
+		return is_direct ? FB_IO_DIRECT : asked;
 	enum fb_io_reason why = obstacle(rq, o);
 	if (asked == FB_IO_PASSTHROUGH)
 		o->reason = why;
@@ -271,7 +300,7 @@ static enum fb_io_mode io_choose(struct request *rq, struct opening *o)
 		return FB_IO_PASSTHROUGH;
 	// The kernel would cache no more of a file than its size says.
 	const struct backing_mount *b = o->h->inode->mnt;
-	return o->is_hooked || (b ? b->is_made_up : backing_is_made_up(o->h->fd)) ? FB_IO_DIRECT : FB_IO_CACHE;
+	return is_direct || o->is_hooked || (b ? b->is_made_up : backing_is_made_up(o->h->fd)) ? FB_IO_DIRECT : FB_IO_CACHE;
 }
 
 /* A filter that came later hooks data that the kernel moves alone until the last open of the file is closed. The op need
@@ -291,6 +320,17 @@ static int open_refuse(struct request *rq, const struct chain *chain)
 		  "filter %s: it hooks the data of inode %llu, and opens from before it came pass that through: "
 		  "it cannot be opened until they are closed",
 		  rq->decider, (unsigned long long)rq->inode->nodeid);
+	return -EBUSY;
+}
+
+/* A filter lets the caller do less than he asked for, and the kernel would let him do all. */
+static int narrowed_refuse(struct request *rq)
+{
+	rq->io_reason = FB_IO_OTHERS_PASSED;
+	mount_log(rq->mount, "WARNING",
+		  "filter %s: it rewrote the access mode of an open of inode %llu, which other opens pass through: it cannot be "
+		  "opened so until they are closed",
+		  rq->decider ? rq->decider : "?", (unsigned long long)rq->inode->nodeid);
 	return -EBUSY;
 }
 
@@ -320,17 +360,19 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 	struct inode *inode = h->inode;
 	const struct chain *chain = rq->worker->chain;
 	bool by_filter = data_is_hooked(chain), by_daemon = daemon_has_data(m) && !h->leaves_data;
-	struct opening o = { .h = h, .is_hooked = by_filter || by_daemon };
+	struct opening o = { .h = h, .is_hooked = by_filter || by_daemon, .rewritten = flags_rewritten(rq) };
 
 	o.is_plain = !inode->is_append_only && !has_privilege_bits(rq, h->fd);
 	out->open_flags = flush_flag(rq);
 	if (!o.is_plain)
 		atomic_store(&inode->has_bits, true);
 	pthread_mutex_lock(fds_stripe(m, inode));
-	if ((by_daemon || (by_filter && !chain->keeps_open_files)) && stays_passed(rq, inode)) {
+	bool is_narrowed = o.rewritten & O_ACCMODE; // a mapping would have the access that the caller asked for
+	if ((by_daemon || is_narrowed || (by_filter && !chain->keeps_open_files)) && stays_passed(rq, inode)) {
 		pthread_mutex_unlock(fds_stripe(m, inode));
-		return by_filter ? open_refuse(rq, chain) : -EBUSY;
+		return by_filter && !chain->keeps_open_files ? open_refuse(rq, chain) : is_narrowed ? narrowed_refuse(rq) : -EBUSY;
 	}
+	h->appends = o.rewritten & O_APPEND && flags_of(rq) & O_APPEND;
 	o.is_hooked &= inode->n_passthrough == 0; // else it goes on as it did before there were such hooks
 	enum fb_io_mode mode = io_choose(rq, &o);
 	// While the inode is passed through every open of it must be; DIRECT_IO beside it has its calls come here all the same.

@@ -137,6 +137,31 @@ void cache_finish(struct request *rq)
 		shorten(rq, m->ttl_ns);
 }
 
+/* May the kernel have kept names? Then an answer that is on its way to it may be older than a change. */
+static bool names_are_kept(struct request *rq)
+{
+	struct mount *m = rq->mount;
+
+	if (!rq->entry_ttl_ns && !atomic_load_explicit(&m->n_filter_ttls, memory_order_relaxed) && !m->daemon)
+		return false;
+	atomic_fetch_add(&m->watch.n_changes, 1); // before the kernel is told: see cache_finish
+	return true;
+}
+
+/** The op had an effect on a name that the kernel does not take for changed, since it asked for another one. */
+void cache_expire_name(struct request *rq, const struct inode *dir, const char *name)
+{
+	if (names_are_kept(rq))
+		notify_entry(rq->mount, dir->nodeid, name);
+}
+
+/** The same, and the name is gone. */
+void cache_forget_name(struct request *rq, const struct inode *dir, const char *name)
+{
+	if (names_are_kept(rq))
+		notify_deleted(rq->mount, dir->nodeid, name);
+}
+
 /** Do hooks need to see who lists a directory, or what it has? */
 bool cache_listings_are_hooked(const struct chain *chain)
 {

@@ -124,8 +124,8 @@ struct handle *handle_create(struct mount *m, struct inode *inode, int fd, bool 
 	h->generation++;
 	h->fd = fd;
 	h->is_dir = is_dir;
-	h->is_passthrough = h->is_served = h->has_flock = h->holds_inode_fd = h->has_daemon = h->leaves_data = false;
-	h->is_cached = false;
+	h->is_passthrough = h->is_served = h->has_flock = h->holds_inode_fd = h->has_daemon = h->appends = h->leaves_data =
+		h->is_cached = false;
 	h->inode = inode;
 	h->dir_at = h->dir_end = 0;
 	h->dir_offset = 0;

@@ -14,6 +14,7 @@ struct handle {
 	bool is_cached; /* a directory whose listing the kernel keeps when it was read by this handle */
 	bool holds_inode_fd; /* so that the file can be opened later, whatever happens to its names */
 	bool has_daemon;       /* the daemon opened it, as daemon_fh; fd may be -1 then */
+	bool appends;	       /* a filter made each write an append; the kernel does not know */
 	bool leaves_data;      /* and leaves reads and writes to the backing file */
 	uint64_t daemon_fh;
 	struct inode *inode;

@@ -71,6 +71,23 @@ int op_statx(struct request *rq)
 	return op_getattr(rq);
 }
 
+/** A filter answered with attributes in the op's stead: the inode number is the file's all the same. */
+void attr_number(struct request *rq)
+{
+	struct timespec btime = rq->btime;
+	struct fuse_attr own;
+	int fd = rq->inode->is_virtual ? -1 : inode_fd_get(rq->mount, rq->inode);
+
+	if (fd < 0)
+		return;
+	worker_enter_backing(rq->worker);
+	if (!attr_of_fd(rq, fd, &own))
+		rq->out.attr.attr.ino = own.ino;
+	worker_leave_backing(rq->worker);
+	inode_fd_put(rq->mount, rq->inode);
+	rq->btime = btime;
+}
+
 /** Compose statx's reply from the attributes that the post hooks have left. */
 void statx_finish(struct request *rq)
 {
@@ -116,23 +133,25 @@ struct timespec time_of_ns(uint64_t ns)
 	return (struct timespec){ .tv_sec = seconds, .tv_nsec = rest };
 }
 
+/* A time to set: the one that a filter rewrote, else as the caller said, whose seconds reach further than nanoseconds do. */
+static struct timespec time_to_set(bool is_set, bool is_now, uint64_t ns, uint64_t seconds, uint32_t rest)
+{
+	if (!is_set)
+		return (struct timespec){ .tv_nsec = UTIME_OMIT };
+	if (ns != seconds * 1000000000u + rest)
+		return time_of_ns(ns);
+	return is_now ? (struct timespec){ .tv_nsec = UTIME_NOW } : (struct timespec){ (time_t)seconds, rest };
+}
+
 static int set_times(struct request *rq, int fd)
 {
 	const struct fb_setattr *args = &rq->image->args.setattr;
-	const struct fuse_setattr_in *in = (const void *)rq->body; // its seconds reach further than nanoseconds do
-	bool is_edited = rq->all_edits & FB_EDIT_TIMES;
-	struct timespec times[2] = { { .tv_nsec = UTIME_OMIT }, { .tv_nsec = UTIME_OMIT } };
+	const struct fuse_setattr_in *in = (const void *)rq->body;
+	struct timespec times[2] = { time_to_set(args->valid & FB_SET_ATIME, args->valid & FB_SET_ATIME_NOW,
+						 args->atime_ns, in->atime, in->atimensec),
+				     time_to_set(args->valid & FB_SET_MTIME, args->valid & FB_SET_MTIME_NOW,
+						 args->mtime_ns, in->mtime, in->mtimensec) };
 
-	if (args->valid & FB_SET_ATIME_NOW)
-		times[0].tv_nsec = UTIME_NOW;
-	else if (args->valid & FB_SET_ATIME)
-		times[0] = is_edited ? time_of_ns(args->atime_ns)
-				     : (struct timespec){ (time_t)in->atime, in->atimensec };
-	if (args->valid & FB_SET_MTIME_NOW)
-		times[1].tv_nsec = UTIME_NOW;
-	else if (args->valid & FB_SET_MTIME)
-		times[1] = is_edited ? time_of_ns(args->mtime_ns)
-				     : (struct timespec){ (time_t)in->mtime, in->mtimensec };
 	return utimensat(fd, "", times, AT_EMPTY_PATH) < 0 ? -errno : 0;
 }
 
@@ -178,7 +197,7 @@ static int set_all(struct request *rq, int fd)
 			atomic_store(&rq->inode->has_bits, true);
 		e = chmod(path, args->mode & 07777) < 0 ? -errno : 0;
 	}
-	if (!e && args->valid & (FB_SET_ATIME | FB_SET_MTIME | FB_SET_ATIME_NOW | FB_SET_MTIME_NOW))
+	if (!e && args->valid & (FB_SET_ATIME | FB_SET_MTIME))
 		e = set_times(rq, fd);
 	return e;
 }

@@ -129,7 +129,7 @@ int op_write(struct request *rq)
 	if (!h)
 		return -errno;
 	// An append is done as one, unless it is write-back of pages, whose offsets are what counts.
-	bool appends = args->flags & O_APPEND && !(in->write_flags & FUSE_WRITE_CACHE) &&
+	bool appends = (args->flags & O_APPEND || h->appends) && !(in->write_flags & FUSE_WRITE_CACHE) &&
 		       !(rq->all_edits & FB_EDIT_OFFSET);
 	if (!appends && h->inode->is_append_only && fcntl(h->fd, F_GETFL) & O_APPEND)
 		return -EPERM; // its offset would be ignored

@@ -222,6 +222,8 @@ static int listing_fill(struct request *rq, struct listing *l)
 		if (rq->error)
 			return -rq->error;
 		int added = is_listed ? listing_add(rq, l, d, ino, name, name_len) : 1;
+		if (added == 0 && !l->len)
+			return -EINVAL; // a filter left less room than one entry takes: as getdents(2) says it, and no end
 		if (added <= 0)
 			return added;
 		rq->n_listed += is_listed;

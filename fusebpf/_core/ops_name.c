@@ -167,6 +167,8 @@ static int remove_entry(struct request *rq, int flags)
 		return fd;
 	victims_hold(m, fd, rq->name, &victims);
 	int e = unlinkat(fd, rq->name, flags) < 0 ? -errno : 0;
+	if (!e && name_is_rewritten(rq->asked, rq->name))
+		cache_forget_name(rq, rq->inode, rq->name);
 	victims_release(m, &victims, e);
 	parent_fd_put(rq, rq->inode, fd);
 	return e;
@@ -188,14 +190,20 @@ static void all_moved(struct mount *m, const struct views *moved, struct inode *
 		inode_moved(m, moved->all[i], parent, name);
 }
 
-/* The kernel takes what it knows of an entry along to the new name. Where that is not what the entry is called below, nobody
- * would know of it, so it expires. */
-static void rename_expire(struct request *rq, struct inode *newdir, bool is_exchange)
+/* The kernel does with the names that it gave what it asked for: takes what it knows along to the new one, or exchanges both.
+ * Where filters had other names renamed, or otherwise, it is to ask anew for all of them. */
+static void rename_expire(struct request *rq, struct inode *newdir)
 {
-	if (name_is_rewritten(rq->asked2, rq->name2))
-		notify_entry(rq->mount, newdir->nodeid, rq->asked2);
-	if (is_exchange && name_is_rewritten(rq->asked, rq->name))
-		notify_entry(rq->mount, rq->inode->nodeid, rq->asked);
+	bool is_other = name_is_rewritten(rq->asked, rq->name), is_other2 = name_is_rewritten(rq->asked2, rq->name2);
+
+	if (!is_other && !is_other2 && !(rq->all_edits & FB_EDIT_FLAGS))
+		return;
+	cache_expire_name(rq, rq->inode, rq->asked);
+	cache_expire_name(rq, newdir, rq->asked2);
+	if (is_other)
+		cache_expire_name(rq, rq->inode, rq->name);
+	if (is_other2)
+		cache_expire_name(rq, newdir, rq->name2);
 }
 
 static int rename_between(struct request *rq, struct inode *newdir, int fd, int new_fd)
@@ -212,7 +220,7 @@ static int rename_between(struct request *rq, struct inode *newdir, int fd, int 
 	if (!e && flags & RENAME_EXCHANGE)
 		all_moved(m, &victims, rq->inode, rq->name);
 	if (!e)
-		rename_expire(rq, newdir, flags & RENAME_EXCHANGE);
+		rename_expire(rq, newdir);
 	victims_release(m, &victims, flags & RENAME_EXCHANGE ? -EEXIST : e); // exchanged: it is not gone
 	views_release(m, &moved);
 	return e;

@@ -96,6 +96,7 @@ int reply_entry(struct request *rq, int parent_fd, const char *name);
 int entry_of_fd(struct request *rq, int fd, const char *name, bool adopt_fd, struct fuse_entry_out *out,
 		struct inode **inode);
 void statx_finish(struct request *rq);
+void attr_number(struct request *rq);
 struct timespec time_of_ns(uint64_t ns);
 int entry_at(struct request *rq, int parent_fd, const char *name, struct fuse_entry_out *out, struct inode **inode);
 int attr_at(struct request *rq, int fd, const char *name, struct fuse_attr *out);

@@ -21,9 +21,17 @@ static void attr_to_slot(const struct fuse_attr *a, struct fb_attr *out)
 				 .blksize = a->blksize };
 }
 
+/* A time that hooks have left, unless it is the one that was shown: seconds reach further than nanoseconds do. */
+static struct timespec time_from_slot(uint64_t ns, uint64_t seconds, uint32_t rest)
+{
+	return ns == seconds * 1000000000u + rest ? (struct timespec){ (time_t)seconds, rest } : time_of_ns(ns);
+}
+
 static void attr_from_slot(const struct fb_attr *a, struct fuse_attr *out)
 {
-	struct timespec atime = time_of_ns(a->atime_ns), mtime = time_of_ns(a->mtime_ns), ctime = time_of_ns(a->ctime_ns);
+	struct timespec atime = time_from_slot(a->atime_ns, out->atime, out->atimensec);
+	struct timespec mtime = time_from_slot(a->mtime_ns, out->mtime, out->mtimensec);
+	struct timespec ctime = time_from_slot(a->ctime_ns, out->ctime, out->ctimensec);
 
 	*out = (struct fuse_attr){ .ino = a->ino,
 				   .size = a->size,
@@ -137,9 +145,12 @@ void result_from_slot(struct request *rq, uint64_t edits)
 	struct fb_slot *image = rq->image;
 
 	if (edits & FB_EDIT_ATTR) {
+		if (!rq->reply_len) // a filter answers in the op's stead
+			memset(&rq->out.attr, 0, sizeof(rq->out.attr));
 		attr_from_slot(&image->result.attr, reply_attr(rq));
-		rq->btime = image->result.attr.btime_ns ? time_of_ns(image->result.attr.btime_ns)
-							: (struct timespec){ .tv_nsec = -1 };
+		if (image->result.attr.btime_ns != btime_ns(rq))
+			rq->btime = image->result.attr.btime_ns ? time_of_ns(image->result.attr.btime_ns)
+								: (struct timespec){ .tv_nsec = -1 };
 		if (!rq->reply_len) {
 			rq->reply = &rq->out.attr;
 			rq->reply_len = sizeof(rq->out.attr);

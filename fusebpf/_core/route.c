@@ -432,6 +432,8 @@ void request_run(struct request *rq)
 		result_undo(rq);
 	if (!rq->error)
 		cache_finish(rq);
+	if (rq->chain && rq->route == FB_ROUTE_REPLY && rq->op->flags & FB_OP_ATTR && !rq->error)
+		attr_number(rq);
 	if (rq->op->opcode == FB_OP_statx && !rq->error)
 		statx_finish(rq);
 	else if (rq->op->flags & FB_OP_TEXT && !rq->error)

@@ -37,6 +37,8 @@ void cache_attr(struct request *rq);
 bool cache_is_outdated(const struct request *rq);
 void cache_finish(struct request *rq);
 void cache_nothing(struct request *rq);
+void cache_expire_name(struct request *rq, const struct inode *dir, const char *name);
+void cache_forget_name(struct request *rq, const struct inode *dir, const char *name);
 uint32_t cache_list_flags(const struct request *rq);
 void cache_dirent(struct request *rq, uint64_t edits);
 void cache_listing_begins(struct request *rq, struct handle *h, bool is_first);

@@ -179,7 +179,12 @@ def test_what_one_rewrites_the_next_one_sees(served: serving.Served) -> None:
             "f3": "PRE(f3, mkdir) { ctx->name.text[0] = 'x'; ctx->filter = 7; return FB_CONTINUE; }",
             "f4": "PRE(f4, mkdir) { return ctx->name.text[0] == 'd' && ctx->filter != 7"
             " ? FB_CONTINUE : -EBADE; }",
-        }
+        },
+        {
+            "f3": "PRE(f3, mkdir) { __sync_fetch_and_add(&ctx->args.mkdir.mode, 01000000);"
+            " return FB_CONTINUE; }",
+            "f4": "PRE(f4, mkdir) { return ctx->args.mkdir.mode & 01000000 ? -EBADE : FB_CONTINUE; }",
+        },
     ],
     indirect=True,
 )

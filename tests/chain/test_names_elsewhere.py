@@ -1,0 +1,92 @@
+"""Ops that a filter leads to other names than the kernel asked for: it is told what became of which."""
+
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import serving
+import support
+from chain.chained import source
+from core.table import checked, in_child, libc
+
+EXCHANGE = 2
+NAMES = "abxy"
+REWRITE = """
+#define NAME(to, len, letter) ({ __builtin_memset((to).text, 0, 256); (to).text[0] = letter; len = 1; })
+#define FROM_X NAME(ctx->name, ctx->name_len, 'x'); ctx->edits |= FB_EDIT_NAME
+#define TO_Y NAME(ctx->name2, ctx->name2_len, 'y'); ctx->edits |= FB_EDIT_NAME2
+#define FLAGS(value) ctx->args.rename.flags = value; ctx->edits |= FB_EDIT_FLAGS
+FILTER(elsewhere, .altitude = 500)
+"""
+
+
+def rename(flags: int = 0) -> Callable[[Path], object]:
+    def act(p: Path) -> int:
+        old, new = os.fsencode(p / "a"), os.fsencode(p / "b")
+        return checked(libc.renameat2(ctypes.c_int(-100), old, ctypes.c_int(-100), new, flags))
+
+    return act
+
+
+def files(p: Path) -> None:
+    for name in NAMES:
+        (p / name).write_text(name)
+
+
+def directories(p: Path) -> None:
+    for name in NAMES:
+        (p / name).mkdir()
+
+
+def without_b(p: Path) -> None:
+    for name in "ax":
+        (p / name).write_text(name)
+
+
+# op, what its hook edits, what is there, what is done with a (and b)
+ROWS = {
+    "unlink": ("unlink", "FROM_X", files, lambda p: os.unlink(p / "a")),
+    "rmdir": ("rmdir", "FROM_X", directories, lambda p: os.rmdir(p / "a")),
+    "rename from elsewhere": ("rename", "FROM_X", without_b, rename()),
+    "rename from elsewhere over": ("rename", "FROM_X", files, rename()),
+    "rename to elsewhere": ("rename", "TO_Y", without_b, rename()),
+    "rename to elsewhere over": ("rename", "TO_Y", files, rename()),
+    "rename both": ("rename", "FROM_X; TO_Y", files, rename()),
+    "rename directories": ("rename", "FROM_X; TO_Y", directories, rename()),
+    "exchange from elsewhere": ("rename", "FROM_X", files, rename(EXCHANGE)),
+    "exchange both": ("rename", "FROM_X; TO_Y", files, rename(EXCHANGE)),
+    "exchange becomes rename": ("rename", "FLAGS(0)", files, rename(EXCHANGE)),
+    "rename becomes exchange": ("rename", "FLAGS(2)", files, rename()),
+}
+
+
+def seen(p: Path) -> dict[str, tuple[int, int] | None]:
+    """Which files the names lead to."""
+    found: dict[str, tuple[int, int] | None] = {}
+    for name in NAMES:
+        try:
+            one = (p / name).lstat()
+        except FileNotFoundError:
+            found[name] = None
+        else:
+            found[name] = (one.st_ino, one.st_nlink)
+    return found
+
+
+@pytest.mark.parametrize("options", ["cache=watch", "ttl=3600"])
+@pytest.mark.parametrize("row", ROWS)
+def test_all_names_lead_where_they_do_behind_the_mount(directory: Path, row: str, options: str) -> None:
+    op, edits, prepare, act = ROWS[row]
+    text = f"{REWRITE}PRE(elsewhere, {op}) {{ {edits}; return FB_REWRITE; }}"
+    (directory / "src").mkdir()
+    prepare(directory / "src")
+    with serving.serve(directory, "elsewhere", filters=[source(directory, text)], options=options) as served:
+        before = in_child(seen, served.path)
+        in_child(act, served.path)
+
+        behind = seen(served.src)
+        assert behind != before
+        support.wait_until(lambda: in_child(seen, served.path) == behind)
+        assert served.counters()["failed_closed"] == 0
