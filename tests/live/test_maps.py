@@ -149,6 +149,8 @@ def test_what_bpftool_writes_counts_as_much(mounted: support.Mounted) -> None:
     [
         (["hide", "names", "delete", "nosuch"], 1, ["hide.names has no pattern 'nosuch'"]),
         (["hide", "names", "set", "a/b"], 2, ["'a/b' matches no name"]),
+        (["readonly", "paths", "set", "/"], 2, ["'/' is the root itself"]),
+        (["readonly", "paths", "set", "a/../b"], 2, ["'a/../b' matches no path"]),
         (["hide", "names", "set", "x" * 256], 2, ["256 bytes"]),
         (["typed", "users", "set", "x", "1"], 2, ["typed.users", "'x' is not a number"]),
         (["typed", "users", "set", "5", "9" * 30], 2, ["out of range"]),
