@@ -11,7 +11,7 @@ def shown(text: str) -> str:
 
 
 def typed(text: str) -> str:
-    """A text as it can be typed again, other bytes than characters too; on one line, harmless to a terminal."""
+    """A text as it can be typed again, any bytes in it; on one line, and harmless to a terminal."""
     is_tame = all(" " <= character < "\x7f" or character >= "\xa0" for character in text)
     return text if is_tame else ascii(text)
 
