@@ -219,7 +219,16 @@ def test_a_map_of_another_type_is_fresh_and_is_told_of(mount: support.Mounter, d
 
     done = fusebpf("replace", mounted.name, "keeper", other)
 
-    assert "these maps took nothing over: seen" in done.stderr
+    assert "these maps took nothing over: seen\n" in done.stderr
+
+
+def test_a_map_that_is_set_is_not_told_of(mount: support.Mounter, directory: Path) -> None:
+    mounted = mount(filters=[gatekeeper(directory)])
+
+    done = fusebpf("replace", mounted.name, "keeper", gatekeeper(directory), "--set", "keeper.count=7")
+
+    assert done.stderr == ""
+    assert count_of(mounted) == 7
 
 
 def test_a_filter_of_another_name_may_take_the_place(mount: support.Mounter, directory: Path) -> None:
