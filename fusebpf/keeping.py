@@ -50,19 +50,27 @@ def as_they_are(found: dict[str, PolicyMap], compiled: Compiled) -> dict[str, in
 
 
 def copy(old: PolicyMap, new: PolicyMap) -> None:
-    """Put the content of a map into one of another size; an array's end may be cut off.
+    """Put the content of a map into one of another size; zeros at an array's end may be cut off.
 
     Raises:
-        MapValueError: A smaller hash cannot hold it.
+        MapValueError: A smaller one cannot hold it.
     """
     for key in list(bpf.map_keys(old.fd, old.key_size)):
         value = bpf.map_lookup(old.fd, key, old.value_size)
-        if value is None or (old.type == MapType.ARRAY and int.from_bytes(key, "little") >= new.max_entries):
+        if value is None:
+            continue
+        if old.type == MapType.ARRAY and int.from_bytes(key, "little") >= new.max_entries:
+            if any(value):
+                raise _too_many(new)
             continue
         try:
             bpf.map_update(new.fd, key, value)
         except OSError as error:
-            raise MapValueError(
-                f"the map {new.name!r} holds {new.max_entries} elements now, and had more: "
-                f"take some out, or replace with fresh maps ({error.strerror})"
-            ) from error
+            raise _too_many(new, f" ({error.strerror})") from error
+
+
+def _too_many(new: PolicyMap, why: str = "") -> MapValueError:
+    return MapValueError(
+        f"the map {new.name!r} holds {new.max_entries} elements now, and had more: "
+        f"take some out, or replace with fresh maps{why}"
+    )

@@ -60,7 +60,7 @@ class Change(NamedTuple):
         names: The filters that came, or the one that went.
         n_in_flight: Ops that began before and still use the old chain, after a wait of DRAIN_SECONDS.
         passed_through: Where a filter with data hooks came: the files that it does not see.
-        fresh_maps: After a replacement: the maps that took nothing over.
+        fresh_maps: After a replacement: the maps that took nothing over, but for those that were set.
     """
 
     revision: int
@@ -225,8 +225,8 @@ class LiveChain:
             old.filter.close()
         else:
             self._remove(old, shared)
-        taken_over = {one.name for one in alike.values()}
-        return change._replace(fresh_maps=tuple(sorted(set(new.maps) - taken_over)))
+        filled = {one.name for one in alike.values()} | fresh
+        return change._replace(fresh_maps=tuple(sorted(set(new.maps) - filled)))
 
     # ----------------------------------------------------------------------------------- steps
 

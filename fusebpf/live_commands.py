@@ -10,7 +10,7 @@ import click
 
 from fusebpf import checks, registry
 from fusebpf.errors import MountError, UsageError
-from fusebpf.tables import shown, table
+from fusebpf.tables import shown, table, typed
 
 # Each command imports what it needs, as those of cli.py do.
 # ruff: noqa: PLC0415
@@ -183,11 +183,13 @@ def map_command(
     view = map_view.MapView(lambda: found, tell)
     try:
         if verb == "list":
-            lines = [json.dumps(view.rows(), indent=1)] if is_json else view.items_as_text()
+            lines = [json.dumps(view.rows(), indent=1)] if is_json else map(typed, view.items_as_text())
             for line in lines:
                 click.echo(line)
+        elif verb == "get" and is_json:
+            click.echo(json.dumps(map_view.for_json(view[words[0]])))
         elif verb == "get":
-            click.echo(json.dumps(map_view.for_json(view[words[0]])) if is_json else view.get_as_text(*words))
+            click.echo(typed(view.get_as_text(*words)))
         elif verb == "delete":
             del view[words[0]]
         else:

@@ -64,7 +64,7 @@ class MapView(MutableMapping[Any, Any]):
                 raise MapValueError(f"{found.shown}: a pattern is there or not, so its value is True or 1")
             with registry.locked():
                 if _pattern(found, key) not in (there := found.patterns):
-                    found.patterns = [*there, _pattern(found, key)]
+                    found.patterns = [*there, _text(key)]
             return
         found.check_writable()
         raw_key = found.key_bytes(key)
@@ -142,7 +142,11 @@ class MapView(MutableMapping[Any, Any]):
 
 
 def _pattern(found: PolicyMap, key: Any) -> str:
-    return found.as_pattern(os.fsdecode(key) if isinstance(key, bytes) else str(key))
+    return found.as_pattern(_text(key))
+
+
+def _text(key: Any) -> str:
+    return os.fsdecode(key) if isinstance(key, bytes) else str(key)
 
 
 def _remove_pattern(found: PolicyMap, pattern: str) -> None:

@@ -14,7 +14,17 @@ from fusebpf import bpf
 from fusebpf.bpf import MapType
 from fusebpf.btf import Btf, Kind, Leaf, hex_bytes, number_from_text
 from fusebpf.errors import MapValueError, NoSuchElement
-from fusebpf.set_text import Text, characters, cut, escaped, join, split, strip
+from fusebpf.set_text import (
+    Text,
+    characters,
+    cut,
+    escaped,
+    join,
+    path_below,
+    split,
+    strip,
+    trimmed,
+)
 
 _HASHES = frozenset({MapType.HASH, MapType.LRU_HASH})
 _PERCPU = frozenset({MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH})
@@ -327,7 +337,7 @@ class PolicyMap:
 
     def as_pattern(self, text: str) -> str:
         """A text as the list has it: paths have no slash at their ends."""
-        return text.removeprefix("/").removesuffix("/") if self.name == "paths" else text
+        return trimmed(text) if self.name == "paths" else text
 
     def _text_list(self, items: list[Text]) -> bytes:
         n, text_type = self._list_of_texts() or (0, 0)
@@ -335,13 +345,8 @@ class PolicyMap:
             raise MapValueError(f"{self._shown}: {len(items)} items, at most {n - 1} fit")
         packed = b""
         for item in items:
-            text = self.as_pattern(join(item))
-            if self.name == "paths":
-                if not text:
-                    raise MapValueError(
-                        f"{self._shown}: {join(item)!r} is the root itself; name what is below it"
-                    )
-            elif self.name == "names" and ("/" in text or text in {".", ".."}):
+            text = self._path(join(item)) if self.name == "paths" else join(item)
+            if self.name == "names" and ("/" in text or text in {".", ".."}):
                 raise MapValueError(
                     f"{self._shown}: {text!r} matches no name: names have no slash and are not . or .."
                 )
@@ -418,9 +423,17 @@ class PolicyMap:
         for leaf in leaves:
             text = said.get(leaf.name, "1")
             about = f" {leaf.name} in {shown!r}:" if text != shown else ""
+            if leaf.name == "path" and text and self._btf.is_text(leaf.type):
+                text = self._path(text, about)
             raw = self._from_text(leaf.type, text, about, may_be_any=may_be_any)
             packed[leaf.offset : leaf.offset + len(raw)] = raw
         return bytes(packed)
+
+    def _path(self, text: str, about: str = "") -> str:
+        try:
+            return path_below(text)
+        except ValueError as error:
+            raise MapValueError(f"{self._shown}:{about} {error}") from None
 
     def _from_text(self, type_id: int, text: str, about: str, *, may_be_any: bool = False) -> bytes:
         try:

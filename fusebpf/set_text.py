@@ -59,3 +59,22 @@ def strip(text: Text) -> Text:
 def join(text: Text) -> str:
     """The text that it stands for."""
     return "".join(character for character, _ in text)
+
+
+def trimmed(path: str) -> str:
+    """A path as filters see it: without a slash at its ends."""
+    return path.removeprefix("/").removesuffix("/")
+
+
+def path_below(text: str) -> str:
+    """A path, or a pattern of paths, below the mount's root.
+
+    Raises:
+        ValueError: Nothing there has such a path, so a rule for it would hold for nothing.
+    """
+    path = trimmed(text)
+    if not path:
+        raise ValueError(f"{text!r} is the root itself; name what is below it")
+    if any(part in {"", ".", ".."} for part in path.split("/")):
+        raise ValueError(f"{text!r} matches no path: paths have no '//', '.' or '..' in them")
+    return path

@@ -10,7 +10,7 @@ FILTER(idshift, .altitude = FB_VIEW + 30, .wants = FB_WANTS_IDS,
 struct idshift_range {
 	u32 shown;
 	u32 stored;
-	u32 count; /* 0 ends the list */
+	u32 count; /* 0: no range */
 };
 
 BPF_ARRAY(idshift__uids, struct idshift_range, N_RANGES);
@@ -22,39 +22,43 @@ FB_ALWAYS_INLINE u64 idshift_in(const struct idshift_range *r, u32 id, int to_st
 {
 	u32 from = to_stored ? r->shown : r->stored, to = to_stored ? r->stored : r->shown;
 
-	return id - from < r->count ? to + (id - from) : NO_ID;
+	u64 other = (u64)to + (id - from);
+
+	return id >= from && id - from < r->count && other < (u32)-1 ? other : NO_ID; // a range ends at the last id
 }
 
 FB_ALWAYS_INLINE u64 idshift_uid(u32 id, int to_stored)
 {
-	u64 found;
+	u64 found, none = id; /* no ranges at all: ids are what they are */
 	u32 i;
 
 	for (i = 0; i < N_RANGES; i++) {
 		struct idshift_range *r = idshift__uids.lookup(&i);
 		if (!r || !r->count)
-			return i ? NO_ID : id; // no ranges at all: ids are what they are
+			continue;
+		none = NO_ID;
 		found = idshift_in(r, id, to_stored);
 		if (found != NO_ID)
 			return found;
 	}
-	return NO_ID;
+	return none;
 }
 
 FB_ALWAYS_INLINE u64 idshift_gid(u32 id, int to_stored)
 {
-	u64 found;
+	u64 found, none = id; /* no ranges at all: ids are what they are */
 	u32 i;
 
 	for (i = 0; i < N_RANGES; i++) {
 		struct idshift_range *r = idshift__gids.lookup(&i);
 		if (!r || !r->count)
-			return i ? NO_ID : id;
+			continue;
+		none = NO_ID;
 		found = idshift_in(r, id, to_stored);
 		if (found != NO_ID)
 			return found;
 	}
-	return NO_ID;
+	return none;
 }
 
 FB_ALWAYS_INLINE int idshift_show(struct fb_slot *ctx)

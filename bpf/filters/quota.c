@@ -81,7 +81,7 @@ FB_ALWAYS_INLINE u64 quota_named(struct fb_slot *ctx)
 	for (index = 0; index < N_RULES; index++) {
 		struct quota_rule *rule = quota__rules.lookup(&index);
 		if (!rule || !rule->path[0])
-			break;
+			continue; /* taken out; those behind it hold */
 		difference = 0;
 #pragma clang loop unroll(full)
 		for (word = 0; word < PATH_SIZE / 8; word++)
@@ -201,7 +201,7 @@ FB_ALWAYS_INLINE u64 quota_is_above(const char *path, u64 len)
 	for (index = 0; index < N_RULES; index++) {
 		struct quota_rule *rule = quota__rules.lookup(&index);
 		if (!rule || !rule->path[0])
-			break;
+			continue; /* taken out; those behind it hold */
 		difference = 0;
 #pragma clang loop unroll(disable)
 		for (at = 0; at < PATH_SIZE; at++) {

@@ -216,6 +216,7 @@ struct daemon_call *daemon_call_begin(struct request *rq, enum fb_phase phase, s
 	struct daemon_waiter *w = *waiter = &d->waiters[index];
 	struct daemon_call *call = &d->calls[index];
 	w->worker = rq->worker;
+	w->root = entry_root(rq);
 	w->deadline_ms = now_ms() + d->timeout_ms;
 	call->op = rq->op->canonical == FB_OP_statx ? FB_OP_getattr : rq->op->canonical;
 	call->phase = phase;

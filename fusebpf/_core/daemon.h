@@ -45,6 +45,7 @@ struct daemon_waiter {
 	uint32_t generation;
 	const struct op *op;
 	struct worker *worker; /* whose payload buffer takes the reply */
+	uint32_t root;	       /* the backing root that the op's names are in */
 	size_t reply_len;
 	bool by_socket, is_cancelled;
 	int64_t deadline_ms;

@@ -48,20 +48,20 @@ static struct inode *inode_of_ours(struct mount *m, uint64_t id)
 	return inode;
 }
 
-static int enter_at(struct mount *m, struct inode *dir, const char *name, struct inode **inode);
+static int enter_at(struct mount *m, struct inode *dir, uint32_t root, const char *name, struct inode **inode);
 
 /* A daemon that numbers its inodes as the backing file system does means the backing's. NULL: there is no such entry. */
 static struct inode *backing_namesake(struct request *rq, uint64_t id, uint32_t type, const char *name)
 {
 	struct inode *inode;
 	struct stat st;
-	int dir_fd = rq->inode->is_virtual ? -1 : inode_fd_get(rq->mount, rq->inode);
+	int dir_fd = rq->inode->is_virtual ? -1 : parent_fd_get(rq, rq->inode);
 
 	if (dir_fd < 0)
 		return NULL;
 	bool is_same = !fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) && st.st_ino == id && (st.st_mode & S_IFMT) == type;
-	inode_fd_put(rq->mount, rq->inode);
-	if (!is_same || enter_at(rq->mount, rq->inode, name, &inode))
+	parent_fd_put(rq, rq->inode, dir_fd);
+	if (!is_same || enter_at(rq->mount, rq->inode, entry_root(rq), name, &inode))
 		return NULL;
 	inodes_pair(rq->mount, inode, id);
 	return inode;
@@ -159,15 +159,15 @@ static bool call_holds(struct daemon *d, uint32_t token, struct inode *inode)
 	return holds;
 }
 
-static int enter_at(struct mount *m, struct inode *dir, const char *name, struct inode **inode)
+static int enter_at(struct mount *m, struct inode *dir, uint32_t root, const char *name, struct inode **inode)
 {
 	struct stat st;
-	int dir_fd = inode_fd_get(m, dir);
+	int dir_fd = directory_fd_get(m, dir, root);
 
 	if (dir_fd < 0)
 		return dir_fd;
 	int fd = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC), e = fd < 0 ? -errno : 0;
-	inode_fd_put(m, dir);
+	directory_fd_put(m, dir, dir_fd);
 	if (e)
 		return e;
 	if (fstat(fd, &st) < 0) {
@@ -177,8 +177,20 @@ static int enter_at(struct mount *m, struct inode *dir, const char *name, struct
 	}
 	e = inodes_enter(m, fd, st.st_mode & S_IFMT, 0, dir, name, true, inode);
 	if (!e)
-		(*inode)->root = dir->root;
+		(*inode)->root = (uint8_t)root;
 	return e;
+}
+
+/* The root that names in a directory are in: where a filter has led the call's op, for the op's own directory. */
+static uint32_t call_root(struct daemon *d, uint32_t token, uint64_t parent, const struct inode *dir)
+{
+	const struct daemon_call *call = &d->calls[token & (DAEMON_N_CALLS - 1)];
+
+	pthread_mutex_lock(&d->lock);
+	bool is_led = call->token == token && call->our_nodeid == parent;
+	uint32_t root = is_led ? d->waiters[token & (DAEMON_N_CALLS - 1)].root : dir->root;
+	pthread_mutex_unlock(&d->lock);
+	return root;
 }
 
 static int hold(struct mount *m, uint32_t token, uint64_t parent, const char *name, uint64_t *id)
@@ -189,7 +201,7 @@ static int hold(struct mount *m, uint32_t token, uint64_t parent, const char *na
 	if (!*name || strchr(name, '/') || !strcmp(name, ".") || !strcmp(name, ".."))
 		e = -EINVAL;
 	if (!e)
-		e = enter_at(m, dir, name, &inode);
+		e = enter_at(m, dir, call_root(m->daemon, token, parent, dir), name, &inode);
 	inode_release(m, dir);
 	if (e)
 		return e;

@@ -112,6 +112,8 @@ void listing_undo(struct request *rq);
 /* roots.c */
 int roots_meet(struct mount *m);
 uint32_t entry_root(const struct request *rq);
+int directory_fd_get(struct mount *m, struct inode *directory, uint32_t root);
+void directory_fd_put(struct mount *m, struct inode *directory, int fd);
 int parent_fd_get(struct request *rq, struct inode *directory);
 void parent_fd_put(struct request *rq, struct inode *directory, int fd);
 const char *root_edit(struct request *rq, uint32_t root);

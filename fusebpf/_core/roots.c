@@ -46,23 +46,31 @@ static int counterpart_open(struct mount *m, struct inode *directory, uint32_t r
 	return fd < 0 ? -errno : fd;
 }
 
-/** A descriptor of a directory that the op names, in the root that its names are in; given back by parent_fd_put. */
-int parent_fd_get(struct request *rq, struct inode *directory)
+/** A descriptor of the directory that has the path of this one below a root; given back by directory_fd_put. */
+int directory_fd_get(struct mount *m, struct inode *directory, uint32_t root)
 {
-	uint32_t root = entry_root(rq);
-
-	return root == directory->root ? inode_fd_get(rq->mount, directory)
-				       : counterpart_open(rq->mount, directory, root);
+	return root == directory->root ? inode_fd_get(m, directory) : counterpart_open(m, directory, root);
 }
 
 /* Whose it is, the number says: the directory's own stays open while it is used. Which root the directory is below may have
  * changed since, where it was moved behind the mount. */
-void parent_fd_put(struct request *rq, struct inode *directory, int fd)
+void directory_fd_put(struct mount *m, struct inode *directory, int fd)
 {
 	if (fd == __atomic_load_n(&directory->fd, __ATOMIC_RELAXED))
-		inode_fd_put(rq->mount, directory);
+		inode_fd_put(m, directory);
 	else
 		close(fd);
+}
+
+/** A descriptor of a directory that the op names, in the root that its names are in; given back by parent_fd_put. */
+int parent_fd_get(struct request *rq, struct inode *directory)
+{
+	return directory_fd_get(rq->mount, directory, entry_root(rq));
+}
+
+void parent_fd_put(struct request *rq, struct inode *directory, int fd)
+{
+	directory_fd_put(rq->mount, directory, fd);
 }
 
 /** A filter leads the op to another root. Returns NULL, or why the op must fail. */

@@ -9,6 +9,7 @@ import support
 from support import Mounted, Mounter
 
 DAEMONS = Path(__file__).parent / "daemons.py"
+CHAIN = Path(__file__).parent.parent / "chain"
 
 Made = Callable[..., Mounted]
 
@@ -168,6 +169,22 @@ def test_an_open_of_the_daemons_leaves_data_to_the_backing_root(with_daemon: Mad
     support.wait_until(lambda: asked(mounted).count("release 9") == 2)
     assert asked(mounted).count("open left") == asked(mounted).count("open file") == 1
     assert [line for line in asked(mounted) if line.startswith("read")] != []
+
+
+def test_an_entry_is_in_the_root_that_a_filter_leads_the_op_to(with_daemon: Made, directory: Path) -> None:
+    root = directory / "root"
+    (root / "d").mkdir(parents=True)
+    mounted = with_daemon("Entries", "--root", str(root), "--set", "roots.to=1", filters=(CHAIN / "roots.c",))
+    (mounted.src / "d").mkdir()
+    for place, text in ((root, "of root 1"), (mounted.src, "of root 0")):
+        for name in ("xf", "f"):
+            (place / "d" / name).write_text(text)
+    (root / "d" / "xd").mkdir()
+    (root / "d" / "xd" / "f").write_text("below it")
+
+    assert cat(mounted.path / "d" / "xf") == "of root 1"
+    assert cat(mounted.path / "d" / "f") == "of root 0"
+    assert cat(mounted.path / "d" / "xd" / "f") == "below it"
 
 
 def test_entries_of_the_backing_root_take_any_route(with_daemon: Made) -> None:

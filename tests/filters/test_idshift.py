@@ -30,6 +30,24 @@ def test_without_ranges_ids_are_what_they_are() -> None:
         assert chain.run("mkdir", name="d", uid=5).slot["uid"] == 5
 
 
+def test_a_range_that_is_taken_out_leaves_those_behind_it() -> None:
+    maps = {"idshift.uids": "1=0:100000:1000", "idshift.gids": "0:0:0,0:200000:1000"}
+
+    with Chain("idshift", maps=maps) as chain:
+        said = chain.run("getattr", attr={"uid": 100005, "gid": 200006})
+        assert (said.attr["uid"], said.attr["gid"]) == (5, 6)
+        assert chain.run("getattr", attr={"uid": 0, "gid": 0}).attr["uid"] == 65534
+        assert chain.run("mkdir", name="d", uid=5, gid=6).slot["gid"] == 200006
+
+
+def test_a_range_does_not_go_round_to_the_first_ids() -> None:
+    with Chain("idshift", maps={"idshift.uids": "1000:0xfffffff0:100"}) as chain:
+        assert chain.run("mkdir", name="d", uid=1005, gid=6).slot["uid"] == 0xFFFFFFF5
+        for uid in (1015, 1016, 1017):
+            assert chain.run("mkdir", name="d", uid=uid, gid=6).error == 75
+        assert chain.run("getattr", attr={"uid": 0, "gid": 0}).attr["uid"] == 65534
+
+
 def test_idshift_on_a_mount(mount: support.Mounter) -> None:
     mounted = mount(filters=["idshift"], sets=RANGES)
     os.chown(mounted.src, 100000, 200000)

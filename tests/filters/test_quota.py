@@ -3,6 +3,7 @@
 import errno
 import os
 
+import pytest
 import support
 
 
@@ -53,6 +54,38 @@ def test_bytes_and_files_below_a_path(mount: support.Mounter) -> None:
         (home / "d" / name).unlink()
     (home / "d").rmdir()
     assert used(mounted) == (100, 1)
+
+
+def test_slashes_at_the_ends_of_a_rules_path_do_not_count(mount: support.Mounter) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "/home/:1000:1:0:0"})
+    (mounted.path / "home").mkdir()
+
+    (mounted.path / "home" / "a").touch()
+
+    assert refused((mounted.path / "home" / "b").touch) == errno.EDQUOT
+
+
+@pytest.mark.parametrize("path", ["/", "..", "home/../x", "home//in", "./home"])
+def test_a_rule_whose_path_nothing_has_is_refused(mount: support.Mounter, path: str) -> None:
+    src, mnt = mount.new_directory("src"), mount.new_directory("mnt")
+    words = ("--filter", "quota", "--set", f"quota.rules={path}:1:1:0:0")
+
+    done = support.run(support.COMMAND, "mount", src, mnt, *words, check=False)
+
+    assert done.returncode == 2
+    assert f"quota.rules: path in '{path}:1:1:0:0': {path!r} " in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_rule_that_is_taken_out_leaves_those_behind_it(mount: support.Mounter) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "other:1:1:0:0,home:1000:1:0:0"})
+    (mounted.path / "home").mkdir()
+
+    support.run(support.COMMAND, "map", mounted.name, "quota", "rules", "set", "0", ":0:0:0:0")
+    (mounted.path / "home" / "a").touch()
+
+    assert refused((mounted.path / "home" / "b").touch) == errno.EDQUOT
+    assert refused(os.rename, mounted.path / "home", mounted.path / "moved") == errno.EXDEV
 
 
 def test_a_rules_own_directory_counts_where_it_lies(mount: support.Mounter) -> None:

@@ -199,6 +199,19 @@ def test_a_map_of_another_size_takes_the_content_over(mount: support.Mounter, di
     assert [row["formatted"]["value"] for row in mounted.dump("keeper/count")] == [1, 0, 0, 0, 0]
 
 
+def test_an_array_that_would_lose_what_is_in_it_is_refused(mount: support.Mounter, directory: Path) -> None:
+    mounted = mount(filters=[gatekeeper(directory, size=5)], sets={"keeper.count": "1,2,3,0,0"})
+    three, two = (gatekeeper(directory, size=size, file=f"with{size}") for size in (3, 2))
+
+    done = fusebpf("replace", mounted.name, "keeper", two, check=False)
+    left = [row["formatted"]["value"] for row in mounted.dump("keeper/count")]
+    fusebpf("replace", mounted.name, "keeper", three)
+
+    assert_refused(done, 2, "the map 'count' holds 2 elements now, and had more", "fresh maps")
+    assert left == [1, 2, 3, 0, 0]
+    assert [row["formatted"]["value"] for row in mounted.dump("keeper/count")] == [1, 2, 3]
+
+
 def test_a_map_of_another_type_is_fresh_and_is_told_of(mount: support.Mounter, directory: Path) -> None:
     mounted = mount(filters=[gatekeeper(directory)])
     other = gatekeeper(directory, file="other")
@@ -206,7 +219,16 @@ def test_a_map_of_another_type_is_fresh_and_is_told_of(mount: support.Mounter, d
 
     done = fusebpf("replace", mounted.name, "keeper", other)
 
-    assert "these maps took nothing over: seen" in done.stderr
+    assert "these maps took nothing over: seen\n" in done.stderr
+
+
+def test_a_map_that_is_set_is_not_told_of(mount: support.Mounter, directory: Path) -> None:
+    mounted = mount(filters=[gatekeeper(directory)])
+
+    done = fusebpf("replace", mounted.name, "keeper", gatekeeper(directory), "--set", "keeper.count=7")
+
+    assert done.stderr == ""
+    assert count_of(mounted) == 7
 
 
 def test_a_filter_of_another_name_may_take_the_place(mount: support.Mounter, directory: Path) -> None:

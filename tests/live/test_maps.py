@@ -106,6 +106,20 @@ def test_fields_are_said_in_order_or_by_name(mounted: support.Mounted) -> None:
     support.run("rm", mounted.path / "kept")
 
 
+def test_a_name_with_control_characters_is_one_line_and_does_nothing_to_a_terminal(
+    mounted: support.Mounted,
+) -> None:
+    names = ("a\nb", "\x1b[31m", "\x9b31m", "\udcff", "ü c")
+
+    for name in names:
+        said(mounted, "typed", "names", "set", name, "1")
+    listed = said(mounted, "typed", "names").splitlines()
+    for name in names:
+        said(mounted, "typed", "names", "delete", name)
+
+    assert set(listed) == {r"'a\nb=1'", r"'\x1b[31m=1'", r"'\x9b31m=1'", "\udcff=1", r"ü\ c=1"}
+
+
 def test_a_map_that_is_full_says_so(mounted: support.Mounted) -> None:
     for key in range(3):
         said(mounted, "typed", "pairs", "set", f"{key}:9", "EPERM:yes:00000000:x")
@@ -149,6 +163,8 @@ def test_what_bpftool_writes_counts_as_much(mounted: support.Mounted) -> None:
     [
         (["hide", "names", "delete", "nosuch"], 1, ["hide.names has no pattern 'nosuch'"]),
         (["hide", "names", "set", "a/b"], 2, ["'a/b' matches no name"]),
+        (["readonly", "paths", "set", "/"], 2, ["'/' is the root itself"]),
+        (["readonly", "paths", "set", "a/../b"], 2, ["'a/../b' matches no path"]),
         (["hide", "names", "set", "x" * 256], 2, ["256 bytes"]),
         (["typed", "users", "set", "x", "1"], 2, ["typed.users", "'x' is not a number"]),
         (["typed", "users", "set", "5", "9" * 30], 2, ["out of range"]),

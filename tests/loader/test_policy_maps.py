@@ -299,6 +299,12 @@ def test_clear_empties_a_map(one: Filter) -> None:
         ("names", "x" * 256, r"f\.names: 'x+' has 256 bytes, at most 255 fit"),
         ("names", "ä" * 128, r"f\.names: 'ä+' has 256 bytes, at most 255 fit"),
         ("paths", "/", r"f\.paths: '/' is the root itself; name what is below it"),
+        ("paths", "a,..", r"f\.paths: '\.\.' matches no path: paths have no '//', '\.' or '\.\.' in them"),
+        ("paths", "../a", r"f\.paths: '\.\./a' matches no path"),
+        ("paths", "a/../b", r"f\.paths: 'a/\.\./b' matches no path"),
+        ("paths", "./a", r"f\.paths: '\./a' matches no path"),
+        ("paths", "a//b", r"f\.paths: 'a//b' matches no path"),
+        ("paths", "//a", r"f\.paths: '//a' matches no path"),
         ("paths", "a,b,c,d", r"f\.paths: 4 items, at most 3 fit"),
         (
             "rules",
