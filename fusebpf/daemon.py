@@ -35,10 +35,10 @@ class Continue(Exception):  # noqa: N818 - no error: the op goes on
     Args:
         changes: Arguments that are to be others: name, new_name, target (bytes), mode, flags, uid, gid, size,
             offset, rdev, mask, atime_ns and mtime_ns (both or neither); as far as the op has them. They are
-            checked as a filter's edits are (docs/abi.md).
+            checked as a filter's edits are (docs/abi.md). None, of what setattr sets: that is not set.
     """
 
-    def __init__(self, **changes: int | bytes) -> None:
+    def __init__(self, **changes: int | bytes | None) -> None:
         super().__init__()
         self.changes = changes
 

@@ -57,6 +57,8 @@ ARGS: dict[str, dict[str, tuple[int, str, int]]] = {
     "listxattr": _XATTR,
     "access": {"mask": (0, "I", _MASK)},
 }
+# Which of setattr's are set (FB_SET_…): a time's own bit, and that for now.
+_VALID = {"mode": 1, "uid": 2, "gid": 4, "size": 8, "atime_ns": 16 | 128, "mtime_ns": 32 | 256}
 TEXTS = {
     "name": ("name.text", "name_len", 1),
     "new_name": ("name2.text", "name2_len", 2),
@@ -102,7 +104,7 @@ class Calls:
         start = (request.token & _INDEX_MASK) * _SIZE + CALL_FIELDS[field][0]
         return bytes(self._table[start : start + self.get(request, CALL_FIELDS[length][0], "I")])
 
-    def change(self, request: Request, changes: dict[str, int | bytes]) -> int:
+    def change(self, request: Request, changes: dict[str, int | bytes | None]) -> int:
         """Write the arguments that Continue changes; which edits they are.
 
         Raises:
@@ -113,6 +115,9 @@ class Calls:
         if ("atime_ns" in changes) != ("mtime_ns" in changes):
             raise ValueError("atime_ns and mtime_ns go together")
         for key, value in changes.items():
+            if value is None:
+                edits |= self._leave(request, key)
+                continue
             if isinstance(value, bytes):
                 self.put_text(request, key, value)
                 edits |= TEXTS[key][2]
@@ -127,6 +132,12 @@ class Calls:
             self.put(request, at, kind, self._typed(request, value) if key == "mode" else value)
             edits |= edit
         return edits
+
+    def _leave(self, request: Request, key: str) -> int:
+        """Take an attribute out of those that setattr sets."""
+        at, kind, _ = ARGS[request.op]["valid"]
+        self.put(request, _ARGS_AT + at, kind, self.argument(request, "valid") & ~_VALID[key])
+        return _FLAGS
 
     def _typed(self, request: Request, mode: int) -> int:
         """A mode with the op's type, if it says that or none; mkdir's has none, though handlers see one."""

@@ -341,7 +341,7 @@ class Leg:
 
     # --------------------------------------------------------------------------- the call's table
 
-    def _go_on(self, request: Request, changes: dict[str, int | bytes]) -> None:
+    def _go_on(self, request: Request, changes: dict[str, int | bytes | None]) -> None:
         """Tell the core that the op goes on; a listing's entries, which pyfuse3 has, come first."""
         try:
             edits = self._calls.change(request, changes)

@@ -6,16 +6,16 @@ ENCRYPT_KEY=FILE fusebpf mount SRC MNT --daemon examples/encrypt/encrypt.py:Encr
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import trio
 from pyfuse3 import EntryAttributes, FUSEError
-from sealed import BrokenError, Sealed, plain_size, stored_size
+from sealed import BrokenError, Sealed, plain_size
 
 import fusebpf
+
+N_LOCKS = 256
 
 
 class Encrypt(fusebpf.Daemon):
@@ -25,48 +25,47 @@ class Encrypt(fusebpf.Daemon):
         self.key = Path(os.environ["ENCRYPT_KEY"]).read_bytes()
         if len(self.key) != 32:
             raise ValueError("ENCRYPT_KEY names a file that has not 32 bytes")
-        self.locks: dict[int, trio.Lock] = {}
+        self.locks = [trio.Lock() for _ in range(N_LOCKS)]
 
-    @contextmanager
-    def sealed(self, inode: int) -> Iterator[Sealed]:
-        """The file behind an inode."""
-        with self.stack.backing(inode) as backing:
-            fd = backing.open(os.O_RDWR)
-            try:
-                yield Sealed(fd, self.key)
-            except BrokenError as error:
-                raise FUSEError(errno.EIO) from error
-            finally:
-                os.close(fd)
+    async def in_turn(self, flags: int, what: Any, *args: Any) -> Any:
+        """Do it in a thread, since trio must not wait for the disk: one op on a file at a time.
 
-    async def in_turn(self, what: Any, *args: Any) -> Any:
-        """Do it in a thread, one op on an inode at a time: trio must not wait for the disk."""
-        inode = self.request.inode
+        A file, not an inode: what two bind mounts show is two inodes and one file.
+        """
+        with self.stack.backing(self.request.inode) as backing:
 
-        def work() -> Any:
-            with self.sealed(inode) as file:
-                return what(file, *args)
+            def work() -> Any:
+                fd = backing.open(flags)
+                try:
+                    return what(Sealed(fd, self.key), *args)
+                except BrokenError as error:
+                    raise FUSEError(errno.EIO) from error
+                except OSError as error:
+                    raise FUSEError(error.errno or errno.EIO) from error
+                finally:
+                    os.close(fd)
 
-        async with self.locks.setdefault(inode, trio.Lock()):
-            return await trio.to_thread.run_sync(work)
+            found = backing.stat()
+            async with self.locks[hash((found.st_dev, found.st_ino)) % N_LOCKS]:
+                return await trio.to_thread.run_sync(work)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Decrypt the blocks that are asked for."""
-        return bytes(await self.in_turn(Sealed.read, off, size))
+        return bytes(await self.in_turn(os.O_RDONLY, Sealed.read, off, size))
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Encrypt the blocks that are touched."""
-        await self.in_turn(Sealed.write, off, buf)
+        await self.in_turn(os.O_RDWR, Sealed.write, off, buf)
         return len(buf)
 
     async def setattr(
         self, inode: int, attr: EntryAttributes, fields: Any, fh: int | None, ctx: Any
     ) -> EntryAttributes:
-        """Another size: the last block is sealed anew; the rest is the backing root's."""
+        """Another size is set here, in its turn; the rest is the backing root's."""
         if not fields.update_size:
             raise fusebpf.Continue
-        await self.in_turn(Sealed.resize, attr.st_size)
-        raise fusebpf.Continue(size=stored_size(attr.st_size))
+        await self.in_turn(os.O_RDWR, Sealed.resize, attr.st_size)
+        raise fusebpf.Continue(size=None)
 
     async def show_size(self, _request: fusebpf.Request, result: fusebpf.Result) -> None:
         """Sizes are those of what was written."""

@@ -171,7 +171,8 @@ static int call_take(struct daemon *d, const struct op *op, enum daemon_wait sta
 	w->state = state;
 	w->op = op;
 	w->reply_len = 0;
-	w->by_socket = w->is_cancelled = false;
+	w->is_cancelled = false;
+	atomic_store(&w->by_socket, false);
 	d->calls[index].token = (uint32_t)index | w->generation << INDEX_BITS;
 	return index;
 }
@@ -423,7 +424,7 @@ int daemon_send(struct request *rq, struct daemon_waiter *w, const struct iovec 
 
 	int e = 0;
 
-	w->by_socket = true;
+	atomic_store(&w->by_socket, true);
 	while (!e && sendmsg(d->fd, &message, MSG_NOSIGNAL) < 0) {
 		if (errno != EAGAIN && errno != EINTR)
 			e = errno == EPIPE ? -ENOTCONN : -errno;
@@ -432,8 +433,11 @@ int daemon_send(struct request *rq, struct daemon_waiter *w, const struct iovec 
 		else if (request_is_interrupted(rq))
 			e = -EINTR;
 	}
-	if (e)
+	if (e) {
+		pthread_mutex_lock(&d->lock);
 		w->state = CALL_DONE; // no answer will come
+		pthread_mutex_unlock(&d->lock);
+	}
 	return e;
 }
 

@@ -47,7 +47,8 @@ struct daemon_waiter {
 	struct worker *worker; /* whose payload buffer takes the reply */
 	uint32_t root;	       /* the backing root that the op's names are in */
 	size_t reply_len;
-	bool by_socket, is_cancelled;
+	_Atomic bool by_socket; /* its answer comes over the socket */
+	bool is_cancelled;
 	int64_t deadline_ms;
 	pthread_cond_t cond;
 	struct inode **held; /* looked up by the handler; let go of when the call ends */

@@ -175,6 +175,35 @@ static int take_answer(struct request *rq, struct daemon_call *call, struct daem
 	return daemon_reply(rq, call, body, len);
 }
 
+/* Must the caller's change take the file's set-id bits? The kernel leaves that to us (FUSE_HANDLE_KILLPRIV_V2). */
+static bool kills_bits(const struct request *rq)
+{
+	switch (rq->op->canonical) {
+	case FB_OP_write:
+		return ((const struct fuse_write_in *)(const void *)rq->body)->write_flags & FUSE_WRITE_KILL_SUIDGID;
+	case FB_OP_setattr:
+		return rq->image->args.setattr.valid & FATTR_KILL_SUIDGID;
+	case FB_OP_open:
+		return ((const struct fuse_open_in *)(const void *)rq->body)->open_flags & FUSE_OPEN_KILL_SUIDGID;
+	default:
+		return false;
+	}
+}
+
+/* The daemon has changed a file: pyfuse3 could not tell it to take the bits. A chown(2) takes them, also one to nobody new. */
+static int kill_bits(struct request *rq)
+{
+	struct stat st;
+	int e = 0, fd = rq->inode->is_virtual ? -1 : inode_fd_get(rq->mount, rq->inode);
+
+	if (fd < 0)
+		return 0;
+	if (fstat(fd, &st) == 0 && st.st_mode & (S_ISUID | S_ISGID))
+		e = fchownat(fd, "", (uid_t)-1, (gid_t)-1, AT_EMPTY_PATH) < 0 ? -errno : 0;
+	inode_fd_put(rq->mount, rq->inode);
+	return e;
+}
+
 /* Continue with changed arguments: judged as a filter's. */
 static int take_changes(struct request *rq, const struct daemon_call *call)
 {
@@ -243,11 +272,13 @@ int daemon_op(struct request *rq)
 	if (atomic_load(&d->is_dead))
 		return without_daemon(rq);
 	struct daemon_call *call = daemon_call_begin(rq, FB_PRE, &w);
-	int e = call ? ask(rq, call, w, true) : -EBUSY;
+	int killed, e = call ? ask(rq, call, w, true) : -EBUSY;
 	if (e == 1)
 		e = take_changes(rq, call) ? -EIO : 1;
 	if (call)
 		daemon_call_end(rq, call, w);
+	if ((e == 0 || (e == 1 && rq->op->canonical == FB_OP_setattr)) && kills_bits(rq) && (killed = kill_bits(rq)))
+		e = killed;
 	if (e == 1)
 		return 1;
 	explain(rq, e);

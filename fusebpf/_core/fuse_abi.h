@@ -55,9 +55,9 @@ struct fb_fuse_backing_map {
 
 #define FB_FUSE_EXT_GROUPS 32 /* 7.38 */
 
-struct fb_fuse_supp_groups {
-	uint32_t nr_groups;
-	uint32_t groups[];
+struct fb_fuse_supp_group {
+	uint32_t nr_groups; /* only 1 is ever sent */
+	uint32_t group;
 };
 
 /* 7.39: FUSE_STATX */

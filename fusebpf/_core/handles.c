@@ -137,7 +137,11 @@ struct handle *handle_create(struct mount *m, struct inode *inode, int fd, bool 
 
 void handle_destroy(struct mount *m, struct handle *h)
 {
+	if (m->daemon) // which may ask for the file of a handle whenever it likes: not while the descriptor goes to another
+		pthread_mutex_lock(&m->daemon->backing_lock);
 	h->is_used = false;
+	if (m->daemon)
+		pthread_mutex_unlock(&m->daemon->backing_lock);
 	handle_close(m, h);
 	struct handle_list *list = list_here(&m->handles);
 	pthread_mutex_lock(&list->lock);

@@ -294,7 +294,8 @@ static int decode_dirent(struct request *rq)
 	return -EINVAL; // ours: no request has this opcode
 }
 
-/* The caller's one supplementary group that matters, where the kernel sends it (FUSE_CREATE_SUPP_GROUP). */
+/* The caller's one supplementary group that matters, where the kernel sends it (FUSE_CREATE_SUPP_GROUP). It stands behind the
+ * name, at any address. */
 static void take_extensions(struct request *rq)
 {
 	size_t len = (size_t)rq->in->total_extlen * 8;
@@ -304,16 +305,17 @@ static void take_extensions(struct request *rq)
 	rq->body_len -= len;
 	const char *at = rq->body + rq->body_len, *end = at + len;
 	while ((size_t)(end - at) >= sizeof(struct fuse_ext_header)) {
-		const struct fuse_ext_header *ext = (const void *)at;
-		if (ext->size < sizeof(*ext) || ext->size > (size_t)(end - at))
+		struct fuse_ext_header ext;
+		struct fb_fuse_supp_group groups;
+		memcpy(&ext, at, sizeof(ext));
+		if (ext.size < sizeof(ext) || ext.size > (size_t)(end - at))
 			return;
-		const struct fb_fuse_supp_groups *groups = (const void *)(ext + 1);
-		if (ext->type == FB_FUSE_EXT_GROUPS && ext->size >= sizeof(*ext) + sizeof(*groups) + 4 &&
-		    groups->nr_groups == 1) {
-			rq->has_supplementary_group = true;
-			rq->supplementary_group = groups->groups[0];
+		if (ext.type == FB_FUSE_EXT_GROUPS && ext.size >= sizeof(ext) + sizeof(groups)) {
+			memcpy(&groups, at + sizeof(ext), sizeof(groups));
+			rq->has_supplementary_group = groups.nr_groups == 1;
+			rq->supplementary_group = groups.group;
 		}
-		at += ext->size;
+		at += ext.size;
 	}
 }
 

@@ -75,6 +75,7 @@ void reply_error(struct request *rq, int error)
 	struct worker *w = rq->worker;
 	struct fuse_out_header header = { .len = sizeof(header), .error = -error, .unique = rq->in->unique };
 
+	KERNEL_IS_TOLD(w->mount);
 	w->queue->transport->reply(w, &header, nothing);
 }
 
@@ -92,6 +93,7 @@ int reply_send(struct request *rq, int error)
 	struct fuse_out_header header = { .error = -error, .unique = rq->in->unique };
 
 	header.len = (uint32_t)(sizeof(header) + body[0].iov_len + body[1].iov_len);
+	KERNEL_IS_TOLD(w->mount);
 	int e = w->queue->transport->reply(w, &header, body);
 	if (!e || e == -ENOENT || e == -ENODEV)
 		return e ? -ENOENT : 0;

@@ -45,6 +45,17 @@ struct placement {
 
 enum { N_PLACEMENTS = 64 };
 
+/* What comes after a reply sees what was done before it: so it is by the kernel, which the thread sanitizer cannot see. */
+#ifdef __SANITIZE_THREAD__
+void __tsan_acquire(void *address);
+void __tsan_release(void *address);
+#define KERNEL_IS_TOLD(m) __tsan_release(m)
+#define KERNEL_HAS_TOLD(m) __tsan_acquire(m)
+#else
+#define KERNEL_IS_TOLD(m) ((void)0)
+#define KERNEL_HAS_TOLD(m) ((void)0)
+#endif
+
 /* placement.c */
 void placement_start(struct worker *w);
 bool placement_look(struct mount *m);

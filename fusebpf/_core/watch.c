@@ -120,11 +120,20 @@ static void all_changed(struct mount *m)
 	notify_all(m, false);
 }
 
-/* Find the parts of an event. The records behind its head: a handle, and after that of a directory a name. */
-static struct event parse(const struct fanotify_event_metadata *meta)
+/* Take the head of an event, which is aligned to 4 bytes and has members of 8. False: there is none any more. */
+static bool head_take(const char *at, const char *end, struct fanotify_event_metadata *head)
 {
-	struct event e = { .mask = meta->mask };
-	const char *at = (const char *)meta + meta->metadata_len, *end = (const char *)meta + meta->event_len;
+	if (end - at < (ssize_t)sizeof(*head))
+		return false;
+	memcpy(head, at, sizeof(*head));
+	return head->event_len >= sizeof(*head) && head->event_len <= end - at;
+}
+
+/* Find the parts of an event. The records behind its head: a handle, and after that of a directory a name. */
+static struct event parse(const struct fanotify_event_metadata *head, const char *start)
+{
+	struct event e = { .mask = head->mask };
+	const char *at = start + head->metadata_len, *end = start + head->event_len;
 
 	while ((size_t)(end - at) >= sizeof(struct fanotify_event_info_fid) + sizeof(struct file_handle)) {
 		const struct fanotify_event_info_fid *info = (const void *)at;
@@ -148,16 +157,17 @@ static struct event parse(const struct fanotify_event_metadata *meta)
 static void read_events(struct mount *m, char *buffer)
 {
 	ssize_t len = read(m->watch.fd, buffer, EVENTS_SIZE);
-	const struct fanotify_event_metadata *meta = (const void *)buffer;
+	const char *at = buffer, *end = buffer + (len > 0 ? len : 0);
+	struct fanotify_event_metadata head;
 
-	for (; len > 0 && FAN_EVENT_OK(meta, len); meta = FAN_EVENT_NEXT(meta, len)) {
-		if (meta->mask & FAN_Q_OVERFLOW) {
+	for (; head_take(at, end, &head); at += head.event_len) {
+		if (head.mask & FAN_Q_OVERFLOW) {
 			atomic_fetch_add(&m->watch.n_overflows, 1);
 			all_changed(m);
 			continue;
 		}
-		struct event e = parse(meta);
-		if (!is_own(m, (uint32_t)meta->pid) || is_aliased(m, e.fsid))
+		struct event e = parse(&head, at);
+		if (!is_own(m, (uint32_t)head.pid) || is_aliased(m, e.fsid))
 			heed(m, &e);
 	}
 }

@@ -339,6 +339,7 @@ static bool serve_all(struct worker *w)
 			return true;
 		ssize_t n = q->transport->receive(w);
 		if (n >= 0) {
+			KERNEL_HAS_TOLD(w->mount);
 			begin_request(w);
 			serve(w, (size_t)n);
 			end_request(w);

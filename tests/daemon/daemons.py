@@ -76,6 +76,22 @@ class Upper(Telling):
         return self.stack.backing(fh).pread(size, off).upper()
 
 
+class Stores(Telling):
+    """Writes to the backing file, and truncates it itself."""
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return self.stack.backing(self.request.inode).pwrite(buf, off)
+
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: Any, fh: int | None, ctx: Any
+    ) -> EntryAttributes:
+        if not fields.update_size:
+            raise fusebpf.Continue
+        self.tell("truncate", attr.st_size)
+        os.truncate(self.stack.backing(inode), attr.st_size + 1)
+        raise fusebpf.Continue(size=None)
+
+
 class Renames(Telling):
     """Continue with changed arguments: what is called `alias` is `real`, new files get mode 0640."""
 
