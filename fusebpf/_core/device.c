@@ -201,11 +201,16 @@ static int clone_reply(struct worker *w, const struct fuse_out_header *header, c
 {
 	struct iovec iov[] = { { (void *)header, sizeof(*header) }, body[0], body[1] };
 
+	if (w->splice.len && !header->error)
+		return splice_reply(&w->splice, header, w->device_fd);
+	if (w->splice.len)
+		splice_close(&w->splice);
 	return writev(w->device_fd, iov, body[1].iov_len ? 3 : body[0].iov_len ? 2 : 1) < 0 ? -errno : 0;
 }
 
 static void clone_close(struct worker *w)
 {
+	splice_close(&w->splice);
 	if (w->device_fd >= 0)
 		close(w->device_fd);
 }

@@ -5,6 +5,20 @@
 
 #include "core.h"
 
+/* The pipes of a worker that has sent what a large read found; -1 before. */
+struct splice {
+	int data[2], reply[2];
+	int size;   /* what goes into one */
+	size_t len; /* bytes in `data`, the body of the next reply */
+	bool is_refused;
+};
+
+/* splice.c */
+void splice_init(struct splice *s);
+void splice_close(struct splice *s);
+size_t splice_read(struct request *rq, int fd, uint64_t offset, uint32_t size);
+int splice_reply(struct splice *s, const struct fuse_out_header *header, int device_fd);
+
 /* What was asked for. */
 enum transport_choice { TRANSPORT_AUTO, TRANSPORT_URING, TRANSPORT_DEV };
 

@@ -117,6 +117,7 @@ int worker_create(struct mount *m, struct queue *q, struct worker **out)
 	w->mount = m;
 	w->queue = q;
 	w->device_fd = w->uring.fd = -1;
+	splice_init(&w->splice);
 	w->image = calloc(1, sizeof(*w->image));
 	// Mapped, not allocated: pages that no large request touches cost nothing.
 	w->buffer = mmap(NULL, 2 * REQUEST_BUFFER_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

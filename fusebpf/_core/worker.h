@@ -30,6 +30,7 @@ struct worker {
 	bool is_registered, is_unanswered;
 	bool can_yield; /* placement.c: may be SCHED_IDLE, */
 	_Atomic bool is_yielding; /* and is it */
+	struct splice splice;
 	struct fb_slot *image;
 	struct chain *chain; /* the snapshot that it holds */
 	_Atomic uint64_t unique; /* of the request that it serves, 0: none */
