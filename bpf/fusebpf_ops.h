@@ -143,7 +143,7 @@ struct fb_link {
 
 /* How the data of a file that is opened goes. Of what the kernel's rules forbid, the open gets what works. */
 enum fb_io_mode {
-	FB_IO_DEFAULT = 0,     /* passed through where it can be; direct where a filter hooks data; else cached */
+	FB_IO_DEFAULT = 0,     /* passed through where it can and should be; direct where a filter hooks data; else cached */
 	FB_IO_PASSTHROUGH = 1, /* the kernel reads and writes the backing file itself */
 	FB_IO_DIRECT = 2,      /* each read and write of a program comes to the server */
 	FB_IO_CACHE = 3,       /* through the kernel's page cache */

@@ -155,14 +155,26 @@ static bool has_privilege_bits(const struct request *rq, int fd)
 	return fstat(fd, &st) < 0 || st.st_mode & (S_ISUID | S_ISGID);
 }
 
+/* The flags that the kernel knows of, whatever filters made of them. */
+static uint32_t flags_asked(const struct request *rq)
+{
+	return rq->op->canonical == FB_OP_open ? ((const struct fuse_open_in *)(const void *)rq->body)->flags
+					       : ((const struct fuse_create_in *)(const void *)rq->body)->flags;
+}
+
+/* Is it opened as by who writes a stream past the cache, and for the last part of a block takes O_DIRECT off by fcntl(2), as dd(1)
+ * does? The kernel tells nobody of that: the backing file has the flags of the open for good (fs/fuse/passthrough.c:
+ * fuse_passthrough_open), and refuses what is not a whole block. Files that are read as well are left to be fast. */
+static bool is_direct_stream(const struct request *rq)
+{
+	return (flags_asked(rq) & (O_ACCMODE | O_DIRECT)) == (O_WRONLY | O_DIRECT);
+}
+
 /* Which flags of this open did filters rewrite that hold for each read and write? The kernel does not know of them, so it cannot
  * move the data itself. Access that is only wider than the caller's it does not need to know. */
 static uint32_t flags_rewritten(const struct request *rq)
 {
-	bool is_open = rq->op->canonical == FB_OP_open;
-	uint32_t asked = is_open ? ((const struct fuse_open_in *)(const void *)rq->body)->flags
-				 : ((const struct fuse_create_in *)(const void *)rq->body)->flags;
-	uint32_t used = flags_of(rq);
+	uint32_t asked = flags_asked(rq), used = flags_of(rq);
 
 	if (!(rq->all_edits & FB_EDIT_FLAGS))
 		return 0;
@@ -252,6 +264,7 @@ bool passthrough_share(struct request *rq, int flags, struct fb_fuse_open_out *o
 struct opening {
 	struct handle *h;
 	bool is_hooked, is_plain;
+	bool is_stream; /* see is_direct_stream */
 	uint32_t rewritten; /* flags that filters did, and the kernel does not know of */
 	enum fb_io_reason reason; /* why it does not get what a filter asked for */
 };
@@ -293,6 +306,8 @@ static enum fb_io_mode io_choose(struct request *rq, struct opening *o)
 		o->reason = FB_IO_REWRITTEN;
 	if (asked == FB_IO_DIRECT || asked == FB_IO_CACHE)
 		return is_direct ? FB_IO_DIRECT : asked;
+	if (asked == FB_IO_DEFAULT && o->is_stream && !o->is_hooked)
+		return is_direct || o->h->inode->n_passthrough ? FB_IO_DIRECT : FB_IO_CACHE;
 	enum fb_io_reason why = obstacle(rq, o);
 	if (asked == FB_IO_PASSTHROUGH)
 		o->reason = why;
@@ -360,7 +375,7 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 	struct inode *inode = h->inode;
 	const struct chain *chain = rq->worker->chain;
 	bool by_filter = data_is_hooked(chain), by_daemon = daemon_has_data(m) && !h->leaves_data;
-	struct opening o = { .h = h, .is_hooked = by_filter || by_daemon, .rewritten = flags_rewritten(rq) };
+	struct opening o = { .h = h, .is_hooked = by_filter || by_daemon, .is_stream = is_direct_stream(rq), .rewritten = flags_rewritten(rq) };
 
 	o.is_plain = !inode->is_append_only && !has_privilege_bits(rq, h->fd);
 	out->open_flags = flush_flag(rq);

@@ -85,13 +85,14 @@ static bool is_stopping(struct notifier *n)
 	return stops;
 }
 
-/* Wait until entries that were handed out before this call under names that nobody knows have timed out. */
-static void wait_for_unknown(struct mount *m)
+/* All is heeded when entries that were handed out before this call under names that nobody knows have timed out. What changes
+ * meanwhile is told at once, so nobody waits here. */
+static void hold_for_unknown(struct mount *m)
 {
-	int64_t end = atomic_load(&m->notifier.unknown_ms) + NOTIFY_UNKNOWN_NS / 1000000 + 2 * CLOCK_STEP_MS;
+	int64_t since = atomic_load(&m->notifier.unknown_ms);
 
-	while (atomic_load(&m->notifier.unknown_ms) && now_ms() < end && !is_stopping(&m->notifier))
-		usleep(CLOCK_STEP_MS * 1000);
+	if (since)
+		m->notifier.held_ms = since + NOTIFY_UNKNOWN_NS / 1000000 + 2 * CLOCK_STEP_MS;
 }
 
 static void send_negatives(struct mount *m)
@@ -125,7 +126,7 @@ static void send_all(struct mount *m)
 		free(nodeids);
 	}
 	send_negatives(m);
-	wait_for_unknown(m);
+	hold_for_unknown(m);
 }
 
 /* The kernel had nothing cached where something changed behind the mount. But an op may be on its way to it, whose answer we
@@ -192,17 +193,29 @@ static void idle(struct mount *m)
 	struct notifier *n = &m->notifier;
 	int64_t now = now_ms(), until = now + MAX_IDLE_MS;
 
+	if (n->n_again && n->again_ms + AGAIN_MS <= now) {
+		pthread_mutex_unlock(&n->lock);
+		send_again(m);
+		pthread_mutex_lock(&n->lock);
+		return;
+	}
 	if (n->n_leases && n->lease_ms < until)
 		until = n->lease_ms;
 	if (n->n_again && n->again_ms + AGAIN_MS < until)
 		until = n->again_ms + AGAIN_MS;
-	if (until > now) {
+	if (n->n_done != n->n_heeded && n->held_ms < until)
+		until = n->held_ms;
+	if (until > now)
 		wait_at_most(n, until - now);
-	} else {
-		pthread_mutex_unlock(&n->lock);
-		send_again(m);
-		pthread_mutex_lock(&n->lock);
-	}
+}
+
+/* Called with the lock held. */
+static void tell_done(struct notifier *n)
+{
+	if (n->n_done == n->n_heeded || now_ms() < n->held_ms)
+		return;
+	n->n_done = n->n_heeded;
+	pthread_cond_broadcast(&n->changed);
 }
 
 static void *notifier_main(void *argument)
@@ -212,6 +225,7 @@ static void *notifier_main(void *argument)
 
 	pthread_mutex_lock(&n->lock);
 	while (!n->is_stopping) {
+		tell_done(n);
 		if (atomic_exchange(&n->wants_prune, false)) {
 			pthread_mutex_unlock(&n->lock);
 			prune(m);
@@ -227,7 +241,7 @@ static void *notifier_main(void *argument)
 			continue;
 		}
 		bool all = n->wants_all;
-		uint64_t done = all ? n->n_asked : n->n_done + 1;
+		uint64_t done = all ? n->n_asked : n->n_heeded + 1;
 		struct notice notice;
 		if (all) {
 			n->wants_all = false;
@@ -245,8 +259,7 @@ static void *notifier_main(void *argument)
 		if (n->n_again == QUEUE_SIZE)
 			send_again(m);
 		pthread_mutex_lock(&n->lock);
-		n->n_done = done;
-		pthread_cond_broadcast(&n->changed);
+		n->n_heeded = done;
 	}
 	n->has_ended = true;
 	pthread_cond_broadcast(&n->changed);

@@ -31,6 +31,8 @@ struct notifier {
 	struct notice *again;
 	uint32_t n_again;
 	int64_t again_ms;
+	uint64_t n_heeded; /* of what was asked: n_done from held_ms on */
+	int64_t held_ms;
 	struct lease *leases; /* in no order */
 	uint32_t n_leases, leases_size;
 	int64_t lease_ms; /* when the first of them ends */

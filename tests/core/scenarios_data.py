@@ -98,6 +98,25 @@ def open_with_o_direct(p: Path) -> Any:
 
 
 @scenario
+def open_to_write_with_o_direct_that_is_taken_off(p: Path) -> Any:
+    """As dd(1) does for its last block; before other opens of the file, and beside one that came first."""
+    seen: list[Any] = []
+    trunc = os.O_TRUNC
+    ways = (("new", os.O_CREAT), ("new", trunc), ("old", trunc), ("old", trunc | os.O_APPEND))
+    with mmap.mmap(-1, 4096) as buffer, opened(put(p / "old"), os.O_RDWR) as first:
+        buffer[:] = b"x" * 4096
+        for name, flags in ways:
+            direct = os.O_WRONLY | os.O_DIRECT
+            with opened(p / name, direct | flags) as fd, opened(p / name, os.O_RDWR) as later:
+                seen.append(os.writev(fd, [buffer]))
+                fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
+                seen.append(attempt(os.write, fd, b"the rest"))
+                seen.append((os.pread(later, 9000, 4000), os.pread(first, 9000, 4000), facts(fd)))
+                seen.append((os.pwrite(later, b"L", 0), (p / name).read_bytes()[:3]))
+    return seen
+
+
+@scenario
 def open_with_other_flags(p: Path) -> Any:
     put(p / "f", b"text")
     seen = []

@@ -189,6 +189,35 @@ def test_epoll_takes_a_file_too(variant: Variant) -> None:
     assert in_child(act, fresh(variant)[0]) == [select.EPOLLIN | select.EPOLLOUT]
 
 
+# ------------------------------------------------------- flags that are changed after the open
+
+
+def test_what_is_passed_through_goes_on_appending(variant: Variant) -> None:
+    """On the bare directory it does not: the kernel opened the backing file with the flags of the open."""
+
+    def act(p: Path) -> tuple[bytes, bytes]:
+        with opened(put(p / "f", b"12345"), os.O_WRONLY | os.O_APPEND) as fd:
+            os.pwritev(fd, [b"A"], 0, 0x20)  # RWF_NOAPPEND, which no request tells of
+            first = (p / "f").read_bytes()
+            fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+            os.pwrite(fd, b"B", 0)
+        return first, (p / "f").read_bytes()
+
+    is_passed = variant.name == "passed_through"
+    assert in_child(act, fresh(variant)[0]) == (b"12345A", b"12345AB" if is_passed else b"B2345A")
+
+
+def test_o_direct_stays_with_what_is_passed_through(variant: Variant) -> None:
+    """On the bare directory it does not, for the same reason."""
+
+    def act(p: Path) -> Any:
+        with opened(put(p / "f"), os.O_RDWR | os.O_DIRECT) as fd:
+            fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+            return attempt(os.write, fd, b"text")
+
+    assert in_child(act, fresh(variant)[0]) == ("EINVAL" if variant.name == "passed_through" else 4)
+
+
 # -------------------------------------------------------------------- files that are made up
 
 

@@ -5,6 +5,7 @@ import mmap
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -311,6 +312,28 @@ def test_an_overflow_invalidates_everything(directory: Path) -> None:
         support.wait_until(lambda: served.counters()["watch_overflows"] > 0)
         support.wait_until(lambda: (served.path / "f").stat().st_size > 0)
         assert os.listdir(served.path / "d") == []
+
+
+def test_what_changes_is_seen_while_an_invalidation_waits_for_what_it_cannot_find(directory: Path) -> None:
+    (directory / "src").mkdir()
+    (directory / "src" / "f").touch(0o600)
+    (directory / "src" / "linked").hardlink_to(directory / "src" / "f")
+    (directory / "src" / "other").touch(0o600)
+    with watched(directory) as served, ThreadPoolExecutor(1) as pool:
+        (served.path / "linked").stat()  # one of several names: it is kept for a second
+        (served.path / "other").stat()
+        told = pool.submit(served.invalidate)
+        n_seen = 0
+        for mode in range(0o100601, 0o100700):
+            (served.src / "other").chmod(mode)
+            support.wait_until(partial(has, served.path / "other", "st_mode", mode))
+            if told.done():
+                break
+            n_seen += 1
+
+        told.result(10)
+
+        assert n_seen > 2
 
 
 @pytest.mark.parametrize("options", MODES)
