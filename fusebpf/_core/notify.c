@@ -92,7 +92,7 @@ static void hold_for_unknown(struct mount *m)
 	int64_t since = atomic_load(&m->notifier.unknown_ms);
 
 	if (since)
-		m->notifier.held_ms = since + NOTIFY_UNKNOWN_NS / 1000000 + 2 * CLOCK_STEP_MS;
+		m->notifier.next_ms = since + NOTIFY_UNKNOWN_NS / 1000000 + 2 * CLOCK_STEP_MS;
 }
 
 static void send_negatives(struct mount *m)
@@ -209,12 +209,18 @@ static void idle(struct mount *m)
 		wait_at_most(n, until - now);
 }
 
-/* Called with the lock held. */
+/* What was heeded is done, when its time has come; what comes later does not put that off. Called with the lock held. */
 static void tell_done(struct notifier *n)
 {
-	if (n->n_done == n->n_heeded || now_ms() < n->held_ms)
+	if (n->n_done == n->n_heeded)
 		return;
-	n->n_done = n->n_heeded;
+	if (n->n_done == n->n_held) {
+		n->n_held = n->n_heeded;
+		n->held_ms = n->next_ms;
+	}
+	if (now_ms() < n->held_ms)
+		return;
+	n->n_done = n->n_held;
 	pthread_cond_broadcast(&n->changed);
 }
 

@@ -31,8 +31,9 @@ struct notifier {
 	struct notice *again;
 	uint32_t n_again;
 	int64_t again_ms;
-	uint64_t n_heeded; /* of what was asked: n_done from held_ms on */
-	int64_t held_ms;
+	uint64_t n_heeded; /* of what was asked; */
+	uint64_t n_held;   /* and what of that is done from held_ms on, the rest from next_ms on */
+	int64_t held_ms, next_ms;
 	struct lease *leases; /* in no order */
 	uint32_t n_leases, leases_size;
 	int64_t lease_ms; /* when the first of them ends */

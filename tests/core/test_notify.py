@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,6 +114,36 @@ def test_an_op_that_holds_a_directory_up_delays_no_others(directory: Path, ext4:
         assert holder.wait(20) == 0
         invalidated.join(20)
         assert not invalidated.is_alive()
+
+
+def test_who_invalidates_waits_for_names_that_are_not_known_and_for_no_later_invalidation(
+    directory: Path,
+) -> None:
+    (directory / "src").mkdir()
+    (directory / "src" / "f").touch()
+    (directory / "src" / "linked").hardlink_to(directory / "src" / "f")
+    stop = threading.Event()
+    with serving.serve(directory, "later", options="cache=watch") as served:
+
+        def look() -> None:
+            while not stop.is_set():  # it is kept for a second, each time anew
+                (served.path / "linked").stat()
+                (served.src / "linked").touch()
+                time.sleep(0.05)
+
+        looker = threading.Thread(target=look)
+        looker.start()
+        try:
+            took = []
+            for _ in range(3):
+                begun = time.monotonic()
+                served.invalidate()
+                took.append(time.monotonic() - begun)
+        finally:
+            stop.set()
+            looker.join()
+
+        assert max(took) < 5
 
 
 @pytest.mark.parametrize("n_times", range(3))
