@@ -105,7 +105,7 @@ def measure(
             continue
         print(f"\r\033[K  {mode}: {workload.name}", end="", file=sys.stderr, flush=True)
         able = [target for target in targets if _can(workload, target)]
-        samples = take_turns(workload.sample, able, size.rounds)
+        samples = _turns_of_able(workload, able, size.rounds)
         ns = {label: [one.ns for one in taken] for label, taken in samples.items()}
         yield {
             "group": workload.group,
@@ -115,6 +115,27 @@ def measure(
             "ratio": {label: _slower(ns, label) for label in ns},
         }
     print("\r\033[K", end="", file=sys.stderr)
+
+
+def _turns_of_able(workload: Workload, able: Sequence[Target], rounds: int) -> dict[str, list[Sample]]:
+    """`take_turns`; a peer that no longer can (for want of descriptors, say) is left out; all begin anew."""
+    unable: set[str] = set()
+
+    def sample(target: Target) -> Sample:
+        try:
+            return workload.sample(target)
+        except RuntimeError:
+            if target.label in PEERS:
+                unable.add(target.label)
+            raise
+
+    while True:
+        n_unable = len(unable)
+        try:
+            return take_turns(sample, [target for target in able if target.label not in unable], rounds)
+        except RuntimeError:
+            if len(unable) == n_unable:
+                raise
 
 
 def _can(workload: Workload, target: Target) -> bool:
