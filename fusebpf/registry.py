@@ -140,10 +140,14 @@ def pid_namespace() -> int:
 
 
 def _is_locked(byte: int) -> bool:
-    """Whether somebody has locked that byte of the directory."""
+    """Whether somebody has locked that byte of the directory; where nobody can look nobody is taken for dead.
+
+    Raises:
+        OSError: There is no descriptor left to look with, say.
+    """
     try:
         fd = _open_directory()
-    except OSError:
+    except FileNotFoundError:
         return False
     try:
         asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)

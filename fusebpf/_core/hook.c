@@ -62,7 +62,7 @@ static int place_take(struct worker *w)
 	uint32_t thread = thread_number(s);
 
 	if (!thread)
-		return -errno;
+		return -EIO;
 	for (uint32_t i = 0; i < FB_N_TRIES; i++) {
 		struct fb_hook *hook = &s->hooks[(thread + i * FB_NEXT_PLACE) % FB_N_PLACES];
 		uint32_t nobody = 0;

@@ -1,5 +1,6 @@
 """State files, names, and dead servers, without a mount: below a directory of the test."""
 
+import errno
 import json
 import os
 import subprocess
@@ -145,6 +146,19 @@ def test_an_entry_of_a_living_process_in_another_pid_namespace_stays(
         with registry.entries()[0].process() as fds:
             assert len(fds) == (0 if namespace else 1)
     support.wait_until(lambda: registry.entries()[0].state == "dead")
+
+
+def test_where_nobody_can_look_nobody_is_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.reserve(entry("one"))
+
+    def none_left() -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(registry, "_open_directory", none_left)
+
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+        registry.clean_dead()
+    assert [path.name for path in registry.DIRECTORY.iterdir()] == ["one.json"]
 
 
 def test_a_process_may_reserve_and_release_again_and_again() -> None:
