@@ -229,7 +229,7 @@ static bool daemon_has_data(const struct mount *m)
  */
 bool passthrough_share(struct request *rq, int flags, struct fb_fuse_open_out *out)
 {
-	static const int harmless = O_LARGEFILE | O_NONBLOCK | O_CLOEXEC | FB_O_EXEC;
+	static const int harmless = FB_O_LARGEFILE | O_NONBLOCK | O_CLOEXEC | FB_O_EXEC;
 	struct mount *m = rq->mount;
 	struct inode *inode = rq->inode;
 

@@ -86,6 +86,7 @@ void slot_release(struct request *rq);
 uint32_t slots_n_free(const struct mount *m);
 bool slots_are_short(const struct mount *m);
 struct fb_slot *slot_of(const struct request *rq);
+void watch_prepare(const struct request *rq);
 void watch_record(const struct request *rq);
 
 /* chain.c */

@@ -206,7 +206,7 @@ struct daemon_call *daemon_call_begin(struct request *rq, enum fb_phase phase, s
 {
 	struct daemon *d = rq->mount->daemon;
 	const struct fb_slot *image = rq->image;
-	const struct handle *h = daemon_handle(rq);
+	struct handle *h = daemon_handle(rq);
 	const struct inode *other = other_inode(rq);
 
 	pthread_mutex_lock(&d->lock);
@@ -226,7 +226,7 @@ struct daemon_call *daemon_call_begin(struct request *rq, enum fb_phase phase, s
 	call->nodeid = daemon_id_of(rq->inode);
 	call->fh = h ? daemon_fh_of(h) : 0;
 	call->our_nodeid = daemon_number_of(rq->inode);
-	call->our_fh = h && h->fd >= 0 ? daemon_handle_number(h) : 0;
+	call->our_fh = h && handle_has_file(rq->mount, h) ? daemon_handle_number(h) : 0;
 	call->other = other ? daemon_id_of(other) : 0;
 	call->our_other = other ? daemon_number_of(other) : 0;
 	call->slot.args = image->args;

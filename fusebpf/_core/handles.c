@@ -186,6 +186,12 @@ static int handle_open(struct mount *m, struct handle *h)
 	return e;
 }
 
+/** Has it a file of the backing root? One that was handed out without is opened. */
+bool handle_has_file(struct mount *m, struct handle *h)
+{
+	return atomic_load_explicit(&h->fd, memory_order_acquire) >= 0 || (h->holds_inode_fd && !handle_open(m, h));
+}
+
 /** The open handle of that number and kind. NULL with errno: EBADF, or why its file cannot be opened. */
 struct handle *handle_get(struct mount *m, uint64_t fh, bool is_dir)
 {

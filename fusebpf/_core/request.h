@@ -8,6 +8,12 @@
 enum { NO_SLOT = UINT32_MAX };
 
 #define FB_O_EXEC 0x20 /* fs/open.c: FMODE_EXEC, the kernel's own bit among OPEN's flags */
+/* The kernel sets it in every OPEN of a program of 64 bits, for which the C library has it as 0. */
+#ifdef __aarch64__
+#define FB_O_LARGEFILE 0400000
+#else
+#define FB_O_LARGEFILE 0100000
+#endif
 
 struct request {
 	struct mount *mount;

@@ -378,6 +378,7 @@ void request_ask(struct request *rq)
 		return;
 	}
 	image_fill(rq);
+	watch_prepare(rq);
 	if (rq->chain->wants & FB_WANTS_PATH)
 		paths_fill(rq);
 	if (rq->chain->wants & FB_WANTS_CALLER)

@@ -7,6 +7,7 @@
 
 #include <sys/mman.h>
 
+#define CACHE_LINE 64
 #define LOOK_NS 50000000 /* how often who waits for a slot looks whether it is still to */
 
 static size_t round_up_8(size_t n)
@@ -192,14 +193,31 @@ void slot_release(struct request *rq)
 	pthread_mutex_unlock(&s->slots_lock);
 }
 
+static struct fb_record *record_at(const struct shared_maps *s, uint64_t sequence)
+{
+	return (void *)((char *)s->recent + s->record_stride * (sequence % FB_N_RECENT));
+}
+
+/** The op will be recorded: fetch the place into the cache while its hooks run. It was last written 1,024 records ago. */
+void watch_prepare(const struct request *rq)
+{
+	const struct shared_maps *s = &rq->mount->shared;
+	const struct fb_record *record = record_at(s, atomic_load_explicit(&s->sequence, memory_order_relaxed));
+	const char *name_end = &record->name[rq->image->name_len];
+
+	for (const char *at = (const char *)record; at <= name_end; at += CACHE_LINE)
+		__builtin_prefetch(at, 1);
+	__builtin_prefetch(name_end, 1);
+	__builtin_prefetch(record->name2, 1);
+}
+
 /** Write the finished record of a hooked op into `recent`. Its sequence is 0 while it is being written. */
 void watch_record(const struct request *rq)
 {
 	static const char nobody[sizeof(((struct fb_record *)0)->filter)];
 	struct shared_maps *s = &rq->mount->shared;
 	uint64_t sequence = atomic_fetch_add(&s->sequence, 1) + 1;
-	struct fb_record *record =
-		(void *)((char *)s->recent + s->record_stride * ((sequence - 1) % FB_N_RECENT));
+	struct fb_record *record = record_at(s, sequence - 1);
 	const struct fb_slot *image = rq->image;
 
 	__atomic_store_n(&record->sequence, 0, __ATOMIC_RELAXED);

@@ -53,6 +53,24 @@ def test_a_file_that_is_open_again_does_what_it_did(directory: Path, bare: Path)
         assert expected == in_child(work_on_a_reopened_file, served.path)
 
 
+def test_opening_what_is_open_takes_no_descriptor_of_the_server(directory: Path) -> None:
+    (directory / "src").mkdir(exist_ok=True)
+    (directory / "src" / "f").write_bytes(b"0123456789")
+    with serving.serve(directory, "shared") as served:
+
+        def n_taken(flags: int) -> int:
+            with opened(served.path / "f", os.O_RDONLY):
+                before = served.n_descriptors()
+                with contextlib.ExitStack() as stack:
+                    for _ in range(50):
+                        assert os.read(stack.enter_context(opened(served.path / "f", flags)), 3) == b"012"
+                    return served.n_descriptors() - before
+
+        assert in_child(n_taken, os.O_RDONLY) < 10
+        assert in_child(n_taken, os.O_RDONLY | os.O_NONBLOCK) < 10
+        assert in_child(n_taken, os.O_RDWR) >= 50
+
+
 def test_a_reopened_file_that_vanishes_behind_the_mount_works_on(directory: Path) -> None:
     (directory / "src").mkdir(exist_ok=True)
     with serving.serve(directory, "behind") as served:
