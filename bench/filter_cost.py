@@ -28,6 +28,8 @@ HOOK_TARGET_US = 0.6
 CHAIN_TARGET_US = 5.0
 WINDOW_BYTES = 64 << 10
 WINDOW_TARGET_US = WINDOW_BYTES / 1e3  # 1 GB/s
+# Two mounts of one kind differ by some 0.5 µs, as their memory happens to lie.
+N_PAIRS_OF_MOUNTS = 5
 # Until hooks that stand one after another are joined: fusebpf/joining.py.
 JOIN_SECONDS = 1.0
 
@@ -151,20 +153,27 @@ def measure_pairs(
 
 
 def measure_pair(bed: Bed, size: Size, pair: Pair, mode: str, cores: set[int]) -> dict[str, Any]:
-    """Alternate runs on a mount without filters and on one with the pair's."""
-    with (
-        bed.mounted("unhooked", pair.base, (), pair.options) as unhooked,
-        bed.mounted("hooked", pair.filters, pair.sets, pair.options) as hooked,
-    ):
-        time.sleep(JOIN_SECONDS if pair.is_chain else 0)
-        run_on(cores, (unhooked, hooked))
-        n_runs = hooked.hook_runs()
-        samples = take_turns(pair.sample, (unhooked, hooked), size.pair_rounds)
-        n_runs = hooked.hook_runs() - n_runs
+    """Alternate runs on a mount without filters and on one with the pair's, on several such mounts."""
+    samples: dict[str, list[Sample]] = {"unhooked": [], "hooked": []}
+    n_mounts = min(N_PAIRS_OF_MOUNTS, max(1, size.pair_rounds // 4))
+    rounds = size.pair_rounds // n_mounts
+    n_runs = n_ops = 0
+    for _ in range(n_mounts):
+        with (
+            bed.mounted("unhooked", pair.base, (), pair.options) as unhooked,
+            bed.mounted("hooked", pair.filters, pair.sets, pair.options) as hooked,
+        ):
+            time.sleep(JOIN_SECONDS if pair.is_chain else 0)
+            run_on(cores, (unhooked, hooked))
+            n_runs -= hooked.hook_runs()
+            taken = take_turns(pair.sample, (unhooked, hooked), rounds)
+            n_runs += hooked.hook_runs()
+        for label, some in taken.items():
+            samples[label] += some
+        n_ops += taken["hooked"][0].n_ops * (rounds + 1)
     ns = costs_ns(samples, mode)
     added = [with_hook - without for without, with_hook in zip(*ns.values(), strict=True)]
     quarters = statistics.quantiles(added, n=4)
-    n_ops = samples["hooked"][0].n_ops * (size.pair_rounds + 1)
     return {
         "unhooked_ns": statistics.median(ns["unhooked"]),
         "added_ns": statistics.median(added),
