@@ -196,7 +196,7 @@ class Bed:
             (self.src / name).mkdir()
             for number in range(count):
                 (self.src / name / f"f{number}").write_bytes(b"x" * 100)
-        (self.src / "big").write_bytes(os.urandom(1 << 20) * (big_bytes >> 20))
+        self.fill_big(big_bytes)
         fresh = self.src / "fresh"
         fresh.mkdir()
         subprocess.run(["chattr", "+T", fresh], check=False, capture_output=True)
@@ -214,6 +214,10 @@ class Bed:
         call(*git, "commit", "--quiet", "--message", "bench")
         for label in labels:
             call("cp", "-a", tree, self.repository(label))
+
+    def fill_big(self, n_bytes: int) -> None:
+        """Make `big` alone."""
+        (self.src / "big").write_bytes(os.urandom(1 << 20) * (n_bytes >> 20))
 
     def _write_c_project(self, directory: Path, n_units: int) -> None:
         """A program of some units that all include one header and some of the system's."""

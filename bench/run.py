@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ import scale
 import start
 import yardstick
 from bed import Bed, clean_up_on_signals, run_on
+from disk import fresh_ext4
 from filter_cost import ONE_CORE, calibrate, measure_pairs
-from workloads import FULL, QUICK, Size
+from workloads import DATA, FULL, FURTHER, METADATA, QUICK, WORK, Size
 
 DISK = "/var/tmp"  # noqa: S108 - a directory of random name is made there
 PARTS = ("yardstick", "filters", "daemon", "start", "scale")
@@ -36,7 +38,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="less of everything: two minutes, rough figures")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all samples there")
     parser.add_argument("--plot", metavar="DIR", type=Path, help="write the plots there")
-    parser.add_argument("--dir", metavar="DIR", default=DISK, help="a directory on the disk to measure")
+    parser.add_argument("--dir", metavar="DIR", help="measure there, and not on an ext4 in a file")
     parser.add_argument("--only", choices=PARTS, action="append", help="of the parts; may be repeated")
     parser.add_argument("--match", metavar="REGEX", default="", help="only the lines whose name it matches")
     parser.add_argument("--peers", metavar="REGEX", default="", help="only the peers whose name it matches")
@@ -51,7 +53,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(arguments: argparse.Namespace, bed: Bed, size: Size) -> list[dict[str, Any]]:
+def measure(arguments: argparse.Namespace, bed: Bed, disk: Bed, size: Size) -> list[dict[str, Any]]:
     """The parts that are wanted, each printed when it is done."""
     wanted, parts = re.compile(arguments.match), arguments.only or PARTS
     all_cores = os.sched_getaffinity(0)
@@ -61,13 +63,9 @@ def measure(arguments: argparse.Namespace, bed: Bed, size: Size) -> list[dict[st
     results += calibrate(bed)
     modes = {"free": all_cores} | ({ONE_CORE: {min(all_cores)}} if arguments.one_core else {})
     if "yardstick" in parts:
-        found: list[dict[str, Any]] = []
-        for targets in yardstick.groups(bed, re.compile(arguments.peers)):
-            for mode, cores in modes.items():
-                run_on(cores, targets)
-                found += yardstick.measure(bed, size, mode, targets, wanted)
-            run_on(all_cores, ())
-        found = yardstick.merge(found)
+        beds = {METADATA: bed, WORK: bed, FURTHER: bed, DATA: disk}
+        found = yardstick.measure_all(beds, size, modes, wanted, arguments.peers)
+        run_on(all_cores, ())
         for mode in modes:
             yardstick.print_tables([one for one in found if one["mode"] == mode], mode)
         results += found
@@ -94,20 +92,23 @@ def main() -> None:
     size = QUICK if arguments.quick else FULL
     if arguments.rounds:
         size = size.with_rounds(arguments.rounds)
-    directory = Path(tempfile.mkdtemp(prefix="fusebpf-bench-", dir=arguments.dir))
+    directory = Path(tempfile.mkdtemp(prefix="fusebpf-bench-", dir=arguments.dir or DISK))
     subprocess.run(["chattr", "+T", directory], check=False, capture_output=True)
     n_cores = len(os.sched_getaffinity(0))
     print(f"Linux {platform.release()}, {n_cores} cores, {directory}")
     try:
-        bed = Bed(directory)
-        bed.fill(
-            n_files=size.n_files,
-            n_listed=size.n_listed,
-            n_small=size.n_small,
-            big_bytes=size.big_bytes,
-            labels=yardstick.LABELS,
-        )
-        results = measure(arguments, bed, size)
+        with nullcontext(directory) if arguments.dir else fresh_ext4(directory) as place:
+            disk = Bed(directory)
+            disk.fill_big(size.big_bytes)
+            bed = Bed(place) if place != directory else disk
+            bed.fill(
+                n_files=size.n_files,
+                n_listed=size.n_listed,
+                n_small=size.n_small,
+                big_bytes=size.big_bytes,
+                labels=yardstick.LABELS,
+            )
+            results = measure(arguments, bed, disk, size)
     except RuntimeError as error:
         sys.exit(f"\nbench: {error}")
     finally:

@@ -3,12 +3,12 @@
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import peers
-from bed import Bed, Sample, Target
+from bed import Bed, Sample, Target, run_on
 from tabulate import tabulate
 from workloads import DATA, METADATA, WORK, Size, Workload, workloads
 
@@ -51,6 +51,23 @@ def take_turns(
             if number >= 0:
                 samples[target.label].append(taken)
     return samples
+
+
+def measure_all(
+    beds: Mapping[str, Bed], size: Size, modes: Mapping[str, set[int]], wanted: re.Pattern[str], peers: str
+) -> list[dict[str, Any]]:
+    """One result for each workload and mode; `beds` says where the lines of a group are measured."""
+    found: list[dict[str, Any]] = []
+    for bed in dict.fromkeys(beds.values()):
+        lines = [
+            one.name for one in workloads(bed, size, ()) if beds[one.group] is bed and wanted.search(one.name)
+        ]
+        for targets in groups(bed, re.compile(peers)) if lines else ():
+            for mode, cores in modes.items():
+                run_on(cores, targets)
+                found += measure(bed, size, mode, targets, lines)
+            run_on(modes["free"], ())
+    return merge(found)
 
 
 def groups(bed: Bed, wanted: re.Pattern[str]) -> Iterator[list[Target]]:
@@ -97,11 +114,11 @@ def merge(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def measure(
-    bed: Bed, size: Size, mode: str, targets: Sequence[Target], wanted: re.Pattern[str]
+    bed: Bed, size: Size, mode: str, targets: Sequence[Target], lines: Collection[str]
 ) -> Iterator[dict[str, Any]]:
     """One result for each workload: samples in ns, and how much slower than the bind mount each target is."""
     for workload in workloads(bed, size, targets):
-        if not wanted.search(workload.name):
+        if workload.name not in lines:
             continue
         print(f"\r\033[K  {mode}: {workload.name}", end="", file=sys.stderr, flush=True)
         able = [target for target in targets if _can(workload, target)]
