@@ -401,6 +401,7 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 		inode->n_served++;
 		h->is_served = true;
 	}
+	inode->opened = h;
 	if (mode == FB_IO_DIRECT)
 		out->open_flags |= FOPEN_DIRECT_IO | FB_FOPEN_PARALLEL_DIRECT_WRITES;
 	pthread_mutex_unlock(fds_stripe(m, inode));
@@ -441,6 +442,8 @@ void passthrough_close(struct mount *m, struct handle *h)
 	struct stat st;
 
 	pthread_mutex_lock(fds_stripe(m, inode));
+	if (inode->opened == h)
+		inode->opened = NULL;
 	if (h->is_passthrough && --inode->n_passthrough == 0) {
 		// One that was opened to write may have lost its links meanwhile; the others are let go by the sweep.
 		if (inode->fd_pinned || (h->fd >= 0 && (fstat(h->fd, &st) < 0 || st.st_nlink == 0)))

@@ -6,7 +6,7 @@
  */
 #include "core.h"
 
-#include <stdio.h>
+#define MOST_AT_ONCE 65536
 
 void fds_init(struct mount *m)
 {
@@ -15,11 +15,22 @@ void fds_init(struct mount *m)
 	pthread_mutex_init(&m->fds.clock_lock, NULL);
 }
 
+/* Give the process's table of descriptors its size now: where threads share it, it waits for a grace period of RCU, 10 ms and
+ * more, each time that it grows (fs/file.c: expand_fdtable). It takes 8 bytes for each descriptor. */
+static void table_grow(const struct mount *m, long most)
+{
+	int last = (int)(most < MOST_AT_ONCE ? most : MOST_AT_ONCE) - 1, fd = fcntl(m->ended_fd, F_DUPFD_CLOEXEC, last);
+
+	if (fd >= 0)
+		close(fd);
+}
+
 /** Bound the cache: limit descriptors, or with 0 half of what the process may have. Once, before the first inode. */
 int fds_limit(struct mount *m, uint32_t limit)
 {
 	long most = sysconf(_SC_OPEN_MAX);
 
+	table_grow(m, most);
 	m->fds.limit = limit ? limit : most > 64 ? (uint32_t)most / 2 : 32;
 	m->fds.clock = calloc(m->fds.limit, sizeof(*m->fds.clock));
 	return m->fds.clock ? 0 : -ENOMEM;

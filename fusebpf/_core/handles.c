@@ -192,6 +192,19 @@ bool handle_has_file(struct mount *m, struct handle *h)
 	return atomic_load_explicit(&h->fd, memory_order_acquire) >= 0 || (h->holds_inode_fd && !handle_open(m, h));
 }
 
+/** A descriptor of a regular file that somebody has open, for calls that take no O_PATH; -1: nobody is known to. The caller
+ * closes it. */
+int opened_fd(struct mount *m, struct inode *inode)
+{
+	if (!inode->opened)
+		return -1;
+	pthread_mutex_lock(fds_stripe(m, inode));
+	const struct handle *h = inode->opened;
+	int fd = h ? fcntl(h->fd, F_DUPFD_CLOEXEC, 0) : -1;
+	pthread_mutex_unlock(fds_stripe(m, inode));
+	return fd;
+}
+
 /** The open handle of that number and kind. NULL with errno: EBADF, or why its file cannot be opened. */
 struct handle *handle_get(struct mount *m, uint64_t fh, bool is_dir)
 {

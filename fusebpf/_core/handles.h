@@ -68,6 +68,7 @@ void handles_deinit(struct mount *m);
 struct handle *handle_create(struct mount *m, struct inode *inode, int fd, bool is_dir);
 void handle_destroy(struct mount *m, struct handle *h);
 struct handle *handle_find(struct mount *m, uint64_t fh, bool is_dir);
+int opened_fd(struct mount *m, struct inode *inode);
 bool handle_has_file(struct mount *m, struct handle *h);
 struct handle *handle_get(struct mount *m, uint64_t fh, bool is_dir);
 struct handle *handle_of(struct request *rq, struct inode *inode, uint64_t fh, int flags);

@@ -59,6 +59,7 @@ struct inode {
 	_Atomic bool is_append_only; /* chattr +a was seen on it when it was opened to append */
 	_Atomic bool has_bits;	    /* suid or sgid were seen on it when it was opened or they were set */
 	bool fd_pinned;		    /* must stay open: the last link is gone, or there is no way to reopen it */
+	struct handle *_Atomic opened; /* one of those that have the regular file open, with a descriptor; NULL: none is known */
 	/* Kernel passthrough, under the fd stripe's lock: */
 	int32_t backing_id;	    /* kept for a while after the last close */
 	int32_t idle_index;	    /* in backing_ids.idle, -1: not in it */

@@ -223,3 +223,10 @@ def test_where_there_are_no_file_handles_the_kernel_is_asked_to_let_go(directory
     finally:
         support.umount(src, support.MNT_DETACH)
         support.umount(layers, support.MNT_DETACH)
+
+
+def test_the_table_of_descriptors_is_large_enough_from_the_start(directory: Path) -> None:
+    with serving.serve(directory, "table") as served:
+        status = Path(f"/proc/{served.pid}/status").read_text()
+        size = int(status.partition("FDSize:")[2].split()[0])
+        assert size >= min(served.n_most_descriptors(), 65536)
