@@ -54,7 +54,7 @@ struct inode {
 	/* The cached descriptor, under the fd stripe's lock: */
 	int fd;			    /* O_PATH, -1: closed, open again by handle */
 	uint32_t fd_users;	    /* uses under way; it is not closed meanwhile */
-	int32_t clock_index;	    /* in fds.clock, -1: not in it */
+	_Atomic int32_t clock_index; /* in fds.clock, -1: not in it; written under clock_lock */
 	bool fd_referenced;	    /* used since the clock's hand last passed */
 	_Atomic bool is_append_only; /* chattr +a was seen on it when it was opened to append */
 	_Atomic bool has_bits;	    /* suid or sgid were seen on it when it was opened or they were set */

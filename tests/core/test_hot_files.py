@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import serving
-from core.table import in_child, opened
+import support
+from core.table import attempt, in_child, opened
 
 N_KEPT = 1024
 
@@ -179,3 +181,34 @@ def own_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def open_twice(stack: contextlib.ExitStack, path: Path) -> None:
+    """Keep two descriptors of a file open until the stack ends; the server may have none for the second."""
+    for _ in range(2):
+        stack.enter_context(opened(path, os.O_RDONLY))
+
+
+def test_files_that_are_open_hold_no_more_descriptors_than_they_need(directory: Path) -> None:
+    n_open, n_others, limit = 100, 500, 32
+    (directory / "src").mkdir(exist_ok=True)
+    for index in range(n_open + n_others):
+        (directory / "src" / f"f{index}").touch()
+    with serving.serve(directory, "held", options=f"max_descriptors={limit}") as served:
+
+        def work() -> list[int]:
+            n_descriptors = []
+            with contextlib.ExitStack() as stack:
+                for index in range(n_open):
+                    open_twice(stack, served.path / f"f{index}")
+                n_descriptors.append(served.counters()["descriptors"])
+                for index in range(n_open, n_open + n_others):
+                    (served.path / f"f{index}").stat()
+                n_descriptors.append(served.counters()["descriptors"])
+            (served.path / "f0").read_bytes()
+            return n_descriptors
+
+        held, beside = in_child(work, seconds=30)
+        assert held >= n_open  # else this shows nothing
+        assert beside <= n_open + limit
+        support.wait_until(lambda: served.counters()["descriptors"] <= limit + 1)
