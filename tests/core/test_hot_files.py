@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import stat
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -212,3 +213,25 @@ def test_files_that_are_open_hold_no_more_descriptors_than_they_need(directory: 
         assert held >= n_open  # else this shows nothing
         assert beside <= n_open + limit
         support.wait_until(lambda: served.counters()["descriptors"] <= limit + 1)
+
+
+@pytest.mark.parametrize("flags", [os.O_CREAT | os.O_WRONLY, os.O_RDWR], ids=["made", "rewritten"])
+def test_a_program_that_was_written_through_the_mount_runs_behind_it(directory: Path, flags: int) -> None:
+    (directory / "src").mkdir(exist_ok=True)
+    program = Path("/bin/true").read_bytes()
+    with serving.serve(directory, "programs") as served:
+        if not flags & os.O_CREAT:
+            (served.src / "p").write_bytes(program)
+            (served.src / "p").chmod(0o755)
+
+        def write_and_run() -> list[int]:
+            fd = os.open(served.path / "p", flags, 0o755)
+            os.write(fd, program)
+            os.close(fd)
+            (served.path / "p").read_bytes()
+            support.wait_until(lambda: served.counters()["handles"] == 0)
+            return [
+                subprocess.run([place / "p"], check=False).returncode for place in (served.src, served.path)
+            ]
+
+        assert in_child(write_and_run, seconds=30) == [0, 0]
