@@ -257,7 +257,8 @@ bool passthrough_share(struct request *rq, int flags, struct fb_fuse_open_out *o
 	h->holds_inode_fd = true;
 	memset(out, 0, sizeof(*out));
 	pthread_mutex_lock(fds_stripe(m, inode));
-	if (inode->backing_id > 0 && inode->n_served == 0 && (!m->inodes.has_views || inode->n_passthrough > 0))
+	bool is_free = inode->n_passthrough > 0 || !(m->inodes.has_views || inode->is_append_only); // as obstacle says
+	if (inode->backing_id > 0 && inode->n_served == 0 && is_free)
 		passthrough_count(rq, h, out);
 	pthread_mutex_unlock(fds_stripe(m, inode));
 	if (!h->is_passthrough) {

@@ -235,3 +235,29 @@ def test_a_program_that_was_written_through_the_mount_runs_behind_it(directory: 
             ]
 
         assert in_child(write_and_run, seconds=30) == [0, 0]
+
+
+def test_an_append_only_file_that_was_read_before_is_only_appended_to(ext4: Path) -> None:
+    with serving.serve(ext4, "grows") as served:
+
+        def work() -> object:
+            (served.path / "f").write_bytes(b"0123456789")
+            (served.path / "f").read_bytes()  # its backing id is kept from here on
+            support.run("chattr", "+a", served.src / "f")
+            with opened(served.path / "f", os.O_WRONLY | os.O_APPEND) as fd:
+                os.write(fd, b"A")
+            support.wait_until(lambda: served.counters()["handles"] == 0)
+            with (
+                opened(served.path / "f", os.O_RDONLY),
+                opened(served.path / "f", os.O_WRONLY | os.O_APPEND) as fd,
+            ):
+                fcntl.fcntl(
+                    fd, fcntl.F_SETFL, 0
+                )  # which the kernel allows: it knows nothing of the attribute
+                return attempt(os.pwrite, fd, b"B", 0)
+
+        try:
+            assert in_child(work) == "EPERM"
+            assert (served.src / "f").read_bytes() == b"0123456789A"
+        finally:
+            support.run("chattr", "-a", served.src / "f")
