@@ -261,3 +261,19 @@ def test_an_append_only_file_that_was_read_before_is_only_appended_to(ext4: Path
             assert (served.src / "f").read_bytes() == b"0123456789A"
         finally:
             support.run("chattr", "-a", served.src / "f")
+
+
+def test_asking_for_an_xattr_flushes_nothing_of_a_network_file_system(directory: Path) -> None:
+    """A close there may wait for the server, and take the error of an earlier write that close(2) is to tell."""
+    (directory / "upper").mkdir()
+    with serving.serve(directory, "lower", filters=["audit"]) as lower:
+        (directory / "upper" / "src").symlink_to(lower.path)
+        with serving.serve(directory / "upper", "upper") as upper:
+
+            def work() -> int:
+                with opened(upper.path / "f", os.O_CREAT | os.O_RDWR) as fd:
+                    for _ in range(10):
+                        attempt(os.getxattr, fd, "user.x")
+                    return lower.stats().get(("audit", "pre", "flush", "continue"), 0)
+
+            assert in_child(work) == 0
