@@ -251,9 +251,7 @@ def test_an_append_only_file_that_was_read_before_is_only_appended_to(ext4: Path
                 opened(served.path / "f", os.O_RDONLY),
                 opened(served.path / "f", os.O_WRONLY | os.O_APPEND) as fd,
             ):
-                fcntl.fcntl(
-                    fd, fcntl.F_SETFL, 0
-                )  # which the kernel allows: it knows nothing of the attribute
+                fcntl.fcntl(fd, fcntl.F_SETFL, 0)  # the kernel knows nothing of the attribute
                 return attempt(os.pwrite, fd, b"B", 0)
 
         try:
@@ -264,7 +262,7 @@ def test_an_append_only_file_that_was_read_before_is_only_appended_to(ext4: Path
 
 
 def test_asking_for_an_xattr_flushes_nothing_of_a_network_file_system(directory: Path) -> None:
-    """A close there may wait for the server, and take the error of an earlier write that close(2) is to tell."""
+    """A close there may wait for the server, and take the error of an earlier write from close(2)."""
     (directory / "upper").mkdir()
     with serving.serve(directory, "lower", filters=["audit"]) as lower:
         (directory / "upper" / "src").symlink_to(lower.path)
