@@ -144,7 +144,8 @@ static void fd_insert(struct mount *m, struct inode *inode, int fd)
 		notify_prune(m);
 }
 
-/* Open a file by its handle. Returns the descriptor or -errno (ESTALE: it is gone, or cannot be opened so). */
+/* Open a file by its handle. Returns the descriptor or -errno (ESTALE: it is gone, or cannot be opened so). Of an inode that is gone,
+ * and whose number another one is just getting, the kernel says ENOMEM (fs/inode.c: iget_locked returns NULL). */
 static int open_by_handle(const struct inode *inode, int flags)
 {
 	union {
@@ -163,7 +164,7 @@ static int open_by_handle(const struct inode *inode, int flags)
 	int fd = open_by_handle_at(inode->mnt->fd, &h.handle, flags | O_CLOEXEC);
 	int e = fd < 0 ? -errno : 0;
 	creds_unlift();
-	return e ? e : fd;
+	return e == -ENOMEM ? -ESTALE : e ? e : fd;
 }
 
 /* As inode_fd_get, by the handle alone. */

@@ -1,8 +1,10 @@
 """A file that is opened again and again costs no open of the backing file; what that must not change."""
 
+import concurrent.futures
 import contextlib
 import fcntl
 import os
+import random
 import stat
 import subprocess
 import time
@@ -275,3 +277,29 @@ def test_asking_for_an_xattr_flushes_nothing_of_a_network_file_system(directory:
                     return lower.stats().get(("audit", "pre", "flush", "continue"), 0)
 
             assert in_child(work) == 0
+
+
+def test_a_file_whose_number_goes_to_another_one_is_absent_and_nothing_else(directory: Path) -> None:
+    (directory / "src").mkdir(exist_ok=True)
+    with serving.serve(directory, "numbers") as served:
+        names = [f"f{index}" for index in range(6)]
+
+        def churn(seed: int, seconds: float) -> set[str]:
+            chance, errors, end = random.Random(seed), set(), time.monotonic() + seconds  # noqa: S311 - no secret
+
+            def open_one(flags: int) -> None:
+                fd = attempt(os.open, served.path / chance.choice(names), flags)
+                if isinstance(fd, int):
+                    os.close(fd)
+                else:
+                    errors.add(fd)
+
+            while time.monotonic() < end:
+                for flags in (os.O_RDONLY, os.O_RDWR | os.O_CREAT, os.O_RDONLY, os.O_RDONLY):
+                    open_one(flags)
+                attempt(os.unlink, chance.choice((served.path, served.src)) / chance.choice(names))
+            return errors
+
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            found = threads.map(lambda seed: in_child(churn, seed, 6, seconds=60), range(4))
+            assert set().union(*found) <= {"ENOENT"}
