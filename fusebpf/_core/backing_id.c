@@ -49,9 +49,10 @@ static int32_t backing_id_get(struct mount *m, struct inode *inode, int fd, bool
 
 static void backing_id_put(struct mount *m, struct inode *inode)
 {
-	if (inode->backing_id > 0) // else it was never got
-		ioctl(m->device_fd, FB_FUSE_DEV_IOC_BACKING_CLOSE, &inode->backing_id);
-	inode->backing_id = 0;
+	int32_t id = atomic_exchange(&inode->backing_id, 0);
+
+	if (id > 0) // else it was never got
+		ioctl(m->device_fd, FB_FUSE_DEV_IOC_BACKING_CLOSE, &id);
 }
 
 /* Take the place of an idle id. Called with backing_ids.lock held. */
@@ -245,7 +246,7 @@ bool passthrough_share(struct request *rq, int flags, struct fb_fuse_open_out *o
 	struct inode *inode = rq->inode;
 
 	// Read without the lock, to turn most away: below it is read again.
-	if (__atomic_load_n(&inode->backing_id, __ATOMIC_RELAXED) <= 0 || flags & ~harmless || flags_rewritten(rq) || data_is_hooked(rq->worker->chain) || daemon_has_data(m) ||
+	if (atomic_load_explicit(&inode->backing_id, memory_order_relaxed) <= 0 || flags & ~harmless || flags_rewritten(rq) || data_is_hooked(rq->worker->chain) || daemon_has_data(m) ||
 	    *io_mode_of(rq) > FB_IO_PASSTHROUGH || !m->default_permissions || !inode->mnt || inode->mnt->is_remote ||
 	    inode_fd_get(m, inode) < 0)
 		return false;

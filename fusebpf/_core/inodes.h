@@ -61,7 +61,7 @@ struct inode {
 	bool fd_pinned;		    /* must stay open: the last link is gone, or there is no way to reopen it */
 	struct handle *_Atomic opened; /* one of those that have the regular file open, with a descriptor; NULL: none is known */
 	/* Kernel passthrough, under the fd stripe's lock: */
-	int32_t backing_id;	    /* kept for a while after the last close */
+	_Atomic int32_t backing_id; /* kept for a while after the last close; read without to see that there is none */
 	bool id_writes;		    /* the file that the kernel keeps for it is open to write */
 	int32_t idle_index;	    /* in backing_ids.idle, -1: not in it */
 	_Atomic uint32_t n_passthrough; /* open handles that are passed through */
