@@ -305,3 +305,22 @@ def test_a_file_whose_number_goes_to_another_one_is_absent_and_nothing_else(dire
                 return set().union(*threads.map(lambda seed: churn(seed, 6), range(4)))
 
         assert in_child(churn_all, seconds=60) <= {"ENOENT"}
+
+
+def test_where_the_server_has_no_descriptor_left_each_op_says_so(directory: Path) -> None:
+    (directory / "src").mkdir(exist_ok=True)
+    (directory / "src" / "f").write_bytes(b"x")
+    n_most = 128
+    with serving.serve(directory, "few", n_files=n_most) as served:
+
+        def work() -> set[object]:
+            with contextlib.ExitStack() as stack:
+                fds = [stack.enter_context(opened(served.path / "f", os.O_RDONLY)) for _ in range(2 * n_most)]
+                assert {os.pread(fd, 1, 0) for fd in fds} == {b"x"}
+                return {attempt(call, fd) for fd in fds for call in (os.fsync, lock)} - {None}
+
+        def lock(fd: int) -> None:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+        assert in_child(work) == {"EMFILE"}
+        assert in_child(work) == {"EMFILE"}  # and all of them are free again
