@@ -22,25 +22,37 @@ static bool data_is_hooked(const struct chain *c)
 
 /* ------------------------------------------------------------------------------------- ids */
 
-/* The inode's backing id, got from the kernel for the first one. Writes through it act with the credentials of this
- * moment, so without CAP_FSETID and in no group: suid and sgid bits then go as for any writer (fs/backing-file.c). */
-static int32_t backing_id_get(struct mount *m, struct inode *inode, int fd)
+static int32_t backing_id_open(struct mount *m, int fd)
 {
 	struct fb_fuse_backing_map map = { .fd = fd };
 
+	return ioctl(m->device_fd, FB_FUSE_DEV_IOC_BACKING_OPEN, &map);
+}
+
+/* The inode's backing id, got from the kernel for the first one. Writes through it act with the credentials of this
+ * moment, so without CAP_FSETID and in no group: suid and sgid bits then go as for any writer (fs/backing-file.c).
+ *
+ * The kernel keeps the file that it is given open for as long. Nobody can run a program that is open to write (ETXTBSY), so
+ * of a writer's it is given the inode's O_PATH, which it takes from Linux 6.17 on; else the id goes with the last open. */
+static int32_t backing_id_get(struct mount *m, struct inode *inode, int fd, bool writes)
+{
 	if (inode->backing_id > 0)
 		return inode->backing_id;
 	creds_drop_fsetid(NO_GROUP);
-	inode->backing_id = ioctl(m->device_fd, FB_FUSE_DEV_IOC_BACKING_OPEN, &map);
+	inode->backing_id = writes && inode->fd >= 0 ? backing_id_open(m, inode->fd) : -1;
+	inode->id_writes = writes && inode->backing_id <= 0;
+	if (inode->backing_id <= 0)
+		inode->backing_id = backing_id_open(m, fd);
 	creds_raise_fsetid();
 	return inode->backing_id;
 }
 
 static void backing_id_put(struct mount *m, struct inode *inode)
 {
-	if (inode->backing_id > 0) // else it was never got
-		ioctl(m->device_fd, FB_FUSE_DEV_IOC_BACKING_CLOSE, &inode->backing_id);
-	inode->backing_id = 0;
+	int32_t id = atomic_exchange(&inode->backing_id, 0);
+
+	if (id > 0) // else it was never got
+		ioctl(m->device_fd, FB_FUSE_DEV_IOC_BACKING_CLOSE, &id);
 }
 
 /* Take the place of an idle id. Called with backing_ids.lock held. */
@@ -234,7 +246,7 @@ bool passthrough_share(struct request *rq, int flags, struct fb_fuse_open_out *o
 	struct inode *inode = rq->inode;
 
 	// Read without the lock, to turn most away: below it is read again.
-	if (__atomic_load_n(&inode->backing_id, __ATOMIC_RELAXED) <= 0 || flags & ~harmless || flags_rewritten(rq) || data_is_hooked(rq->worker->chain) || daemon_has_data(m) ||
+	if (atomic_load_explicit(&inode->backing_id, memory_order_relaxed) <= 0 || flags & ~harmless || flags_rewritten(rq) || data_is_hooked(rq->worker->chain) || daemon_has_data(m) ||
 	    *io_mode_of(rq) > FB_IO_PASSTHROUGH || !m->default_permissions || !inode->mnt || inode->mnt->is_remote ||
 	    inode_fd_get(m, inode) < 0)
 		return false;
@@ -246,7 +258,8 @@ bool passthrough_share(struct request *rq, int flags, struct fb_fuse_open_out *o
 	h->holds_inode_fd = true;
 	memset(out, 0, sizeof(*out));
 	pthread_mutex_lock(fds_stripe(m, inode));
-	if (inode->backing_id > 0 && inode->n_served == 0 && (!m->inodes.has_views || inode->n_passthrough > 0))
+	bool is_free = inode->n_passthrough > 0 || !(m->inodes.has_views || inode->is_append_only); // as obstacle says
+	if (inode->backing_id > 0 && inode->n_served == 0 && is_free)
 		passthrough_count(rq, h, out);
 	pthread_mutex_unlock(fds_stripe(m, inode));
 	if (!h->is_passthrough) {
@@ -287,7 +300,8 @@ static enum fb_io_reason obstacle(struct request *rq, const struct opening *o)
 	// What goes to the backing file at once we do not see, and another view would keep what it has cached.
 	if (!inode->n_passthrough && rq->mount->inodes.has_views)
 		return FB_IO_VIEWED;
-	return backing_id_get(rq->mount, inode, o->h->fd) > 0 ? FB_IO_AS_ASKED : FB_IO_REFUSED;
+	bool writes = (flags_of(rq) & O_ACCMODE) != O_RDONLY;
+	return backing_id_get(rq->mount, inode, o->h->fd, writes) > 0 ? FB_IO_AS_ASKED : FB_IO_REFUSED;
 }
 
 /* How the data of this open goes, and why not as asked. Called with the stripe held. */
@@ -446,7 +460,7 @@ void passthrough_close(struct mount *m, struct handle *h)
 		inode->opened = NULL;
 	if (h->is_passthrough && --inode->n_passthrough == 0) {
 		// One that was opened to write may have lost its links meanwhile; the others are let go by the sweep.
-		if (inode->fd_pinned || (h->fd >= 0 && (fstat(h->fd, &st) < 0 || st.st_nlink == 0)))
+		if (inode->fd_pinned || inode->id_writes || (h->fd >= 0 && (fstat(h->fd, &st) < 0 || st.st_nlink == 0)))
 			backing_id_put(m, inode);
 		else
 			idle_enter(m, inode);

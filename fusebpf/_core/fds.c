@@ -85,12 +85,13 @@ static void clock_remove(struct fds *f, struct inode *inode)
 	inode->clock_index = -1;
 }
 
-/* Close one descriptor that nobody uses. Called with clock_lock held; gives up after two rounds. */
+/* Close one descriptor that nobody uses. Called with clock_lock held; gives up after two rounds. One that is in use, which may be for
+ * as long as a file is open, gives its place up, and gets one when it is put (inode_fd_put). */
 static void clock_evict(struct mount *m)
 {
 	struct fds *f = &m->fds;
 
-	for (uint32_t tries = 2 * f->n_clock; tries; tries--) {
+	for (uint32_t tries = 2 * f->n_clock; tries && f->n_clock; tries--) {
 		if (f->hand >= f->n_clock)
 			f->hand = 0;
 		struct inode *victim = f->clock[f->hand];
@@ -98,15 +99,16 @@ static void clock_evict(struct mount *m)
 			f->hand++;
 			continue;
 		}
-		bool evict = victim->fd_users == 0 && !victim->fd_referenced;
+		bool is_used = victim->fd_users > 0, evict = !is_used && !victim->fd_referenced;
 		victim->fd_referenced = false;
-		if (evict) {
+		if (evict || is_used)
 			clock_remove(f, victim);
+		else
+			f->hand++;
+		if (evict) {
 			close(victim->fd);
 			victim->fd = -1;
 			atomic_fetch_sub(&f->n_open, 1);
-		} else {
-			f->hand++;
 		}
 		pthread_mutex_unlock(fds_stripe(m, victim));
 		if (evict)
@@ -114,8 +116,7 @@ static void clock_evict(struct mount *m)
 	}
 }
 
-/* Let the clock's hand find a descriptor, closing another one for it past the limit. Where it is full of descriptors in use,
- * this one stays open outside of it. Called with the inode's stripe held. */
+/* Let the clock's hand find a descriptor, closing another one for it past the limit. Called with the inode's stripe held. */
 static void clock_insert(struct mount *m, struct inode *inode)
 {
 	struct fds *f = &m->fds;
@@ -143,7 +144,8 @@ static void fd_insert(struct mount *m, struct inode *inode, int fd)
 		notify_prune(m);
 }
 
-/* Open a file by its handle. Returns the descriptor or -errno (ESTALE: it is gone, or cannot be opened so). */
+/* Open a file by its handle. Returns the descriptor or -errno (ESTALE: it is gone, or cannot be opened so). Of an inode that is gone,
+ * and whose number another one is just getting, the kernel says ENOMEM (fs/inode.c: iget_locked returns NULL). */
 static int open_by_handle(const struct inode *inode, int flags)
 {
 	union {
@@ -162,7 +164,7 @@ static int open_by_handle(const struct inode *inode, int flags)
 	int fd = open_by_handle_at(inode->mnt->fd, &h.handle, flags | O_CLOEXEC);
 	int e = fd < 0 ? -errno : 0;
 	creds_unlift();
-	return e ? e : fd;
+	return e == -ENOMEM ? -ESTALE : e ? e : fd;
 }
 
 /* As inode_fd_get, by the handle alone. */
@@ -227,7 +229,8 @@ void inode_fd_put(struct mount *m, struct inode *inode)
 	pthread_mutex_t *stripe = fds_stripe(m, inode);
 
 	pthread_mutex_lock(stripe);
-	inode->fd_users--;
+	if (--inode->fd_users == 0 && inode->clock_index < 0 && !inode->fd_pinned)
+		clock_insert(m, inode);
 	pthread_mutex_unlock(stripe);
 }
 

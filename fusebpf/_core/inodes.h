@@ -54,14 +54,15 @@ struct inode {
 	/* The cached descriptor, under the fd stripe's lock: */
 	int fd;			    /* O_PATH, -1: closed, open again by handle */
 	uint32_t fd_users;	    /* uses under way; it is not closed meanwhile */
-	int32_t clock_index;	    /* in fds.clock, -1: not in it */
+	_Atomic int32_t clock_index; /* in fds.clock, -1: not in it; written under clock_lock */
 	bool fd_referenced;	    /* used since the clock's hand last passed */
 	_Atomic bool is_append_only; /* chattr +a was seen on it when it was opened to append */
 	_Atomic bool has_bits;	    /* suid or sgid were seen on it when it was opened or they were set */
 	bool fd_pinned;		    /* must stay open: the last link is gone, or there is no way to reopen it */
 	struct handle *_Atomic opened; /* one of those that have the regular file open, with a descriptor; NULL: none is known */
 	/* Kernel passthrough, under the fd stripe's lock: */
-	int32_t backing_id;	    /* kept for a while after the last close */
+	_Atomic int32_t backing_id; /* kept for a while after the last close; read without to see that there is none */
+	bool id_writes;		    /* the file that the kernel keeps for it is open to write */
 	int32_t idle_index;	    /* in backing_ids.idle, -1: not in it */
 	_Atomic uint32_t n_passthrough; /* open handles that are passed through */
 	uint32_t n_served;	    /* open handles of the regular file that are not */

@@ -289,7 +289,9 @@ int op_flock(struct request *rq)
 {
 	struct handle *h = handle_get(rq->mount, rq->image->args.lock.fh, false);
 
-	if (!h && !(h = handle_get(rq->mount, rq->image->args.lock.fh, true)))
+	if (!h && errno == EBADF) // else it is one whose file cannot be opened
+		h = handle_get(rq->mount, rq->image->args.lock.fh, true);
+	if (!h)
 		return -errno;
 	h->has_flock = true;
 	return lock_or_wait(rq, attempt_flock, h->fd);
