@@ -65,7 +65,6 @@ def measure(arguments: argparse.Namespace, bed: Bed, disk: Bed, size: Size) -> l
     if "yardstick" in parts:
         beds = {METADATA: bed, WORK: bed, FURTHER: bed, DATA: disk}
         found = yardstick.measure_all(beds, size, modes, wanted, arguments.peers)
-        run_on(all_cores, ())
         for mode in modes:
             yardstick.print_tables([one for one in found if one["mode"] == mode], mode)
         results += found
@@ -98,9 +97,10 @@ def main() -> None:
     print(f"Linux {platform.release()}, {n_cores} cores, {directory}")
     try:
         with nullcontext(directory) if arguments.dir else fresh_ext4(directory) as place:
-            disk = Bed(directory)
-            disk.fill_big(size.big_bytes)
-            bed = Bed(place) if place != directory else disk
+            disk = bed = Bed(place)
+            if place != directory:
+                disk = Bed(directory)
+                disk.fill_big(size.big_bytes)
             bed.fill(
                 n_files=size.n_files,
                 n_listed=size.n_listed,

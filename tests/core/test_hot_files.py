@@ -8,7 +8,6 @@ import random
 import stat
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,6 @@ import support
 from core.table import attempt, in_child, opened
 
 N_KEPT = 1024
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Wait for a condition, at most 20 s."""
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def work_on_a_reopened_file(p: Path) -> object:
@@ -109,13 +100,15 @@ def test_space_of_a_removed_file_is_free_again(ext4: Path) -> None:
         in_child(make_and_read)
         before = free()
         in_child(os.unlink, served.path / "big")
-        wait_until(lambda: free() >= before + size)
+        support.wait_until(lambda: free() >= before + size, 20)
 
         in_child(make_and_read)
         before = free()
         (served.src / "big").unlink()
         # Nobody told the mount: it lets go when it has been looked for in vain.
-        wait_until(lambda: not in_child(os.path.exists, served.path / "big") and free() >= before + size)
+        support.wait_until(
+            lambda: not in_child(os.path.exists, served.path / "big") and free() >= before + size, 20
+        )
 
 
 def test_more_files_than_ids_are_kept_can_be_opened_again(directory: Path) -> None:

@@ -42,6 +42,14 @@ def turned_off() -> Iterator[None]:
     SWITCH.write_text(before)
 
 
+@pytest.fixture
+def its_log() -> Iterator[Path]:
+    """Where the server of `_mount_without_io_uring` says what it has to; it would stay there."""
+    path = support.STATE / f"test{os.getpid()}-no.log"
+    yield path
+    path.unlink(missing_ok=True)
+
+
 def _mount_without_io_uring(directory: Path, transport: str) -> tuple[str, int]:
     for name in ("src", "mnt"):
         (directory / name).mkdir()
@@ -92,16 +100,16 @@ def test_dev_leaves_it_off(mount: support.Mounter) -> None:
     assert not mount(options="transport=dev").log
 
 
-def test_auto_does_without_where_there_can_be_none(directory: Path) -> None:
+def test_auto_does_without_where_there_can_be_none(directory: Path, its_log: Path) -> None:
     said, status = _mount_without_io_uring(directory, "auto")
 
     assert (said, status) == ("", 0)
     assert support.run("cat", directory / "mnt" / "f").stdout == "there"
-    log = (support.STATE / f"test{os.getpid()}-no.log").read_text()
-    assert "served over /dev/fuse, not over io_uring: " in log
+    assert "served over /dev/fuse, not over io_uring: " in its_log.read_text()
     support.run(support.COMMAND, "umount", directory / "mnt")
 
 
+@pytest.mark.usefixtures("its_log")
 def test_uring_fails_clearly_where_there_can_be_none(directory: Path) -> None:
     said, status = _mount_without_io_uring(directory, "uring")
 
