@@ -22,23 +22,25 @@ FB_ALWAYS_INLINE u64 hide_ttl_ns(void)
 	return ttl ? *ttl * 1000000ull : 0;
 }
 
+/* What is judged by its name alone is the same for every caller, so the answer may be kept, where there is one. */
+FB_ALWAYS_INLINE int hide_pass(struct fb_slot *ctx)
+{
+	u64 ttl_ns = hide_ttl_ns();
+
+	if (!ttl_ns || ctx->op == FB_OP_unlink || ctx->op == FB_OP_rmdir || ctx->op == FB_OP_rename)
+		return FB_CONTINUE;
+	ctx->ttl_ns = ttl_ns;
+	ctx->edits |= FB_EDIT_TTL;
+	return FB_CONTINUE | FB_REWRITE;
+}
+
 PRE(hide, name)
 {
 	if (!fb_match_names(ctx, hide_patterns()))
-		return hide_ttl_ns() ? FB_CONTINUE : FB_CONTINUE | FB_NOPOST;
+		return hide_pass(ctx);
 	if (ctx->op == FB_OP_lookup)
 		return FB_NEGATIVE;
 	return ctx->op == FB_OP_unlink || ctx->op == FB_OP_rmdir ? -ENOENT : -EACCES;
-}
-
-/* What is judged by its name alone is the same for every caller, so the answer may be kept, where there is one. */
-POST(hide, name)
-{
-	if (ctx->error || ctx->op == FB_OP_unlink || ctx->op == FB_OP_rmdir || ctx->op == FB_OP_rename)
-		return FB_CONTINUE;
-	ctx->ttl_ns = hide_ttl_ns();
-	ctx->edits |= FB_EDIT_TTL;
-	return FB_REWRITE;
 }
 
 POST(hide, dirent)

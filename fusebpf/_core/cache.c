@@ -80,6 +80,61 @@ void cache_attr(struct request *rq)
 	ttl_set(ttl_ns, &rq->out.attr.attr_valid, &rq->out.attr.attr_valid_nsec);
 }
 
+/* ------------------------------------------------------------------------- what filters say */
+
+static uint32_t hooked_by(const struct chain *chain, uint8_t opcode)
+{
+	return chain->ops[opcode] ? chain->ops[opcode]->filters : 0;
+}
+
+/* How long do the filters let an answer be kept which these judge? The least that was said: and if one of them said nothing, or was
+ * not asked here at all, its own op must be asked each time. Whom a filter above spared being asked has no say. */
+static uint64_t ttl_said(const struct request *rq, uint32_t judges)
+{
+	uint32_t has_say = judges & (~rq->hooks->filters | rq->pre_ran | rq->post_ran);
+	uint64_t least_ns = UINT64_MAX;
+
+	if (has_say & ~rq->gave_ttl)
+		return 0;
+	for (uint32_t left = rq->gave_ttl; left; left &= left - 1) {
+		uint64_t ttl_ns = rq->ttls_ns[__builtin_ctz(left)];
+		least_ns = ttl_ns < least_ns ? ttl_ns : least_ns;
+	}
+	return least_ns;
+}
+
+static void limit(uint64_t most_ns, uint64_t *seconds, uint32_t *nanoseconds)
+{
+	if (*seconds > most_ns / 1000000000u ||
+	    (*seconds == most_ns / 1000000000u && *nanoseconds > most_ns % 1000000000u))
+		ttl_set(most_ns, seconds, nanoseconds);
+}
+
+/** All hooks have been asked, and some have said how long the answer may be kept. */
+void cache_settle(struct request *rq)
+{
+	const struct chain *chain = rq->chain;
+	uint64_t entry_ns = ttl_said(rq, hooked_by(chain, FB_OP_lookup));
+	uint64_t attr_ns = ttl_said(rq, hooked_by(chain, FB_OP_getattr) | hooked_by(chain, FB_OP_statx));
+	struct fuse_entry_out *entry = &rq->out.create.entry;
+	struct fuse_attr_out *attr = &rq->out.attr;
+
+	if (entry_ns < rq->entry_ttl_ns)
+		rq->entry_ttl_ns = entry_ns;
+	if (attr_ns < rq->attr_ttl_ns)
+		rq->attr_ttl_ns = attr_ns;
+	if (rq->error)
+		return;
+	if (rq->op->flags & FB_OP_ENTRY) {
+		limit(entry_ns, &entry->entry_valid, &entry->entry_valid_nsec);
+		limit(attr_ns, &entry->attr_valid, &entry->attr_valid_nsec);
+	} else if (rq->op->flags & FB_OP_ATTR) {
+		limit(attr_ns, &attr->attr_valid, &attr->attr_valid_nsec);
+	}
+}
+
+/* ----------------------------------------------------------------------------- before the reply */
+
 static void shorten_entry(uint64_t most_ns, struct fuse_entry_out *entry)
 {
 	if (!most_ns || entry->entry_valid == FOR_EVER_SECONDS)

@@ -89,6 +89,7 @@ int chain_add_hook(struct chain *c, uint32_t id, uint8_t opcode, enum fb_phase p
 	if (fd < 0)
 		return -errno;
 	struct op_hooks *hooks = c->ops[opcode];
+	hooks->filters |= 1U << id;
 	struct chain_hook hook = { .position = c->n_filters - 1,
 				   .program_fd = fd,
 				   .joined_fd = -1,

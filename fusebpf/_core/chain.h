@@ -23,6 +23,7 @@ struct chain_hook {
 
 struct op_hooks {
 	uint32_t n_pre, n_post;
+	uint32_t filters; /* whose hooks these are, by filter id */
 	struct chain_hook pre[FB_MAX_FILTERS];	/* from high to low */
 	struct chain_hook post[FB_MAX_FILTERS]; /* from low to high */
 };

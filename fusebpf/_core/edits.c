@@ -367,6 +367,8 @@ static const char *edit_plain(struct request *rq, const struct fb_slot *slot, ui
 		image->args.mknod.rdev = slot->args.mknod.rdev;
 	if (edits & FB_EDIT_TTL) {
 		image->ttl_ns = slot->ttl_ns;
+		rq->gave_ttl |= 1U << image->filter;
+		rq->ttls_ns[image->filter] = image->ttl_ns;
 		rq->entry_ttl_ns = rq->attr_ttl_ns = image->ttl_ns;
 		if (image->ttl_ns)
 			atomic_fetch_add_explicit(&rq->mount->n_filter_ttls, 1, memory_order_relaxed);

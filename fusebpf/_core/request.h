@@ -80,7 +80,7 @@ struct request {
 	enum fb_route route;
 	uint32_t reach;		   /* filters at positions below this one get their post hooks */
 	uint32_t no_post;	   /* by position: said FB_NOPOST */
-	uint32_t pre_ran, pre_edited, post_ran, post_edited; /* by filter id */
+	uint32_t pre_ran, pre_edited, post_ran, post_edited, gave_ttl; /* by filter id */
 	uint64_t all_edits;
 	enum fb_verdict verdict;
 	const char *decider;
@@ -88,6 +88,7 @@ struct request {
 	enum fb_io_mode io_mode;
 	enum fb_io_reason io_reason;
 	uint64_t cookies[FB_MAX_FILTERS]; /* by position */
+	uint64_t ttls_ns[FB_MAX_FILTERS]; /* by filter id: what those in gave_ttl have said last */
 	int error;		  /* 0 or a positive errno: the result so far */
 
 	/* Must be last, since it is cleared only as far as it is used. The hot part of a slot, our own copy: */

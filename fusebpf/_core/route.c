@@ -386,6 +386,8 @@ void request_ask(struct request *rq)
 	memset(rq->cookies, 0, sizeof(rq->cookies[0]) * rq->chain->n_filters);
 	request_route(rq);
 	slot_release(rq);
+	if (rq->gave_ttl)
+		cache_settle(rq);
 	if (rq->delay_ns) {
 		worker_enter_backing(rq->worker);
 		request_delay(rq); // whoever interrupts it is answered at once: what is done is done

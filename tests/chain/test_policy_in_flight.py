@@ -2,18 +2,32 @@
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import support
+from chain.chained import source
 from core.table import attempt
 
-SETS = {"hide.ttl": "60000", "fault.delays": "lookup:*:slow:700"}
+SLOW = """
+FILTER(slow, .altitude = 500)
+PRE(slow, lookup)
+{
+	ctx->ttl_ns = 60000000000;
+	ctx->edits = FB_EDIT_TTL;
+	if (fb_name_is(ctx, "slow")) {
+		ctx->delay_ns = 700000000;
+		ctx->edits |= FB_EDIT_DELAY;
+	}
+	return FB_REWRITE;
+}
+"""
 
 
 @pytest.fixture
-def slow(mount: support.Mounter) -> support.Mounted:
-    """A mount where a lookup of `slow` takes a while, and what hide says of a name is kept for a minute."""
-    mounted = mount(filters=["hide", "fault"], sets=SETS)
+def slow(mount: support.Mounter, directory: Path) -> support.Mounted:
+    """A mount where a lookup of `slow` takes a while, and what is said of a name is kept for a minute."""
+    mounted = mount(filters=["hide", source(directory, SLOW, "slow")], sets={"hide.ttl": "60000"})
     (mounted.src / "slow").write_text("here")
     return mounted
 
