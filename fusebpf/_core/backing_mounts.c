@@ -5,7 +5,10 @@
  */
 #include "core.h"
 
+#include <linux/fs.h>
 #include <linux/magic.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
 #include <sys/vfs.h>
 
 #define CONFIGFS_MAGIC 0x62656570UL /* fs/configfs/mount.c */
@@ -79,6 +82,48 @@ bool backing_is_made_up(int fd)
 	}
 }
 
+/* Of ext4, f2fs and tmpfs the kernel says under /sys whether it can fold case at all; then a directory does that has the attribute. */
+static enum case_folding folding_by_directory(const char *type)
+{
+	char features[64], casefold[80];
+
+	snprintf(features, sizeof(features), "/sys/fs/%s/features", type);
+	snprintf(casefold, sizeof(casefold), "%s/casefold", features);
+	return access(features, F_OK) < 0 || access(casefold, F_OK) == 0 ? FOLDS_BY_DIRECTORY : FOLDS_NOT;
+}
+
+/* Other file systems may have been made so, and do not say. */
+static enum case_folding folding_of(int fd)
+{
+	switch (magic_of(fd)) {
+	case BTRFS_SUPER_MAGIC:
+		return FOLDS_NOT;
+	case EXT4_SUPER_MAGIC:
+		return folding_by_directory("ext4");
+	case F2FS_SUPER_MAGIC:
+		return folding_by_directory("f2fs");
+	case TMPFS_MAGIC:
+		return folding_by_directory("tmpfs");
+	default:
+		return FOLDS_PERHAPS;
+	}
+}
+
+/** May names that differ in case alone be the same in that directory? */
+bool backing_folds_case(const struct backing_mount *b, int dir_fd)
+{
+	int flags = 0;
+
+	if (b->folding != FOLDS_BY_DIRECTORY)
+		return b->folding == FOLDS_PERHAPS;
+	int fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC); // an O_PATH descriptor takes no ioctl
+	if (fd < 0)
+		return true;
+	bool is_known = !ioctl(fd, FS_IOC_GETFLAGS, &flags) || errno == ENOTTY;
+	close(fd);
+	return !is_known || flags & FS_CASEFOLD_FL;
+}
+
 static uint64_t fsid_of(int fd)
 {
 	struct statfs fs;
@@ -118,6 +163,7 @@ struct backing_mount *backing_mount_get(struct mount *m, int id, int fd, uint32_
 		b->is_remote = is_remote(fd);
 		b->is_made_up = backing_is_made_up(fd);
 		b->fsid = fsid_of(fd);
+		b->folding = folding_of(fd);
 		b->is_watched = b->fd >= 0 && watch_add(m, b->fd);
 		b->next = atomic_load(&t->mounts);
 		atomic_store(&t->mounts, b);

@@ -178,6 +178,24 @@ bool cache_is_outdated(const struct request *rq)
 	return atomic_load(&rq->mount->notifier.n_all) != rq->n_all;
 }
 
+/** Did anything that the kernel may know change behind the mount since the op began? */
+bool cache_has_changed(const struct request *rq)
+{
+	return is_watching(rq->mount) && atomic_load(&rq->mount->watch.n_changes) != rq->n_changes;
+}
+
+/** May the kernel take a name that rq->inode, open by dir_fd, has not for absent? If it is told when the name comes, and no other
+ * spelling of it is the same; nor if that depends on who looks, or from where. */
+bool cache_keeps_absent(const struct request *rq, int dir_fd)
+{
+	const struct mount *m = rq->mount;
+	const struct inode *dir = rq->inode;
+
+	return is_watching(m) && dir->mnt && dir->mnt->is_watched && !m->daemon &&
+	       !m->inodes.has_views && !(dir->tags & INODE_TAG_MIXED) && !name_is_rewritten(rq->asked, rq->name) &&
+	       !backing_folds_case(dir->mnt, dir_fd);
+}
+
 /** Before the reply goes out: if something changed meanwhile, the op may have seen it as it was before, and the kernel, which
  * does not have it yet, cannot be told. */
 void cache_finish(struct request *rq)
@@ -188,7 +206,7 @@ void cache_finish(struct request *rq)
 		note_lookup(rq->chain, rq->entry_ttl_ns);
 	if (cache_is_outdated(rq))
 		shorten(rq, 0);
-	else if (is_watching(m) && atomic_load(&m->watch.n_changes) != rq->n_changes)
+	else if (cache_has_changed(rq))
 		shorten(rq, m->ttl_ns);
 }
 

@@ -6,6 +6,9 @@
 #include "core.h"
 
 /* A mount of the backing tree that inodes were found on. Never freed before the fusebpf mount is. */
+/* Are names that differ in case alone the same there? */
+enum case_folding { FOLDS_NOT, FOLDS_BY_DIRECTORY, FOLDS_PERHAPS };
+
 struct backing_mount {
 	struct backing_mount *next;
 	int id;		 /* as name_to_handle_at(2) gives it; not reused while fd is open */
@@ -14,6 +17,7 @@ struct backing_mount {
 	bool is_remote;	 /* close(2) may report errors of earlier writes */
 	bool is_made_up; /* the kernel makes its files up as they are read: their sizes say nothing */
 	bool is_watched; /* the kernel is told of changes behind the mount */
+	enum case_folding folding;
 	uint64_t fsid;	 /* statfs(2)'s, as fanotify names its file system */
 };
 
@@ -138,6 +142,7 @@ void proc_path(char out[PROC_PATH_SIZE], int fd);
 /* backing_mounts.c */
 struct backing_mount *backing_mount_find(struct mount *m, int id);
 bool backing_is_made_up(int fd);
+bool backing_folds_case(const struct backing_mount *b, int dir_fd);
 struct backing_mount *backing_mount_get(struct mount *m, int id, int fd, uint32_t type);
 void backing_mounts_deinit(struct mount *m);
 

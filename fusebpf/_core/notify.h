@@ -41,7 +41,7 @@ struct notifier {
 	_Atomic uint64_t n_sent;
 };
 
-/* A name that a filter called absent. */
+/* A name that the kernel was told is absent. */
 struct negative {
 	uint64_t parent;
 	int64_t until_ms; /* the kernel keeps it no longer */
@@ -52,10 +52,11 @@ struct negatives {
 	pthread_mutex_t lock; /* a leaf */
 	struct negative *list;
 	uint32_t n;
+	int64_t swept_ms; /* when those that are over were last dropped */
 };
 
 /* negatives.c */
-bool negatives_note(struct mount *m, uint64_t parent, const char *name, uint64_t ttl_ns);
+bool negative_reply(struct request *rq);
 uint32_t negatives_take(struct mount *m, struct negative **out);
 void negatives_deinit(struct mount *m);
 

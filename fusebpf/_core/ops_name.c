@@ -41,8 +41,28 @@ int op_lookup(struct request *rq)
 	if (fd < 0)
 		return fd;
 	int e = reply_entry(rq, fd, rq->name);
+	rq->is_absent = e == -ENOENT && cache_keeps_absent(rq, fd);
 	parent_fd_put(rq, rq->inode, fd);
 	return e;
+}
+
+/* The name is there. The kernel, which asked for another one, may have taken it for absent. */
+static void name_made(struct request *rq)
+{
+	rq->has_changed = true;
+	if (name_is_rewritten(rq->asked, rq->name))
+		cache_expire_name(rq, rq->inode, rq->name);
+}
+
+/** The op changed names, and its answer does not say so: the kernel is to ask anew for those that it knows. */
+void names_expire(struct request *rq)
+{
+	cache_expire_name(rq, rq->inode, rq->asked);
+	if (!rq->asked2)
+		return;
+	struct inode *newdir = inodes_get(rq->mount, rq->image->args.rename.newdir);
+	if (newdir)
+		cache_expire_name(rq, newdir, rq->asked2);
 }
 
 /* Call `make` with the parent's descriptor, and answer with the new entry. */
@@ -53,8 +73,10 @@ static int make_entry(struct request *rq, int (*make)(struct request *rq, int pa
 	if (fd < 0)
 		return fd;
 	int e = make(rq, fd);
-	if (!e)
+	if (!e) {
+		name_made(rq);
 		e = reply_entry(rq, fd, rq->name);
+	}
 	parent_fd_put(rq, rq->inode, fd);
 	return e;
 }
@@ -114,6 +136,7 @@ int op_link(struct request *rq)
 		e = linkat(AT_FDCWD, path, parent_fd, rq->name, AT_SYMLINK_FOLLOW) < 0 ? -errno : 0;
 		if (!e) {
 			inode_fd_unpin(m, linked);
+			name_made(rq);
 			e = reply_entry(rq, parent_fd, rq->name);
 		}
 		parent_fd_put(rq, rq->inode, parent_fd);
@@ -167,6 +190,7 @@ static int remove_entry(struct request *rq, int flags)
 		return fd;
 	victims_hold(m, fd, rq->name, &victims);
 	int e = unlinkat(fd, rq->name, flags) < 0 ? -errno : 0;
+	rq->has_changed = !e;
 	if (!e && name_is_rewritten(rq->asked, rq->name))
 		cache_forget_name(rq, rq->inode, rq->name);
 	victims_release(m, &victims, e);
@@ -219,6 +243,7 @@ static int rename_between(struct request *rq, struct inode *newdir, int fd, int 
 		all_moved(m, &moved, newdir, rq->name2);
 	if (!e && flags & RENAME_EXCHANGE)
 		all_moved(m, &victims, rq->inode, rq->name);
+	rq->has_changed = !e;
 	if (!e)
 		rename_expire(rq, newdir);
 	victims_release(m, &victims, flags & RENAME_EXCHANGE ? -EEXIST : e); // exchanged: it is not gone
@@ -326,6 +351,7 @@ int op_create(struct request *rq)
 	parent_fd_put(rq, rq->inode, parent_fd);
 	if (fd < 0)
 		return fd;
+	name_made(rq);
 	return reply_created(rq, fd, entry_of_fd(rq, fd, rq->name, false, &rq->out.create.entry, &rq->entry));
 }
 

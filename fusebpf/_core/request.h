@@ -40,6 +40,8 @@ struct request {
 	const void *payload;
 	size_t payload_len;
 	uint64_t entry_ttl_ns, attr_ttl_ns;
+	bool is_absent;	       /* lookup: the backing has no such name, and the kernel may take that as told */
+	bool has_changed;      /* the backing's names were changed as asked, whatever the answer will be */
 	uint64_t list_ttl_ns; /* of this part of a listing: the least that a dirent hook gave */
 	uint64_t n_changes; /* watch.n_changes when it began, */
 	uint64_t n_all;	    /* and notifier.n_all */
@@ -99,6 +101,7 @@ struct request {
 int request_decode(struct request *rq);
 const void *request_take(struct request *rq, size_t size);
 /* ops_*.c share these */
+void names_expire(struct request *rq);
 int reply_entry(struct request *rq, int parent_fd, const char *name);
 int entry_of_fd(struct request *rq, int fd, const char *name, bool adopt_fd, struct fuse_entry_out *out,
 		struct inode **inode);
@@ -151,7 +154,6 @@ const char *result_missing(const struct request *rq, uint64_t edits);
 void result_to_slot(struct request *rq);
 void result_from_slot(struct request *rq, uint64_t edits);
 void result_undo(struct request *rq);
-void result_negative(struct request *rq);
 
 /* locks.c */
 int lock_eintr(const struct request *rq);

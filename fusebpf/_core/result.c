@@ -227,16 +227,3 @@ const char *result_missing(const struct request *rq, uint64_t edits)
 		return "it answered success and no lock";
 	return NULL;
 }
-
-/** A negative entry that the kernel may keep for the filter's ttl, unless there is no room to note that it does. */
-void result_negative(struct request *rq)
-{
-	const char *asked = rq->body; // a filter may have gone on with another name
-
-	if (rq->entry_ttl_ns && !negatives_note(rq->mount, rq->in->nodeid, asked, rq->entry_ttl_ns))
-		rq->entry_ttl_ns = 0;
-	memset(&rq->out.create.entry, 0, sizeof(rq->out.create.entry));
-	ttl_set(rq->entry_ttl_ns, &rq->out.create.entry.entry_valid, &rq->out.create.entry.entry_valid_nsec);
-	rq->reply = &rq->out.create.entry;
-	rq->reply_len = sizeof(rq->out.create.entry);
-}

@@ -442,10 +442,9 @@ void request_run(struct request *rq)
 	else if (rq->op->flags & FB_OP_TEXT && !rq->error)
 		value_finish(rq);
 	views_changed(rq);
-	bool is_negative = rq->verdict == FB_NEGATIVE && rq->error == ENOENT && rq->all_edits & FB_EDIT_TTL &&
-			   !cache_is_outdated(rq);
-	if (is_negative)
-		result_negative(rq);
+	if (rq->has_changed && rq->error)
+		names_expire(rq);
+	bool is_negative = rq->error && negative_reply(rq);
 	if (reply_send(rq, is_negative ? 0 : rq->error))
 		result_undo(rq);
 	if (rq->chain)
