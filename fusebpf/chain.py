@@ -291,7 +291,8 @@ _NOT_WITH_SMALL = (
     *("open", "release", "flush", "read", "write", "opendir", "releasedir"),
     *("getlk", "setlk", "flock"),
 )
-_LISTS = ("readdir", "dirent")
+_KEPT = {"keeps_listings": ("readdir", "dirent"), "keeps_targets": ("readlink",)}
+"""Ops that the kernel does not send where it keeps what they say for good, by the core's counter of that."""
 
 
 def check_idmap(links: Iterable[Link]) -> None:
@@ -323,14 +324,14 @@ def check_sets(settings: Iterable[MapSetting], names: Sequence[str]) -> None:
             )
 
 
-def check_small(links: Iterable[Link], *, keeps_listings: bool) -> None:
+def check_small(links: Iterable[Link], counters: Mapping[str, int]) -> None:
     """See that no filter hooks what the profile for small files keeps from the mount.
 
     Opens and locks are not sent at all, and of reads only those of pages that the kernel does not have.
 
     Args:
         links: The chain that is to be.
-        keeps_listings: The kernel was told that it may keep all listings, for the life of the mount.
+        counters: The core's: what the kernel was told that it may keep, for the life of the mount.
 
     Raises:
         UsageError: One does.
@@ -342,9 +343,10 @@ def check_small(links: Iterable[Link], *, keeps_listings: bool) -> None:
                 f"filter {link.filter.name!r} hooks {', '.join(lost)}, and with '-o profile=small' the "
                 "kernel does not ask for each of these: leave one of the two out"
             )
-        if keeps_listings and (lost := [name for name in _LISTS if name in hooked]):
-            raise UsageError(
-                f"filter {link.filter.name!r} hooks {', '.join(lost)}: this mount with '-o profile=small' "
-                "and 'cache=watch' began without such a filter, so the kernel keeps listings for good: "
-                f"mount anew with --filter {link.filter.name}"
-            )
+        for kept, names in _KEPT.items():
+            if counters[kept] and (lost := [name for name in names if name in hooked]):
+                raise UsageError(
+                    f"filter {link.filter.name!r} hooks {', '.join(lost)}: this mount with "
+                    "'-o profile=small' began without such a filter, so the kernel keeps what these say for "
+                    f"good: mount anew with --filter {link.filter.name}"
+                )

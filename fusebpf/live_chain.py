@@ -239,7 +239,7 @@ class LiveChain:
         if self._options.idmap:
             chain.check_idmap(links)
         if self._options.profile == "small":
-            chain.check_small(links, keeps_listings=bool(self._core.counters()["keeps_listings"]))
+            chain.check_small(links, self._core.counters())
 
     def _check(self, revision: int | None, open_files: str = "fail") -> None:
         if open_files not in OPEN_FILES:

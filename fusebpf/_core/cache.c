@@ -258,6 +258,27 @@ bool cache_may_ask(const struct request *rq)
 	       !(chain->wants & FB_WANTS_CALLER);
 }
 
+/* ------------------------------------------------------------------------------------- targets */
+
+/** May the kernel keep where symbolic links lead, for the life of the mount? A link never leads elsewhere, so that is so under each
+ * policy that keeps names; unless a hook is to be asked of each use. */
+bool cache_keeps_targets(const struct mount *m)
+{
+	const struct chain *chain = atomic_load(&m->chain);
+
+	return m->is_small && (m->wants_watch || m->ttl_ns) && !(chain && chain_hooks(chain, FB_OP_readlink));
+}
+
+/** READLINK is about to be answered: of links that do lead elsewhere now and then the kernel is to forget it. It has locked the page
+ * until the answer is there, and drops it then. */
+void cache_target(struct request *rq)
+{
+	const struct backing_mount *b = rq->inode->mnt;
+
+	if (rq->mount->keeps_targets && (!b || b->is_made_up || b->is_remote))
+		notify_inode(rq->mount, rq->inode->nodeid, 0, 0);
+}
+
 /* ------------------------------------------------------------------------------------ listings */
 
 /** A dirent hook has judged an entry, with these edits: how long does it let its answer be kept? */

@@ -92,6 +92,7 @@ struct mount {
 	bool is_one_file_system, wants_idmap;
 	bool is_small;	     /* profile=small: the kernel sends no OPEN, RELEASE and FLUSH of files, and requests with handle 0 */
 	bool keeps_listings; /* nor of directories, whose listings it keeps: if they are watched, and no filter looked at them at the start */
+	bool keeps_targets;  /* profile=small: nor READLINK twice, if no filter looked at it at the start */
 	uint32_t max_read;
 	uint64_t ttl_ns;
 	enum transport_choice transport;

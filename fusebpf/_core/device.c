@@ -65,6 +65,8 @@ static uint64_t wanted_features(const struct mount *m)
 		wanted = (wanted & ~(uint64_t)FUSE_ATOMIC_O_TRUNC) | NO_OPENS;
 	else
 		wanted |= FUSE_FLOCK_LOCKS;
+	if (m->keeps_targets)
+		wanted |= FUSE_CACHE_SYMLINKS;
 	// A daemon that has the data is to truncate as well, and in its turn: while a file is opened others may write.
 	if (m->daemon && m->daemon->has_data_routes)
 		wanted &= ~(uint64_t)FUSE_ATOMIC_O_TRUNC;

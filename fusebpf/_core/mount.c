@@ -89,6 +89,7 @@ int mount_start(struct mount *m)
 		return e;
 	m->is_started = true;
 	m->keeps_listings = m->is_small && m->wants_watch && !cache_listings_are_hooked(atomic_load(&m->chain));
+	m->keeps_targets = cache_keeps_targets(m);
 	if (m->transport != TRANSPORT_DEV)
 		transport_enable_uring(m);
 	e = device_mount(m);
@@ -198,6 +199,7 @@ size_t mount_counters(const struct mount *m, struct counter out[MAX_COUNTERS])
 		{ "passthrough", m->has_passthrough },
 		{ "passthrough_opens", m->n_passthrough_opens },
 		{ "keeps_listings", m->keeps_listings },
+		{ "keeps_targets", m->keeps_targets },
 		{ "protocol_minor", m->kernel_minor },
 	};
 	_Static_assert(sizeof(rows) <= MAX_COUNTERS * sizeof(*rows), "MAX_COUNTERS");

@@ -288,6 +288,7 @@ int op_readlink(struct request *rq)
 	inode_fd_put(rq->mount, rq->inode);
 	rq->payload = rq->worker->payload;
 	rq->payload_len = n < 0 ? 0 : (size_t)n;
+	cache_target(rq);
 	return e;
 }
 

@@ -37,6 +37,8 @@ void cache_attr(struct request *rq);
 bool cache_is_outdated(const struct request *rq);
 bool cache_has_changed(const struct request *rq);
 bool cache_keeps_absent(const struct request *rq, int dir_fd);
+bool cache_keeps_targets(const struct mount *m);
+void cache_target(struct request *rq);
 void cache_settle(struct request *rq);
 void cache_finish(struct request *rq);
 void cache_nothing(struct request *rq);

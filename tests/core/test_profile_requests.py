@@ -4,6 +4,7 @@ import mmap
 import os
 import stat
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ import support
 
 SMALL = "profile=small"
 WATCHED = f"{SMALL},cache=watch"
+
+
+def leads_to(link: Path, target: str) -> bool:
+    return os.readlink(link) == target
 
 
 def test_what_is_created_stays_open_no_longer_than_its_caller_has_it(directory: Path) -> None:
@@ -237,3 +242,119 @@ def test_a_write_by_another_takes_suid_and_sgid_bits_away(mount: support.Mounter
     subprocess.run(["/usr/bin/python3", "-c", script, path], check=True, user=65534, group=65534, timeout=20)
 
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((mounted.src / "f").stat().st_mode) == 0o777
+
+
+# ------------------------------------------------------------------------------- symbolic links
+
+
+@pytest.mark.parametrize("options", [WATCHED, f"{SMALL},ttl=60"])
+def test_where_a_link_leads_is_asked_for_once(directory: Path, options: str) -> None:
+    targets = {"short": "f", "long": "x/" * 2000 + "y"}
+    (directory / "src").mkdir()
+    for name, target in targets.items():
+        (directory / "src" / name).symlink_to(target)
+    with serving.serve(directory, "links", options=options) as served:
+        for name, target in targets.items():
+            assert os.readlink(served.path / name) == target
+        before = served.counters()["requests"]
+
+        for name, target in targets.items():
+            assert os.readlink(served.path / name) == target
+
+        assert served.counters()["requests"] == before
+
+
+@pytest.mark.parametrize("options", ["cache=watch", f"{SMALL},cache=none"])
+def test_elsewhere_it_is_asked_for_each_time(directory: Path, options: str) -> None:
+    (directory / "src").mkdir()
+    (directory / "src" / "link").symlink_to("f")
+    with serving.serve(directory, "links", options=options) as served:
+        os.readlink(served.path / "link")
+        before = served.counters()["requests"]
+
+        os.readlink(served.path / "link")
+
+        assert served.counters()["requests"] > before
+
+
+@pytest.mark.parametrize("options", [WATCHED, f"{SMALL},ttl=0.05"])
+def test_another_link_of_that_name_leads_where_it_leads(mount: support.Mounter, options: str) -> None:
+    mounted = mount(options=options)
+    (mounted.src / "link").symlink_to("old")
+    assert os.readlink(mounted.path / "link") == "old"
+
+    (mounted.src / "link").unlink()
+    (mounted.src / "link").symlink_to("new")
+
+    support.wait_until(lambda: os.readlink(mounted.path / "link") == "new")
+    (mounted.path / "link").unlink()
+    (mounted.path / "link").symlink_to("newer")
+    assert os.readlink(mounted.path / "link") == "newer"
+
+
+def test_a_link_that_the_kernel_makes_up_leads_where_it_leads_now(directory: Path) -> None:
+    (directory / "src" / "proc").mkdir(parents=True)
+    support.run("mount", "-t", "proc", "proc", directory / "src" / "proc")
+    try:
+        with (
+            serving.serve(directory, "proc", options=f"{SMALL},ttl=60") as served,
+            subprocess.Popen(
+                ["bash", "-c", "while read -r d; do cd $d; echo; done"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            ) as child,
+        ):
+            assert child.stdin
+            assert child.stdout
+            link = served.path / "proc" / str(child.pid) / "cwd"
+            for place in ("/usr", "/etc", "/usr"):
+                print(place, file=child.stdin, flush=True)
+                child.stdout.readline()
+                support.wait_until(partial(leads_to, link, place))
+            child.stdin.close()
+    finally:
+        support.umount(directory / "src" / "proc", support.MNT_DETACH)
+
+
+READS = """
+#include "fusebpf.h"
+FILTER(reads, .altitude = 500)
+POST(reads, readlink)
+{
+	if (ctx->error)
+		return FB_CONTINUE;
+	__builtin_memcpy(ctx->text, "elsewhere", 10);
+	ctx->text_len = 9;
+	ctx->edits = FB_EDIT_TEXT;
+	return FB_REWRITE;
+}
+"""
+
+
+def test_a_filter_on_readlink_that_came_with_the_mount_is_asked_each_time(
+    mount: support.Mounter, tmp_path: Path
+) -> None:
+    (tmp_path / "reads.c").write_text(READS)
+    mounted = mount(filters=[tmp_path / "reads.c"], options=WATCHED)
+    (mounted.src / "link").symlink_to("there")
+
+    for _ in range(2):
+        assert os.readlink(mounted.path / "link") == "elsewhere"
+    support.run(support.COMMAND, "detach", mounted.path, "reads")
+
+    assert os.readlink(mounted.path / "link") == "there"
+
+
+def test_a_filter_on_readlink_that_comes_later_is_refused_where_the_kernel_keeps_targets(
+    mount: support.Mounter, tmp_path: Path
+) -> None:
+    (tmp_path / "reads.c").write_text(READS)
+    mounted = mount(options=SMALL)
+
+    said = support.run(support.COMMAND, "attach", mounted.path, tmp_path / "reads.c", check=False)
+
+    assert said.returncode == 2
+    assert "filter 'reads' hooks readlink" in said.stderr
+    assert "mount anew with --filter reads" in said.stderr
+    assert said.stderr.count("\n") == 1
