@@ -38,12 +38,12 @@ static int32_t backing_id_get(struct mount *m, struct inode *inode, int fd, bool
 {
 	if (inode->backing_id > 0)
 		return inode->backing_id;
-	creds_drop_fsetid(NO_GROUP);
+	uint32_t group = creds_group_leave();
 	inode->backing_id = writes && inode->fd >= 0 ? backing_id_open(m, inode->fd) : -1;
 	inode->id_writes = writes && inode->backing_id <= 0;
 	if (inode->backing_id <= 0)
 		inode->backing_id = backing_id_open(m, fd);
-	creds_raise_fsetid();
+	creds_group_restore(group);
 	return inode->backing_id;
 }
 
@@ -393,8 +393,6 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 
 	o.is_plain = !inode->is_append_only && !has_privilege_bits(rq, h->fd);
 	out->open_flags = flush_flag(rq);
-	if (!o.is_plain)
-		atomic_store(&inode->has_bits, true);
 	pthread_mutex_lock(fds_stripe(m, inode));
 	bool is_narrowed = o.rewritten & O_ACCMODE; // a mapping would have the access that the caller asked for
 	if ((by_daemon || is_narrowed || (by_filter && !chain->keeps_open_files)) && stays_passed(rq, inode)) {

@@ -154,10 +154,16 @@ void creds_enter(const struct request *rq, uint32_t uid, uint32_t gid, bool keep
 void creds_leave(void);
 void creds_lift(void);
 void creds_unlift(void);
-enum { NO_GROUP = UINT32_MAX - 1 }; /* no file's */
-uint32_t creds_writer_group(const struct request *rq, int fd);
-void creds_drop_fsetid(uint32_t gid);
+struct creds_bits {
+	bool has_raised;
+	uint32_t group;
+};
+struct creds_bits creds_bits_begin(const struct request *rq, int fd, bool kills);
+void creds_bits_end(struct creds_bits begun);
+uint32_t creds_group_leave(void);
+void creds_group_restore(uint32_t was);
 void creds_raise_fsetid(void);
+void creds_drop_fsetid(void);
 
 /* device.c */
 int device_mount(struct mount *m);

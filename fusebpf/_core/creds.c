@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The identity under which a thread acts on the backing file system. Raw system calls, since libc's wrappers change
- * all threads of the process; setfsuid(2), setgroups(2) and capset(2) in the kernel are per thread.
+ * all threads of the process; setfsuid(2), setgroups(2) and capset(2) in the kernel are per thread. Each takes more than a
+ * microsecond, so a worker is as it is needed nearly always: root without groups and without CAP_FSETID; and in whatever group
+ * it was last, since whoever makes something or has a group count says in which.
  */
 #include "core.h"
 
@@ -16,9 +18,13 @@ struct caps {
 
 static __thread struct caps thread_caps; /* what the thread had when it started */
 static __thread uint64_t caps_now;	 /* its effective ones */
-static __thread uint32_t gid_now;	 /* its fsgid */
-static __thread bool is_other;		 /* creds_enter is in force */
+static __thread uint32_t gid_now;	 /* its fsgid, */
+static __thread bool has_groups;	 /* and supplementary ones */
+static __thread bool is_other;		 /* creds_enter is in force, */
+static __thread bool is_user;		 /* and not as root */
 static __thread uint32_t umask_now;	 /* only what creates looks at it, and that sets it first */
+
+#define NO_GROUP (UINT32_MAX - 1) /* no file's */
 
 static const uint64_t fsetid_bit = 1ULL << CAP_FSETID;
 
@@ -42,20 +48,43 @@ static uint64_t all_caps(void)
 	return thread_caps.data[0].effective | (uint64_t)thread_caps.data[1].effective << 32;
 }
 
+static uint64_t usual_caps(void)
+{
+	return all_caps() & ~fsetid_bit;
+}
+
 /** Does the calling worker have this capability? */
 bool creds_have(int cap)
 {
 	return all_caps() >> cap & 1;
 }
 
-/** Give the calling thread its own umask, note its capabilities, and leave all groups but 0. Once per worker. */
+static void fsgid_set(uint32_t gid)
+{
+	if (gid != gid_now)
+		syscall(SYS_setfsgid, gid_now = gid);
+}
+
+static void groups_set(size_t n, const gid_t *groups)
+{
+	if (n || has_groups)
+		syscall(SYS_setgroups, n, groups);
+	has_groups = n;
+}
+
+/** Give the calling thread its own umask, note its capabilities, drop CAP_FSETID, and leave all groups but 0. Once per worker. */
 int creds_init_thread(void)
 {
 	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
 
 	if (syscall(SYS_capget, &header, thread_caps.data) < 0)
 		return -errno;
-	caps_now = all_caps();
+	// Another worker may have started it while it acted as somebody.
+	thread_caps.data[0].effective |= thread_caps.data[0].permitted & (uint32_t)fs_bits;
+	syscall(SYS_setfsuid, 0);
+	syscall(SYS_setfsgid, 0);
+	caps_now = usual_caps();
+	caps_set_effective(caps_now);
 	if (unshare(CLONE_FS) < 0 || syscall(SYS_setgroups, 0, NULL) < 0)
 		return -errno;
 	umask(0);
@@ -119,34 +148,53 @@ static void groups_enter(const struct request *rq, bool is_judged)
 	gid_t *groups = is_judged && is_himself ? groups_of_thread(rq->in->pid, &n) : NULL;
 
 	if (groups)
-		syscall(SYS_setgroups, n, groups);
+		groups_set(n, groups);
 	else
-		syscall(SYS_setgroups, rq->has_supplementary_group ? 1 : 0, &rq->supplementary_group);
+		groups_set(rq->has_supplementary_group ? 1 : 0, &rq->supplementary_group);
 	free(groups);
+}
+
+/* The mode of what the op makes, 0 if it makes nothing. */
+static uint32_t made_mode(const struct request *rq)
+{
+	switch (rq->op->canonical) {
+	case FB_OP_create:
+	case FB_OP_tmpfile:
+		return rq->image->args.create.mode;
+	case FB_OP_mknod:
+		return rq->image->args.mknod.mode;
+	case FB_OP_mkdir:
+		return rq->image->args.mkdir.mode;
+	default:
+		return 0;
+	}
 }
 
 /**
  * Act as the caller until creds_leave: fsuid, fsgid, groups, and its umask, so that the backing file system applies
  * default ACLs as it would have. With keep_rights the capabilities that setfsuid(2) drops are kept, but CAP_FSETID: the
  * kernel has judged the caller's permissions already, and says which supplementary group matters
- * (FUSE_CREATE_SUPP_GROUP). Without, the backing file system judges them. The second may follow the first.
+ * (FUSE_CREATE_SUPP_GROUP). Without, the backing file system judges them. The second may follow the first. Root has CAP_FSETID
+ * for what he makes with an sgid bit, which the group of its directory may else cost it.
  */
 void creds_enter(const struct request *rq, uint32_t uid, uint32_t gid, bool keep_rights)
 {
+	bool makes_sgid = uid == 0 && made_mode(rq) & S_ISGID;
+
 	if (umask_now != rq->image->umask)
 		umask(umask_now = rq->image->umask);
-	if (uid == 0 && gid == 0 && !rq->has_supplementary_group)
-		return;
 	if (uid == UINT32_MAX)
 		return; // with -o idmap the kernel names the caller to ops that create alone
-	is_other = true;
-	groups_enter(rq, !keep_rights && uid);
-	syscall(SYS_setfsgid, gid);
-	gid_now = gid;
-	syscall(SYS_setfsuid, uid);
-	if (uid == 0)
+	fsgid_set(gid);
+	if (uid == 0 && !rq->has_supplementary_group && !makes_sgid)
 		return;
-	caps_now = all_caps() & ~(keep_rights ? fsetid_bit : fs_bits);
+	is_other = true;
+	is_user = uid != 0;
+	groups_enter(rq, !keep_rights && uid);
+	syscall(SYS_setfsuid, uid);
+	if (uid == 0 && !makes_sgid)
+		return;
+	caps_now = makes_sgid ? all_caps() : keep_rights ? usual_caps() : all_caps() & ~fs_bits;
 	caps_set_effective(caps_now);
 }
 
@@ -154,12 +202,10 @@ void creds_leave(void)
 {
 	if (!is_other)
 		return;
-	is_other = false;
+	is_other = is_user = false;
 	syscall(SYS_setfsuid, 0);
-	syscall(SYS_setfsgid, 0);
-	gid_now = 0;
-	syscall(SYS_setgroups, 0, NULL);
-	caps_now = all_caps();
+	groups_set(0, NULL);
+	caps_now = usual_caps();
 	caps_set_effective(caps_now);
 }
 
@@ -176,31 +222,67 @@ void creds_unlift(void)
 		caps_set_effective(caps_now);
 }
 
-/**
- * The one group of a caller that counts when he writes to fd: an sgid bit without group-execute stays if the file's group
- * is among his (fs/attr.c: setattr_should_drop_sgid). The request names only his first, so the others are looked up, and
- * for such files alone.
- */
-uint32_t creds_writer_group(const struct request *rq, int fd)
+/* The one group of a caller that counts when he writes to a file of that group: an sgid bit without group-execute stays if the
+ * group is among his (fs/attr.c: setattr_should_drop_sgid). The request names only his first, so the others are looked up. */
+static uint32_t writer_group(const struct request *rq, uint32_t gid)
 {
-	uint32_t gid = rq->in->gid;
-	struct stat st;
+	uint32_t first = rq->in->gid == UINT32_MAX ? NO_GROUP : rq->in->gid;
 
-	if (fstat(fd, &st) < 0 || (st.st_mode & (S_ISGID | S_IXGRP)) != S_ISGID || st.st_gid == gid)
-		return gid;
-	return thread_has_group(rq->in->pid, st.st_gid) ? st.st_gid : gid;
+	return first != gid && thread_has_group(rq->in->pid, gid) ? gid : first;
 }
 
-/** Without CAP_FSETID a write or truncate clears suid and sgid bits, as it does for a caller who lacks it and is in this
- * group alone. */
-void creds_drop_fsetid(uint32_t gid)
+/** Be in no file's group, so that sgid bits go which one's member would keep. Returns what creds_group_restore takes. */
+uint32_t creds_group_leave(void)
 {
-	caps_set_effective(caps_now & ~fsetid_bit);
-	syscall(SYS_setfsgid, gid == UINT32_MAX ? NO_GROUP : gid);
+	uint32_t was = gid_now;
+
+	fsgid_set(NO_GROUP);
+	return was;
 }
 
+void creds_group_restore(uint32_t was)
+{
+	if (is_other)
+		fsgid_set(was);
+}
+
+/** CAP_FSETID for what sets an sgid bit, unless the thread acts as a user; until creds_drop_fsetid. */
 void creds_raise_fsetid(void)
 {
-	syscall(SYS_setfsgid, gid_now);
-	caps_set_effective(caps_now);
+	if (!is_user)
+		caps_set_effective(caps_now | (all_caps() & fsetid_bit));
+}
+
+void creds_drop_fsetid(void)
+{
+	if (!is_user)
+		caps_set_effective(caps_now);
+}
+
+/**
+ * A file that is open by fd is about to be written to, truncated or given away, which takes its suid and sgid bits from it; with
+ * `kills` as for a caller who lacks CAP_FSETID, else as for one who has it. Files that have such bits are few. Returns what
+ * creds_bits_end takes.
+ */
+struct creds_bits creds_bits_begin(const struct request *rq, int fd, bool kills)
+{
+	struct creds_bits begun = { .group = gid_now };
+	struct stat st;
+
+	if (fstat(fd, &st) < 0 || !(st.st_mode & (S_ISUID | S_ISGID)))
+		return begun;
+	if (!kills) {
+		begun.has_raised = true;
+		creds_raise_fsetid();
+	} else if ((st.st_mode & (S_ISGID | S_IXGRP)) == S_ISGID) { // else it goes, whoever he is
+		fsgid_set(writer_group(rq, st.st_gid));
+	}
+	return begun;
+}
+
+void creds_bits_end(struct creds_bits begun)
+{
+	if (begun.has_raised)
+		creds_drop_fsetid();
+	creds_group_restore(begun.group);
 }

@@ -198,8 +198,11 @@ static int kill_bits(struct request *rq)
 
 	if (fd < 0)
 		return 0;
-	if (fstat(fd, &st) == 0 && st.st_mode & (S_ISUID | S_ISGID))
+	if (fstat(fd, &st) == 0 && st.st_mode & (S_ISUID | S_ISGID)) {
+		struct creds_bits bits = creds_bits_begin(rq, fd, true);
 		e = fchownat(fd, "", (uid_t)-1, (gid_t)-1, AT_EMPTY_PATH) < 0 ? -errno : 0;
+		creds_bits_end(bits);
+	}
 	inode_fd_put(rq->mount, rq->inode);
 	return e;
 }

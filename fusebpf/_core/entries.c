@@ -111,7 +111,8 @@ int entry_at(struct request *rq, int parent_fd, const char *name, struct fuse_en
 	uint32_t n_waits = 0;
 	int e, fd;
 
-	if (entry_by_handle(rq, parent_fd, name, out, inode, &e))
+	// What was made a moment ago it could not judge.
+	if (!rq->has_changed && entry_by_handle(rq, parent_fd, name, out, inode, &e))
 		return e;
 	do {
 		fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);

@@ -61,7 +61,6 @@ struct inode {
 	_Atomic int32_t clock_index; /* in fds.clock, -1: not in it; written under clock_lock */
 	bool fd_referenced;	    /* used since the clock's hand last passed */
 	_Atomic bool is_append_only; /* chattr +a was seen on it when it was opened to append */
-	_Atomic bool has_bits;	    /* suid or sgid were seen on it when it was opened or they were set */
 	bool fd_pinned;		    /* must stay open: the last link is gone, or there is no way to reopen it */
 	struct handle *_Atomic opened; /* one of those that have the regular file open, with a descriptor; NULL: none is known */
 	/* Kernel passthrough, under the fd stripe's lock: */

@@ -35,21 +35,25 @@ int reply_opened(struct request *rq, struct inode *inode, int fd, bool is_dir, s
 	return 0;
 }
 
-/* As whose member does the caller truncate what he opens? */
-static uint32_t opener_group(struct request *rq)
+/* Open the inode's file as the caller, who may truncate it by that. */
+static int open_as_caller(struct request *rq, int flags)
 {
-	int fd = inode_fd_get(rq->mount, rq->inode);
+	const struct fuse_open_in *in = (const void *)rq->body;
 
-	if (fd < 0)
-		return NO_GROUP;
-	uint32_t gid = creds_writer_group(rq, fd);
+	if (!(flags & O_TRUNC))
+		return inode_open(rq->mount, rq->inode, flags);
+	int path_fd = inode_fd_get(rq->mount, rq->inode);
+	if (path_fd < 0)
+		return path_fd;
+	struct creds_bits bits = creds_bits_begin(rq, path_fd, in->open_flags & FUSE_OPEN_KILL_SUIDGID);
+	int fd = inode_open(rq->mount, rq->inode, flags);
+	creds_bits_end(bits);
 	inode_fd_put(rq->mount, rq->inode);
-	return gid;
+	return fd;
 }
 
 int op_open(struct request *rq)
 {
-	const struct fuse_open_in *in = (const void *)rq->body;
 	int flags = backing_open_flags(rq->image->args.open.flags);
 
 	if (rq->inode->type != S_IFREG)
@@ -58,17 +62,12 @@ int op_open(struct request *rq)
 	rq->reply_len = sizeof(rq->out.open);
 	if (passthrough_share(rq, flags, &rq->out.open))
 		return 0;
-	bool kills = in->open_flags & FUSE_OPEN_KILL_SUIDGID;
-	if (kills)
-		creds_drop_fsetid(opener_group(rq));
-	int fd = inode_open(rq->mount, rq->inode, flags);
+	int fd = open_as_caller(rq, flags);
 	// Without O_APPEND, as we open, nobody may write to an append-only file; with it we may, and op_write sees to the rest.
 	if (fd == -EPERM && rq->image->args.open.flags & O_APPEND) {
-		fd = inode_open(rq->mount, rq->inode, flags | O_APPEND);
+		fd = open_as_caller(rq, flags | O_APPEND);
 		atomic_store(&rq->inode->is_append_only, fd >= 0);
 	}
-	if (kills)
-		creds_raise_fsetid();
 	return fd < 0 ? fd : reply_opened(rq, rq->inode, fd, false, &rq->out.open);
 }
 
@@ -91,17 +90,13 @@ int op_read(struct request *rq)
 }
 
 /* Write to the handle's file: return what `call` returned, or -errno. suid and sgid bits go if the caller `kills` them. */
-#define AS_WRITER(rq, h, kills, call)                                                                        \
-	({                                                                                                   \
-		bool is_killing = (kills);                                                                   \
-		if (is_killing)                                                                              \
-			creds_drop_fsetid((h)->inode->has_bits ? creds_writer_group(rq, (h)->fd)             \
-							       : (rq)->in->gid);                             \
-		ssize_t result = (call);                                                                     \
-		result = result < 0 ? -errno : result;                                                       \
-		if (is_killing)                                                                              \
-			creds_raise_fsetid();                                                                \
-		result;                                                                                      \
+#define AS_WRITER(rq, h, kills, call)                                                \
+	({                                                                           \
+		struct creds_bits bits = creds_bits_begin((rq), (h)->fd, (kills));     \
+		ssize_t result = (call);                                             \
+		result = result < 0 ? -errno : result;                               \
+		creds_bits_end(bits);                                                \
+		result;                                                              \
 	})
 
 /* A request that does not say whether the caller has CAP_FSETID: root is taken to have it. */

@@ -7,24 +7,36 @@
 
 #include <sys/xattr.h>
 
-int op_setxattr(struct request *rq)
+/* Set a value. An ACL may take the sgid bit along: the kernel says so where it is set by somebody who is not in the file's group. */
+static int set_value(struct request *rq, const char *path, const char *value)
 {
 	const struct fb_xattr *args = &rq->image->args.xattr;
-	const char *value = rq->input ? rq->input : rq->body + rq->body_at;
-	char path[PROC_PATH_SIZE];
+	bool kills = rq->mount->features & FUSE_SETXATTR_EXT &&
+		     ((const struct fuse_setxattr_in *)(const void *)rq->body)->setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID;
+	bool keeps = !kills && !strcmp(rq->name, "system.posix_acl_access");
+	uint32_t group = 0;
 
+	if (kills)
+		group = creds_group_leave();
+	if (keeps)
+		creds_raise_fsetid();
+	int e = setxattr(path, rq->name, value, args->size, (int)args->flags) < 0 ? -errno : 0;
+	if (keeps)
+		creds_drop_fsetid();
+	if (kills)
+		creds_group_restore(group);
+	return e;
+}
+
+int op_setxattr(struct request *rq)
+{
+	char path[PROC_PATH_SIZE];
 	int fd = inode_fd_get(rq->mount, rq->inode);
+
 	if (fd < 0)
 		return fd;
 	proc_path(path, fd);
-	// The kernel says so where an ACL is set by somebody who is not in the file's group.
-	bool kills = rq->mount->features & FUSE_SETXATTR_EXT &&
-		     ((const struct fuse_setxattr_in *)(const void *)rq->body)->setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID;
-	if (kills)
-		creds_drop_fsetid(NO_GROUP);
-	int e = setxattr(path, rq->name, value, args->size, (int)args->flags) < 0 ? -errno : 0;
-	if (kills)
-		creds_raise_fsetid();
+	int e = set_value(rq, path, rq->input ? rq->input : rq->body + rq->body_at);
 	inode_fd_put(rq->mount, rq->inode);
 	return e;
 }

@@ -375,3 +375,76 @@ def links_to_what_is_not_theirs_follow_the_same_rule(p: Path) -> Any:
     put(p / "public", mode=0o666)
     with user(WHO):
         return attempt(os.link, p / "secret", d / "a"), attempt(os.link, p / "public", d / "b")
+
+
+@scenario
+def who_makes_things_in_turn_owns_what_each_made(p: Path) -> Any:
+    d = open_to_all(p / "d")
+    turns = [(0, 0, []), (WHO, WHO, []), (0, 777, []), (OTHER, 777, [5]), (WHO, 1234, [5, 6]), (0, 0, [7])]
+    owners = []
+    for number, (uid, gid, groups) in enumerate(turns * 4):
+        with user(uid, gid, groups):
+            os.mkdir(d / f"d{number}")
+            owners.append((owner_of(d / f"d{number}"), make_all(d / f"d{number}")))
+    return owners
+
+
+@scenario
+def root_makes_sgid_files_in_a_setgid_directory_of_another_group(p: Path) -> Any:
+    d = open_to_all(p / "d")
+    os.chown(d, 0, 777)
+    os.chmod(d, 0o2777)
+    with umask(0):
+        os.close(os.open(d / "file", RW, 0o2775))
+        os.mknod(d / "node", stat.S_IFREG | 0o2775)
+        os.mkdir(d / "dir", 0o2775)
+        os.close(os.open(d / "plain", RW, 0o775))
+        with user(WHO):
+            os.close(os.open(d / "user's", RW, 0o2775))
+        os.close(os.open(d / "again", RW, 0o2775))
+    return [owner_of(d / name) for name in ("file", "node", "dir", "plain", "user's", "again")]
+
+
+@scenario
+def an_acl_takes_the_sgid_bit_as_its_setter_is_in_the_group_or_not(p: Path) -> Any:
+    seen = []
+    for number, (uid, groups) in enumerate([(0, []), (WHO, []), (WHO, [777]), (0, [])]):
+        for gid in (0, 777):
+            path = put(p / f"f{number}-{gid}")
+            os.chown(path, WHO, gid)
+            os.chmod(path, 0o2755)
+            with user(uid, uid, groups):
+                os.setxattr(
+                    path, "system.posix_acl_access", acl((1, 7, NOBODY), (4, 5, NOBODY), (32, 5, NOBODY))
+                )
+            seen.append(mode_of(path))
+    return seen
+
+
+@scenario
+def bits_go_when_a_file_is_given_away(p: Path) -> Any:
+    seen = []
+    for mode in (0o4755, 0o2755, 0o2745, 0o6745):
+        for gid in (0, 777):
+            path = put(p / f"f{mode:o}-{gid}")
+            os.chown(path, WHO, gid)
+            os.chmod(path, mode)
+            os.chown(path, 0, -1)
+            seen.append(mode_of(path))
+    return seen
+
+
+@scenario
+def bits_stay_when_root_truncates_or_opens_to_truncate(p: Path) -> Any:
+    seen = []
+    for mode in (0o4755, 0o2755, 0o2745):
+        path = _suid_file(p / f"f{mode:o}", WHO, mode)
+        os.truncate(path, 3)
+        seen.append(mode_of(path))
+        with opened(path, os.O_RDWR) as fd:
+            os.ftruncate(fd, 2)
+            os.posix_fallocate(fd, 0, 5000)
+        seen.append(mode_of(path))
+        os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
+        seen.append(mode_of(path))
+    return seen
