@@ -196,8 +196,8 @@ bool cache_keeps_absent(const struct request *rq, int dir_fd)
 	const struct inode *dir = rq->inode;
 
 	return is_watching(m) && dir->mnt && dir->mnt->is_watched && !m->daemon &&
-	       !m->inodes.has_views && !(dir->tags & INODE_TAG_MIXED) && !name_is_rewritten(rq->asked, rq->name) &&
-	       !backing_folds_case(dir->mnt, dir_fd);
+	       m->default_permissions && !m->inodes.has_views && !(dir->tags & INODE_TAG_MIXED) &&
+	       !name_is_rewritten(rq->asked, rq->name) && !backing_folds_case(dir->mnt, dir_fd);
 }
 
 /** Before the reply goes out: if something changed meanwhile, the op may have seen it as it was before, and the kernel, which
@@ -214,12 +214,16 @@ void cache_finish(struct request *rq)
 		shorten(rq, m->ttl_ns);
 }
 
-/* May the kernel have kept names? Then an answer that is on its way to it may be older than a change. */
+/* May the kernel have kept names? Then an answer that is on its way to it may be older than a change. What a filter lets be kept of
+ * this op's answer says nothing of those. */
 static bool names_are_kept(struct request *rq)
 {
 	struct mount *m = rq->mount;
+	const struct chain *chain = rq->worker->chain;
+	bool by_default = m->default_permissions && (is_watching(m) || m->ttl_ns) &&
+			  !(chain && chain_hooks(chain, FB_OP_lookup));
 
-	if (!rq->entry_ttl_ns && !atomic_load_explicit(&m->n_filter_ttls, memory_order_relaxed) && !m->daemon)
+	if (!by_default && !atomic_load_explicit(&m->n_filter_ttls, memory_order_relaxed) && !m->daemon)
 		return false;
 	atomic_fetch_add(&m->watch.n_changes, 1); // before the kernel is told: see cache_finish
 	return true;
