@@ -87,14 +87,16 @@ static uint32_t hooked_by(const struct chain *chain, uint8_t opcode)
 	return chain->ops[opcode] ? chain->ops[opcode]->filters : 0;
 }
 
-/* How long do the filters let an answer be kept which these judge? The least that was said: and if one of them said nothing, or was
- * not asked here at all, its own op must be asked each time. Whom a filter above spared being asked has no say. */
-static uint64_t ttl_said(const struct request *rq, uint32_t judges)
+/* How long do the filters let an answer be kept which these judge, in ops of their own? The least that was said: and if one of them
+ * said nothing, its own op must be asked each time. Of such an op, whom a filter above spared being asked has no say: he is
+ * spared the next one as well. */
+static uint64_t ttl_said(const struct request *rq, uint32_t judges, bool is_own)
 {
-	uint32_t has_say = judges & (~rq->hooks->filters | rq->pre_ran | rq->post_ran);
 	uint64_t least_ns = UINT64_MAX;
 
-	if (has_say & ~rq->gave_ttl)
+	if (is_own)
+		judges &= ~rq->hooks->filters | rq->pre_ran | rq->post_ran;
+	if (judges & ~rq->gave_ttl)
 		return 0;
 	for (uint32_t left = rq->gave_ttl; left; left &= left - 1) {
 		uint64_t ttl_ns = rq->ttls_ns[__builtin_ctz(left)];
@@ -114,8 +116,10 @@ static void limit(uint64_t most_ns, uint64_t *seconds, uint32_t *nanoseconds)
 void cache_settle(struct request *rq)
 {
 	const struct chain *chain = rq->chain;
-	uint64_t entry_ns = ttl_said(rq, hooked_by(chain, FB_OP_lookup));
-	uint64_t attr_ns = ttl_said(rq, hooked_by(chain, FB_OP_getattr) | hooked_by(chain, FB_OP_statx));
+	uint8_t op = rq->op->canonical;
+	uint32_t on_attr = hooked_by(chain, FB_OP_getattr) | hooked_by(chain, FB_OP_statx);
+	uint64_t entry_ns = ttl_said(rq, hooked_by(chain, FB_OP_lookup), op == FB_OP_lookup);
+	uint64_t attr_ns = ttl_said(rq, on_attr, op == FB_OP_getattr || op == FB_OP_statx);
 	struct fuse_entry_out *entry = &rq->out.create.entry;
 	struct fuse_attr_out *attr = &rq->out.attr;
 
@@ -192,8 +196,8 @@ bool cache_keeps_absent(const struct request *rq, int dir_fd)
 	const struct inode *dir = rq->inode;
 
 	return is_watching(m) && dir->mnt && dir->mnt->is_watched && !m->daemon &&
-	       !m->inodes.has_views && !(dir->tags & INODE_TAG_MIXED) && !name_is_rewritten(rq->asked, rq->name) &&
-	       !backing_folds_case(dir->mnt, dir_fd);
+	       m->default_permissions && !m->inodes.has_views && !(dir->tags & INODE_TAG_MIXED) &&
+	       !name_is_rewritten(rq->asked, rq->name) && !backing_folds_case(dir->mnt, dir_fd);
 }
 
 /** Before the reply goes out: if something changed meanwhile, the op may have seen it as it was before, and the kernel, which
@@ -210,12 +214,16 @@ void cache_finish(struct request *rq)
 		shorten(rq, m->ttl_ns);
 }
 
-/* May the kernel have kept names? Then an answer that is on its way to it may be older than a change. */
+/* May the kernel have kept names? Then an answer that is on its way to it may be older than a change. What a filter lets be kept of
+ * this op's answer says nothing of those. */
 static bool names_are_kept(struct request *rq)
 {
 	struct mount *m = rq->mount;
+	const struct chain *chain = rq->worker->chain;
+	bool by_default = m->default_permissions && (is_watching(m) || m->ttl_ns) &&
+			  !(chain && chain_hooks(chain, FB_OP_lookup));
 
-	if (!rq->entry_ttl_ns && !atomic_load_explicit(&m->n_filter_ttls, memory_order_relaxed) && !m->daemon)
+	if (!by_default && !atomic_load_explicit(&m->n_filter_ttls, memory_order_relaxed) && !m->daemon)
 		return false;
 	atomic_fetch_add(&m->watch.n_changes, 1); // before the kernel is told: see cache_finish
 	return true;

@@ -330,6 +330,13 @@ static int create_at(struct request *rq, int parent_fd)
 	return open_existing(parent_fd, rq->name, flags);
 }
 
+/* The kernel took a name for free, and it is there as something that it opens by itself: it is to look the name up, and to try again
+ * (fs/namei.c: do_filp_open). Where a filter led the op to another name that would lead nowhere else. */
+static bool is_to_look_again(const struct request *rq, int e)
+{
+	return (e == -ELOOP || e == -ENXIO) && !rq->has_root && !name_is_rewritten(rq->asked, rq->name);
+}
+
 /* Answer with the file that was made and is open by fd, unless `error` says that it has no entry. */
 static int reply_created(struct request *rq, int fd, int error)
 {
@@ -351,7 +358,7 @@ int op_create(struct request *rq)
 	int fd = AS_CREATOR(rq, create_at(rq, parent_fd));
 	parent_fd_put(rq, rq->inode, parent_fd);
 	if (fd < 0)
-		return fd;
+		return is_to_look_again(rq, fd) ? -ESTALE : fd;
 	name_made(rq);
 	return reply_created(rq, fd, entry_of_fd(rq, fd, rq->name, false, &rq->out.create.entry, &rq->entry));
 }

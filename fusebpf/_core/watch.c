@@ -21,6 +21,8 @@
 #define N_THREAD_IDS (4u << 20) /* PID_MAX_LIMIT of include/linux/threads.h */
 /* Our own ops are events too. Each would wake this thread, which costs the op more than the rest of it. */
 #define PAUSE_MS 1
+/* In which the kernel has been told of a name that changed, wherever an op keeps a notification waiting. */
+#define DOUBT_MS 1000
 #define END_TIMEOUT_MS 10000
 #define END_STEP_MS 5
 
@@ -154,6 +156,23 @@ static struct event parse(const struct fanotify_event_metadata *head, const char
 	return e;
 }
 
+/* A change behind the mount. */
+static void heed_behind(struct mount *m, const struct event *e)
+{
+	uint64_t before = atomic_load(&m->watch.n_changes);
+
+	heed(m, e);
+	if (e->mask & NAMES_CHANGED && atomic_load(&m->watch.n_changes) != before)
+		m->watch.names_ms = now_ms();
+}
+
+/* The mount itself gave something another name: if names had changed behind it just before, that may be another thing than the
+ * kernel, which had not been told yet, has taken along. */
+static bool is_doubtful(const struct mount *m, const struct event *e)
+{
+	return e->mask & FAN_MOVED_TO && now_ms() < m->watch.names_ms + DOUBT_MS;
+}
+
 static void read_events(struct mount *m, char *buffer)
 {
 	ssize_t len = read(m->watch.fd, buffer, EVENTS_SIZE);
@@ -164,10 +183,13 @@ static void read_events(struct mount *m, char *buffer)
 		if (head.mask & FAN_Q_OVERFLOW) {
 			atomic_fetch_add(&m->watch.n_overflows, 1);
 			all_changed(m);
+			m->watch.names_ms = now_ms();
 			continue;
 		}
 		struct event e = parse(&head, at);
 		if (!is_own(m, (uint32_t)head.pid) || is_aliased(m, e.fsid))
+			heed_behind(m, &e);
+		else if (is_doubtful(m, &e))
 			heed(m, &e);
 	}
 }

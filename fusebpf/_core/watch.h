@@ -15,6 +15,7 @@ struct watch {
 	_Atomic uint64_t *own_threads; /* a bit for each thread id: whose changes the kernel knows of, since they are its own */
 	_Atomic uint64_t n_changes;    /* that may be known to the kernel; counted before it is told */
 	_Atomic uint64_t n_overflows;
+	int64_t names_ms; /* the thread's own: when it last saw a name change behind the mount */
 };
 
 /* watch.c */

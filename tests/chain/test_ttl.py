@@ -28,6 +28,17 @@ FILTER({name}, .altitude = {altitude})
 PRE({name}, {op}) {{ return FB_CONTINUE; }}
 """
 
+SILENT_TOO = "PRE({name}, {op}) {{ return FB_CONTINUE; }}\n"
+SPARES = """
+FILTER(spares, .altitude = 600)
+PRE(spares, {op})
+{{
+	ctx->ttl_ns = 3600000000000;
+	ctx->edits = FB_EDIT_TTL;
+	return FB_BACKING | FB_REWRITE;
+}}
+"""
+
 
 def says(altitude: int, op: str = "lookup", ttl: int = HOUR, phase: str = "PRE") -> str:
     return SAYS.format(name=f"says{altitude}", altitude=altitude, op=op, ttl=f"{ttl}ull", phase=phase)
@@ -82,10 +93,16 @@ def test_a_filter_that_says_nothing_of_its_lookups_is_asked_of_each(
 
 
 @pytest.mark.parametrize("op", ["getattr", "statx"])
-def test_a_lookups_ttl_does_not_spare_the_hooks_on_attributes(directory: Path, op: str) -> None:
+@pytest.mark.parametrize("spares", [False, True])
+def test_a_lookups_ttl_does_not_spare_the_hooks_on_attributes(
+    directory: Path, op: str, *, spares: bool
+) -> None:
+    """Nor does a filter above that spares others the lookup, and says nothing of attributes."""
     (directory / "src").mkdir()
     (directory / "src" / "f").write_text("x")
-    made = [source(directory, says(600) + silent(500, op), "filters")]
+    high = SPARES.format(op="lookup") if spares else says(600)
+    low = silent(500, op) + (SILENT_TOO.format(name="silent500", op="lookup") if spares else "")
+    made = [source(directory, high + low, "filters")]
     with serving.serve(directory, "ttl", filters=made, options="cache=watch") as served:
         fd = os.open(served.path / "f", os.O_PATH)
         try:
@@ -146,3 +163,11 @@ def test_deny_is_asked_beside_a_hide_that_lets_names_be_kept(directory: Path, fi
         for user in (first, None, 1000, None, 1000):
             done = support.run("stat", served.path / "f", user=user, check=False)
             assert (done.returncode == 0) == (user is None), done.stderr
+
+
+def test_whom_a_filter_spares_the_making_of_a_name_is_asked_when_it_is_looked_up(directory: Path) -> None:
+    """The filter above says nothing of lookups, so it spares nobody them."""
+    both = (
+        SPARES.format(op="create") + silent(500, "lookup") + SILENT_TOO.format(name="silent500", op="create")
+    )
+    assert ask_again(directory, both, "lookup", "silent500", create) == 2

@@ -278,3 +278,65 @@ def test_what_a_filter_alone_says_is_absent_is_not_kept(directory: Path) -> None
         assert not (served.path / "f").exists()
 
         assert requests_of(served) > before
+
+
+def test_where_the_backing_judges_who_looks_another_caller_is_told_what_it_says_of_him(
+    directory: Path,
+) -> None:
+    os.chmod(directory, 0o755)
+    (directory / "src" / "d").mkdir(parents=True)
+    (directory / "src" / "d").chmod(0o700)
+    options = "cache=watch,nodefault_permissions"
+    sets = {"hide.ttl": "3600000"}
+    with serving.serve(directory, "judges", filters=["hide"], sets=sets, options=options) as served:
+        assert not (served.path / "d" / "x").exists()
+
+        said = support.run("stat", served.path / "d" / "x", user=65534, check=False)
+
+        assert "Permission denied" in said.stderr
+
+
+NEVER = """
+FILTER(never, .altitude = 500)
+
+PRE(never, mkdir)
+{
+	ctx->ttl_ns = 0;
+	ctx->edits = FB_EDIT_TTL;
+	if (fb_name_is(ctx, "asked")) {
+		__builtin_memcpy(ctx->name.text, "used", 5);
+		ctx->name_len = 4;
+		ctx->edits |= FB_EDIT_NAME;
+	}
+	return FB_REWRITE;
+}
+"""
+
+
+def test_a_name_that_is_made_in_the_place_of_one_that_may_not_be_kept_is_there(directory: Path) -> None:
+    filters = [source(directory, NEVER, "never")]
+    with serving.serve(directory, "never", filters=filters, options="cache=watch") as served:
+        assert not (served.path / "used").exists()
+
+        (served.path / "asked").mkdir()
+
+        support.wait_until((served.path / "used").exists)
+
+
+@pytest.mark.parametrize("options", ["cache=watch", SMALL])
+@pytest.mark.parametrize("how", ["fifo", "link"])
+def test_what_came_a_moment_ago_is_opened_as_what_it_is(directory: Path, how: str, options: str) -> None:
+    """The kernel has not been told yet, and asks for a file to be made."""
+    with watched(directory, options) as served:
+        for number in range(30):
+            name = f"n{number}"
+            assert not (served.path / name).exists()
+            if how == "fifo":
+                os.mkfifo(served.src / name)
+            else:
+                (served.src / name).symlink_to("target")
+
+            os.close(os.open(served.path / name, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK))
+
+            if how == "link":
+                assert (served.src / "target").exists()

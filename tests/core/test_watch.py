@@ -5,6 +5,7 @@ import mmap
 import os
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
@@ -232,6 +233,31 @@ def test_a_file_that_is_deleted_behind_gives_its_space_back(directory: Path, ext
         (ext4 / "large").unlink()
 
         support.wait_until(lambda: os.statvfs(ext4).f_bfree - free > 1000)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch])
+def test_what_is_renamed_as_soon_as_it_changed_behind_is_what_it_became(
+    directory: Path, make: Callable[[Path], None]
+) -> None:
+    """The kernel, which has not been told yet, takes along what had the name before."""
+    with watched(directory) as served:
+        places = [Path(f"d{number}") for number in range(20)]
+        for place in places:
+            (served.src / place).mkdir()
+            for name in ("a", "other"):
+                make(served.src / place / name)
+        for place in places:
+            (served.path / place / "a").stat()
+            settled(served)
+            (served.path / place / "a").stat()
+            (served.src / place / "just now").touch()  # the watch pauses behind it
+
+            (served.src / place / "other").rename(served.src / place / "a")
+            (served.path / place / "a").rename(served.path / place / "b")
+
+        for place in places:
+            inode = (served.src / place / "b").stat().st_ino
+            support.wait_until(partial(has, served.path / place / "b", "st_ino", inode))
 
 
 def test_a_file_that_is_written_by_mmap_through_the_mount(directory: Path) -> None:
