@@ -183,9 +183,9 @@ void creds_enter(const struct request *rq, uint32_t uid, uint32_t gid, bool keep
 
 	if (umask_now != rq->image->umask)
 		umask(umask_now = rq->image->umask);
+	fsgid_set(uid == UINT32_MAX ? 0 : gid);
 	if (uid == UINT32_MAX)
 		return; // with -o idmap the kernel names the caller to ops that create alone
-	fsgid_set(gid);
 	if (uid == 0 && !rq->has_supplementary_group && !makes_sgid)
 		return;
 	is_other = true;
