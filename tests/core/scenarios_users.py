@@ -448,3 +448,14 @@ def bits_stay_when_root_truncates_or_opens_to_truncate(p: Path) -> Any:
         os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
         seen.append(mode_of(path))
     return seen
+
+
+@scenario
+def bits_of_who_is_in_both_groups_stay_when_he_gives_a_file_from_one_to_the_other(p: Path) -> Any:
+    seen = []
+    for mode in (0o6745, 0o6755, 0o2745):
+        for groups in ([777, 5], [5], []):
+            path = _suid_file(p / f"f{mode:o}-{len(groups)}", WHO, mode)
+            with user(WHO, WHO, groups):
+                seen.append((attempt(os.chown, path, -1, 5), mode_of(path)))
+    return seen
