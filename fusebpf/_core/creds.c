@@ -199,6 +199,12 @@ void creds_enter(const struct request *rq, uint32_t uid, uint32_t gid, bool keep
 	caps_set_effective(caps_now);
 }
 
+/** Does the thread act as somebody who is not root? */
+bool creds_are_users(void)
+{
+	return is_user;
+}
+
 void creds_leave(void)
 {
 	if (!is_other)

@@ -459,3 +459,16 @@ def bits_of_who_is_in_both_groups_stay_when_he_gives_a_file_from_one_to_the_othe
             with user(WHO, WHO, groups):
                 seen.append((attempt(os.chown, path, -1, 5), mode_of(path)))
     return seen
+
+
+@scenario
+def capabilities_stay_when_who_may_not_gives_the_file_away(p: Path) -> Any:
+    put(p / "f", mode=0o755)
+    os.chown(p / "f", WHO, 777)
+    os.setxattr(p / "f", "security.capability", struct.pack("<5I", 0x02000000, 1 << 7, 0, 0, 0))
+    with user(OTHER):
+        refused = attempt(os.chown, p / "f", OTHER, -1), attempt(os.truncate, p / "f", 1)
+    left = attempt(os.getxattr, p / "f", "security.capability")
+    with user(WHO):
+        os.chown(p / "f", -1, WHO)
+    return refused, left, attempt(os.getxattr, p / "f", "security.capability")
