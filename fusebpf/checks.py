@@ -18,7 +18,9 @@ from fusebpf.errors import MountError, PlatformError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_CAP_SYS_ADMIN = 21
+_TO_MOUNT = {"CAP_SYS_ADMIN": 21}
+_TO_SERVE = {"CAP_SETUID": 7, "CAP_SETGID": 6}
+"""Without them what users make would be root's."""
 _FUSE_DEVICE = Path("/dev/fuse")
 _FUSE_NUMBER = os.makedev(10, 229)
 
@@ -39,11 +41,14 @@ class Places(NamedTuple):
     under: int
 
 
-def check_root() -> None:
+def check_root(*, serves: bool = False) -> None:
     """See that we may mount.
 
+    Args:
+        serves: And act as the callers of what is mounted.
+
     Raises:
-        PlatformError: We are not root, or root without CAP_SYS_ADMIN.
+        PlatformError: We are not root, or root without a capability that it takes.
     """
     if os.geteuid() != 0:
         raise PlatformError("only root can do this: run it with sudo")
@@ -51,10 +56,11 @@ def check_root() -> None:
     capabilities = int(
         next(line for line in status.splitlines() if line.startswith("CapEff:")).split()[1], 16
     )
-    if not capabilities >> _CAP_SYS_ADMIN & 1:
-        raise PlatformError(
-            "root without CAP_SYS_ADMIN cannot mount: give this container or service the capability"
-        )
+    for name, number in (_TO_MOUNT | (_TO_SERVE if serves else {})).items():
+        if not capabilities >> number & 1:
+            raise PlatformError(
+                f"root without {name} cannot mount: give this container or service the capability"
+            )
 
 
 def check_fuse() -> None:

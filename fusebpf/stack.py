@@ -323,7 +323,7 @@ class Stack:
         names = [pick_of(spec) for spec in self._specs]
         if None not in names:
             chain.check_sets(self._settings, [name for name in names if name is not None])
-        checks.check_root()
+        checks.check_root(serves=True)
         checks.check_fuse()
         if self._specs:
             bpf.require()

@@ -152,13 +152,16 @@ int creds_init_thread(void);
 bool creds_have(int cap);
 void creds_enter(const struct request *rq, uint32_t uid, uint32_t gid, bool keep_rights);
 void creds_leave(void);
+bool creds_are_users(void);
 void creds_lift(void);
 void creds_unlift(void);
+/* Has the caller CAP_FSETID? Where the request does not say so, root is taken to have it. */
+enum creds_fsetid { HAS_FSETID, LACKS_FSETID, FSETID_IS_ROOTS };
 struct creds_bits {
-	bool has_raised;
+	bool has_raised, has_joined;
 	uint32_t group;
 };
-struct creds_bits creds_bits_begin(const struct request *rq, int fd, bool kills);
+struct creds_bits creds_bits_begin(const struct request *rq, int fd, enum creds_fsetid fsetid);
 void creds_bits_end(struct creds_bits begun);
 uint32_t creds_group_leave(void);
 void creds_group_restore(uint32_t was);

@@ -91,52 +91,53 @@ int creds_init_thread(void)
 	return 0;
 }
 
-/* The numbers in the line of proc_pid_status(5) that names a thread's groups; the caller frees them. */
-static gid_t *groups_in(const char *line, size_t *n)
+/* The numbers in a line of proc_pid_status(5); the caller frees them. */
+static gid_t *ids_in(const char *line, size_t *n)
 {
 	size_t most = strlen(line) / 2 + 1; // each is a digit and a blank at least
-	gid_t *groups = calloc(most, sizeof(*groups));
+	gid_t *ids = calloc(most, sizeof(*ids));
 	char *end;
 
-	for (const char *at = line; groups && *n < most; at = end) {
+	for (const char *at = line; ids && *n < most; at = end) {
 		unsigned long each = strtoul(at, &end, 10);
 		if (end == at)
 			break;
-		groups[(*n)++] = (gid_t)each;
+		ids[(*n)++] = (gid_t)each;
 	}
-	return groups;
+	return ids;
 }
 
-/* The supplementary groups of a thread, which the caller frees; NULL with *n 0 where they are not known. It waits for our
- * answer, so it cannot end or change meanwhile. */
-static gid_t *groups_of_thread(uint32_t pid, size_t *n)
+/* The ids that a thread's status has in one line, which the caller frees; NULL with *n 0 where they are not known. It waits for
+ * our answer, so it cannot end or change meanwhile. */
+static gid_t *ids_of_thread(uint32_t pid, const char *which, size_t *n)
 {
 	char path[32], *line = NULL;
-	size_t size = 0;
-	gid_t *groups = NULL;
+	size_t size = 0, len = strlen(which);
+	gid_t *ids = NULL;
 
 	*n = 0;
 	snprintf(path, sizeof(path), "/proc/%u/status", pid);
 	FILE *file = pid ? fopen(path, "re") : NULL;
-	while (file && !groups && getline(&line, &size, file) > 0)
-		if (!strncmp(line, "Groups:", 7))
-			groups = groups_in(line + 7, n);
+	while (file && !ids && getline(&line, &size, file) > 0)
+		if (!strncmp(line, which, len))
+			ids = ids_in(line + len, n);
 	free(line);
 	if (file)
 		fclose(file);
-	return groups;
+	return ids;
 }
 
-static bool thread_has_group(uint32_t pid, uint32_t gid)
+/* The uid or gid by which the caller acts on files: `told` by the request, else the last of four in its status ("Uid:", "Gid:"). */
+static uint32_t caller_id(const struct request *rq, uint32_t told, const char *which)
 {
 	size_t n;
-	gid_t *groups = groups_of_thread(pid, &n);
-	bool found = false;
 
-	for (size_t i = 0; i < n && !found; i++)
-		found = groups[i] == gid;
-	free(groups);
-	return found;
+	if (told != UINT32_MAX)
+		return told;
+	gid_t *ids = ids_of_thread(rq->in->pid, which, &n);
+	uint32_t id = n == 4 ? ids[3] : NO_GROUP;
+	free(ids);
+	return id;
 }
 
 /* Take the caller's groups: all that he has, where the backing file system is to judge him and he is who a filter left him;
@@ -145,7 +146,7 @@ static void groups_enter(const struct request *rq, bool is_judged)
 {
 	bool is_himself = rq->create_uid == rq->in->uid && rq->create_gid == rq->in->gid;
 	size_t n = 0;
-	gid_t *groups = is_judged && is_himself ? groups_of_thread(rq->in->pid, &n) : NULL;
+	gid_t *groups = is_judged && is_himself ? ids_of_thread(rq->in->pid, "Groups:", &n) : NULL;
 
 	if (groups)
 		groups_set(n, groups);
@@ -198,6 +199,12 @@ void creds_enter(const struct request *rq, uint32_t uid, uint32_t gid, bool keep
 	caps_set_effective(caps_now);
 }
 
+/** Does the thread act as somebody who is not root? */
+bool creds_are_users(void)
+{
+	return is_user;
+}
+
 void creds_leave(void)
 {
 	if (!is_other)
@@ -222,13 +229,16 @@ void creds_unlift(void)
 		caps_set_effective(caps_now);
 }
 
-/* The one group of a caller that counts when he writes to a file of that group: an sgid bit without group-execute stays if the
- * group is among his (fs/attr.c: setattr_should_drop_sgid). The request names only his first, so the others are looked up. */
-static uint32_t writer_group(const struct request *rq, uint32_t gid)
+/* Be in the groups of a caller that acts on a file which has an sgid bit without group-execute: it stays if the file's group is
+ * among his (fs/attr.c: setattr_should_drop_sgid), and the one that he gives it to. The request names only his first. */
+static void groups_join(const struct request *rq)
 {
-	uint32_t first = rq->in->gid == UINT32_MAX ? NO_GROUP : rq->in->gid;
+	size_t n;
+	gid_t *groups = ids_of_thread(rq->in->pid, "Groups:", &n);
 
-	return first != gid && thread_has_group(rq->in->pid, gid) ? gid : first;
+	fsgid_set(caller_id(rq, rq->in->gid, "Gid:"));
+	groups_set(n, groups);
+	free(groups);
 }
 
 /** Be in no file's group, so that sgid bits go which one's member would keep. Returns what creds_group_restore takes. */
@@ -260,22 +270,24 @@ void creds_drop_fsetid(void)
 }
 
 /**
- * A file that is open by fd is about to be written to, truncated or given away, which takes its suid and sgid bits from it; with
- * `kills` as for a caller who lacks CAP_FSETID, else as for one who has it. Files that have such bits are few. Returns what
- * creds_bits_end takes.
+ * A file that is open by fd is about to be written to, truncated or given away, which takes its suid and sgid bits from it; as
+ * `fsetid` says. Files that have such bits are few. Who acts as a user loses them as that one does. Returns what creds_bits_end takes.
  */
-struct creds_bits creds_bits_begin(const struct request *rq, int fd, bool kills)
+struct creds_bits creds_bits_begin(const struct request *rq, int fd, enum creds_fsetid fsetid)
 {
 	struct creds_bits begun = { .group = gid_now };
 	struct stat st;
 
-	if (fstat(fd, &st) < 0 || !(st.st_mode & (S_ISUID | S_ISGID)))
+	if (is_user || fstat(fd, &st) < 0 || !(st.st_mode & (S_ISUID | S_ISGID)))
 		return begun;
-	if (!kills) {
+	if (fsetid == FSETID_IS_ROOTS)
+		fsetid = caller_id(rq, rq->in->uid, "Uid:") ? LACKS_FSETID : HAS_FSETID;
+	if (fsetid == HAS_FSETID) {
 		begun.has_raised = true;
 		creds_raise_fsetid();
 	} else if ((st.st_mode & (S_ISGID | S_IXGRP)) == S_ISGID) { // else it goes, whoever he is
-		fsgid_set(writer_group(rq, st.st_gid));
+		begun.has_joined = true;
+		groups_join(rq);
 	}
 	return begun;
 }
@@ -284,5 +296,7 @@ void creds_bits_end(struct creds_bits begun)
 {
 	if (begun.has_raised)
 		creds_drop_fsetid();
+	if (begun.has_joined)
+		groups_set(0, NULL);
 	creds_group_restore(begun.group);
 }

@@ -199,7 +199,7 @@ static int kill_bits(struct request *rq)
 	if (fd < 0)
 		return 0;
 	if (fstat(fd, &st) == 0 && st.st_mode & (S_ISUID | S_ISGID)) {
-		struct creds_bits bits = creds_bits_begin(rq, fd, true);
+		struct creds_bits bits = creds_bits_begin(rq, fd, LACKS_FSETID);
 		e = fchownat(fd, "", (uid_t)-1, (gid_t)-1, AT_EMPTY_PATH) < 0 ? -errno : 0;
 		creds_bits_end(bits);
 	}

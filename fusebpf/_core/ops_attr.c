@@ -179,7 +179,7 @@ static int set_size(struct request *rq, int fd)
 	char path[PROC_PATH_SIZE];
 	int e;
 
-	struct creds_bits bits = creds_bits_begin(rq, fd, args->valid & FATTR_KILL_SUIDGID);
+	struct creds_bits bits = creds_bits_begin(rq, fd, args->valid & FATTR_KILL_SUIDGID ? LACKS_FSETID : HAS_FSETID);
 	if (h) {
 		e = ftruncate(h->fd, (off_t)args->size) < 0 ? -errno : 0;
 	} else {
@@ -196,7 +196,7 @@ static int set_owner(struct request *rq, int fd)
 	uid_t uid = args->valid & FB_SET_UID ? args->uid : (uid_t)-1;
 	gid_t gid = args->valid & FB_SET_GID ? args->gid : (gid_t)-1;
 
-	struct creds_bits bits = creds_bits_begin(rq, fd, rq->in->uid != 0);
+	struct creds_bits bits = creds_bits_begin(rq, fd, FSETID_IS_ROOTS);
 	int e = fchownat(fd, "", uid, gid, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
 	creds_bits_end(bits);
 	return e;

@@ -45,7 +45,8 @@ static int open_as_caller(struct request *rq, int flags)
 	int path_fd = inode_fd_get(rq->mount, rq->inode);
 	if (path_fd < 0)
 		return path_fd;
-	struct creds_bits bits = creds_bits_begin(rq, path_fd, in->open_flags & FUSE_OPEN_KILL_SUIDGID);
+	enum creds_fsetid fsetid = in->open_flags & FUSE_OPEN_KILL_SUIDGID ? LACKS_FSETID : HAS_FSETID;
+	struct creds_bits bits = creds_bits_begin(rq, path_fd, fsetid);
 	int fd = inode_open(rq->mount, rq->inode, flags);
 	creds_bits_end(bits);
 	inode_fd_put(rq->mount, rq->inode);
@@ -89,21 +90,15 @@ int op_read(struct request *rq)
 	return 0;
 }
 
-/* Write to the handle's file: return what `call` returned, or -errno. suid and sgid bits go if the caller `kills` them. */
-#define AS_WRITER(rq, h, kills, call)                                                \
+/* Write to the handle's file: return what `call` returned, or -errno. suid and sgid bits go unless the caller keeps them. */
+#define AS_WRITER(rq, h, fsetid, call)                                               \
 	({                                                                           \
-		struct creds_bits bits = creds_bits_begin((rq), (h)->fd, (kills));     \
+		struct creds_bits bits = creds_bits_begin((rq), (h)->fd, (fsetid));  \
 		ssize_t result = (call);                                             \
 		result = result < 0 ? -errno : result;                               \
 		creds_bits_end(bits);                                                \
 		result;                                                              \
 	})
-
-/* A request that does not say whether the caller has CAP_FSETID: root is taken to have it. */
-static bool caller_kills(const struct request *rq)
-{
-	return rq->in->uid != 0;
-}
 
 /* Answer with n bytes written, or with -errno. */
 static int reply_written(struct request *rq, ssize_t n)
@@ -131,7 +126,7 @@ int op_write(struct request *rq)
 		       !(rq->all_edits & FB_EDIT_OFFSET);
 	if (!appends && h->inode->is_append_only && fcntl(h->fd, F_GETFL) & O_APPEND)
 		return -EPERM; // its offset would be ignored
-	ssize_t n = AS_WRITER(rq, h, in->write_flags & FUSE_WRITE_KILL_SUIDGID,
+	ssize_t n = AS_WRITER(rq, h, in->write_flags & FUSE_WRITE_KILL_SUIDGID ? LACKS_FSETID : HAS_FSETID,
 			      appends ? pwritev2(h->fd, &data, 1, 0, RWF_APPEND)
 				      : pwrite(h->fd, data.iov_base, data.iov_len, (off_t)args->offset));
 	return reply_written(rq, n);
@@ -176,7 +171,7 @@ int op_fallocate(struct request *rq)
 
 	if (!h)
 		return -errno;
-	return (int)AS_WRITER(rq, h, caller_kills(rq),
+	return (int)AS_WRITER(rq, h, FSETID_IS_ROOTS,
 			      fallocate(h->fd, (int)args->mode, (off_t)args->offset, (off_t)args->length));
 }
 
@@ -196,7 +191,7 @@ int op_copy_file_range(struct request *rq)
 	if (chain && (chain_hooks(chain, FB_OP_read) || chain_hooks(chain, FB_OP_write)))
 		return -EOPNOTSUPP;
 	size_t length = args->length < COPY_AT_ONCE ? (size_t)args->length : COPY_AT_ONCE;
-	return reply_written(rq, AS_WRITER(rq, out, caller_kills(rq),
+	return reply_written(rq, AS_WRITER(rq, out, FSETID_IS_ROOTS,
 					   copy_file_range(in->fd, &from, out->fd, &to, length, 0)));
 }
 

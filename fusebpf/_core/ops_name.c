@@ -295,11 +295,12 @@ int op_readlink(struct request *rq)
 /* -------------------------------------------------------------------------------- creating */
 
 /* Open a name that O_CREAT found to be there already: only a regular file, since opening others has effects. */
-static int open_existing(int parent_fd, const char *name, int flags)
+static int open_existing(struct request *rq, int parent_fd, int flags)
 {
+	const struct fuse_create_in *in = (const void *)rq->body;
 	char path[PROC_PATH_SIZE];
 	struct stat st;
-	int fd = openat(parent_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	int fd = openat(parent_fd, rq->name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 
 	if (fd < 0)
 		return fd;
@@ -308,8 +309,10 @@ static int open_existing(int parent_fd, const char *name, int flags)
 		e = S_ISDIR(st.st_mode) ? EISDIR : S_ISLNK(st.st_mode) ? ELOOP : ENXIO;
 	else {
 		proc_path(path, fd);
+		struct creds_bits bits = creds_bits_begin(rq, fd, in->open_flags & FUSE_OPEN_KILL_SUIDGID ? LACKS_FSETID : HAS_FSETID);
 		result = open(path, flags & ~(O_CREAT | O_EXCL));
 		e = errno;
+		creds_bits_end(bits);
 	}
 	close(fd);
 	errno = e;
@@ -327,7 +330,7 @@ static int create_at(struct request *rq, int parent_fd)
 	// The kernel took the name for free, so it has judged the directory and not this file.
 	if (rq->mount->default_permissions)
 		creds_enter(rq, rq->create_uid, rq->create_gid, false);
-	return open_existing(parent_fd, rq->name, flags);
+	return open_existing(rq, parent_fd, flags);
 }
 
 /* The kernel took a name for free, and it is there as something that it opens by itself: it is to look the name up, and to try again

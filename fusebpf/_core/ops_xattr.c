@@ -5,6 +5,7 @@
  */
 #include "core.h"
 
+#include <sys/stat.h>
 #include <sys/xattr.h>
 
 /* Set a value. An ACL may take the sgid bit along: the kernel says so where it is set by somebody who is not in the file's group. */
@@ -130,15 +131,26 @@ int op_listxattr(struct request *rq)
 	return reply_value(rq, n);
 }
 
+/* Without default_permissions the kernel takes a file's capabilities before it asks whether the caller may do what costs them
+ * (fs/attr.c: setattr_prepare, at kill_priv). What he then does takes them by itself, if he may. */
+static bool removes_too_soon(const struct request *rq, int fd, const char *path)
+{
+	struct stat st;
+
+	return creds_are_users() && !strcmp(rq->name, "security.capability") && fstat(fd, &st) == 0 &&
+	       st.st_uid != rq->create_uid && faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) < 0;
+}
+
 int op_removexattr(struct request *rq)
 {
 	char path[PROC_PATH_SIZE];
-	int fd = inode_fd_get(rq->mount, rq->inode);
+	int fd = inode_fd_get(rq->mount, rq->inode), e = 0;
 
 	if (fd < 0)
 		return fd;
 	proc_path(path, fd);
-	int e = removexattr(path, rq->name) < 0 ? -errno : 0;
+	if (!removes_too_soon(rq, fd, path))
+		e = removexattr(path, rq->name) < 0 ? -errno : 0;
 	inode_fd_put(rq->mount, rq->inode);
 	return e;
 }

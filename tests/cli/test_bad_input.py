@@ -211,12 +211,12 @@ def test_others_than_root_are_told_so(tree: Path, words: list[str]) -> None:
     assert_refused(done, 1, "only root", "sudo")
 
 
-def test_root_without_the_capability_is_told_so(tree: Path) -> None:
-    done = support.run(
-        "setpriv", "--bounding-set=-sys_admin", support.COMMAND, "mount", "src", "mnt", cwd=tree, check=False
-    )
+@pytest.mark.parametrize("capability", ["sys_admin", "setuid", "setgid"])
+def test_root_without_the_capability_is_told_so(tree: Path, capability: str) -> None:
+    lacking = f"--bounding-set=-{capability}"
+    done = support.run("setpriv", lacking, support.COMMAND, "mount", "src", "mnt", cwd=tree, check=False)
 
-    assert_refused(done, 1, "CAP_SYS_ADMIN")
+    assert_refused(done, 1, f"CAP_{capability.upper()}")
 
 
 @pytest.mark.parametrize(

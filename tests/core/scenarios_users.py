@@ -448,3 +448,27 @@ def bits_stay_when_root_truncates_or_opens_to_truncate(p: Path) -> Any:
         os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
         seen.append(mode_of(path))
     return seen
+
+
+@scenario
+def bits_of_who_is_in_both_groups_stay_when_he_gives_a_file_from_one_to_the_other(p: Path) -> Any:
+    seen = []
+    for mode in (0o6745, 0o6755, 0o2745):
+        for groups in ([777, 5], [5], []):
+            path = _suid_file(p / f"f{mode:o}-{len(groups)}", WHO, mode)
+            with user(WHO, WHO, groups):
+                seen.append((attempt(os.chown, path, -1, 5), mode_of(path)))
+    return seen
+
+
+@scenario
+def capabilities_stay_when_who_may_not_gives_the_file_away(p: Path) -> Any:
+    put(p / "f", mode=0o755)
+    os.chown(p / "f", WHO, 777)
+    os.setxattr(p / "f", "security.capability", struct.pack("<5I", 0x02000000, 1 << 7, 0, 0, 0))
+    with user(OTHER):
+        refused = attempt(os.chown, p / "f", OTHER, -1), attempt(os.truncate, p / "f", 1)
+    left = attempt(os.getxattr, p / "f", "security.capability")
+    with user(WHO):
+        os.chown(p / "f", -1, WHO)
+    return refused, left, attempt(os.getxattr, p / "f", "security.capability")

@@ -100,3 +100,34 @@ def test_a_file_that_a_lookup_did_not_find_is_opened_by_who_may(directory: Path,
         assert in_child(act, served.path) == ["EACCES", "EACCES", "EACCES", b"secret"]
         assert (served.src / "secret").read_bytes() == b"secret"
         support.wait_until(lambda: served.counters()["handles"] == 0)
+
+
+UNSEEN = """
+#include "fusebpf.h"
+FILTER(unseen, .altitude = 700, .doc = "A name that no lookup finds.")
+PRE(unseen, lookup) { return fb_name_is(ctx, "program") ? FB_NEGATIVE : FB_CONTINUE; }
+"""
+
+
+@pytest.mark.parametrize("options", ["", "nodefault_permissions"])
+def test_bits_of_a_file_that_a_lookup_did_not_find_stay_when_root_truncates_it(
+    directory: Path, options: str
+) -> None:
+    (directory / "unseen.c").write_text(UNSEEN)
+    (directory / "src").mkdir()
+    (directory / "src").chmod(0o777)
+    program = put(directory / "src" / "program", mode=0o666)
+
+    def act(p: Path) -> Any:
+        seen = []
+        for uid, groups in ((0, []), (ALICE, []), (ALICE, [777])):
+            for mode in (0o6777, 0o2766):
+                os.chown(program, 0, 777)
+                os.chmod(program, mode)
+                with user(uid, uid, groups):
+                    os.close(os.open(p / "program", os.O_CREAT | os.O_WRONLY | os.O_TRUNC))
+                seen.append(oct(program.stat().st_mode & 0o7777))
+        return seen
+
+    with serving.serve(directory, "unseen", filters=[directory / "unseen.c"], options=options) as served:
+        assert in_child(act, served.path) == in_child(act, served.src)

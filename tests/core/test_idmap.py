@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import support
-from core.table import attempt, checked, in_child, user
+from core.table import attempt, checked, in_child, mode_of, opened, put, user
 
 OPEN_TREE, MOVE_MOUNT, MOUNT_SETATTR = 428, 429, 442
 AT_EMPTY_PATH, AT_FDCWD = 0x1000, -100
@@ -147,3 +147,30 @@ def test_what_needs_the_callers_ids_is_refused(directory: Path, words: list[str]
     assert len(done.stderr.splitlines()) == 1
     assert said in done.stderr
     assert support.mountpoints(directory) == []
+
+
+def keep_bits(p: Path) -> Any:
+    """What ops whose requests do not name their caller leave of suid and sgid bits."""
+    seen = []
+    for number, (uid, gid, groups) in enumerate(
+        [(0, 0, []), (1000, 1000, []), (1000, 777, []), (1000, 5, [777])]
+    ):
+        for mode in (0o6766, 0o2766):
+            path = put(p / f"f{number}-{mode:o}")
+            for act in (
+                lambda fd: os.posix_fallocate(fd, 0, 9),
+                lambda fd: os.write(fd, b"x"),
+                lambda fd: os.fchown(fd, -1, os.getegid()),
+            ):
+                os.chown(path, 1000, 777)
+                path.chmod(mode)
+                with user(uid, gid, groups), opened(path, os.O_RDWR) as fd:
+                    act(fd)
+                seen.append(mode_of(path))
+    return seen
+
+
+def test_bits_stay_and_go_by_who_the_caller_is(mount: support.Mounter, bare: Path) -> None:
+    mounted = mount(options="idmap,nopassthrough")
+
+    assert in_child(keep_bits, mounted.path) == in_child(keep_bits, bare)
