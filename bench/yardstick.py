@@ -15,7 +15,7 @@ from workloads import DATA, METADATA, WORK, Size, Workload, workloads
 BASE = "bind mount"
 FILTERS = ("hide", "readonly")
 # With a ttl, since without one each use of a name asks the filter anew, which is another thing to measure.
-SETS = ("hide.names=.ssh,*.key", "hide.ttl=60000", "readonly.paths=protected")
+SETS = ("hide.names=.ssh,*.key", "hide.ttl=1000", "readonly.paths=protected")
 OURS = {
     "fusebpf": ((), (), "cache=watch,locks=local"),
     "fusebpf, small": ((), (), "profile=small,cache=watch"),

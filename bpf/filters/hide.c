@@ -28,10 +28,10 @@ FB_ALWAYS_INLINE int hide_pass(struct fb_slot *ctx)
 	u64 ttl_ns = hide_ttl_ns();
 
 	if (!ttl_ns || ctx->op == FB_OP_unlink || ctx->op == FB_OP_rmdir || ctx->op == FB_OP_rename)
-		return FB_CONTINUE;
+		return FB_CONTINUE | FB_NOPOST;
 	ctx->ttl_ns = ttl_ns;
 	ctx->edits |= FB_EDIT_TTL;
-	return FB_CONTINUE | FB_REWRITE;
+	return FB_CONTINUE | FB_NOPOST | FB_REWRITE;
 }
 
 PRE(hide, name)
