@@ -195,7 +195,8 @@ bool cache_keeps_absent(const struct request *rq, int dir_fd)
 	const struct mount *m = rq->mount;
 	const struct inode *dir = rq->inode;
 
-	return is_watching(m) && dir->mnt && dir->mnt->is_watched && !m->daemon &&
+	// After an op that failed no hook can give a ttl any more.
+	return is_watching(m) && rq->entry_ttl_ns && dir->mnt && dir->mnt->is_watched && !m->daemon &&
 	       m->default_permissions && !m->inodes.has_views && !(dir->tags & INODE_TAG_MIXED) &&
 	       !name_is_rewritten(rq->asked, rq->name) && !backing_folds_case(dir->mnt, dir_fd);
 }

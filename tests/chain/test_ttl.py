@@ -2,7 +2,6 @@
 While one of them says nothing it is not kept at all."""
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import serving
 import support
 from chain.chained import source
+from core.test_watch import settled
 
 HOUR, SHORT = 3600000000000, 300000000
 SAYS = """
@@ -69,7 +69,7 @@ def ask_again(directory: Path, filters: str, op: str, name: str, begin: Callable
         (directory / "src" / "f").write_text("x")
     with serving.serve(directory, "ttl", filters=made, options="cache=watch") as served:
         begin(served.path / "f")
-        time.sleep(0.1)  # in which what the mount itself did is told of
+        settled(served)
         before = asked(served, op, name)
         for _ in range(2):
             look(served.path / "f")
