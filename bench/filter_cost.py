@@ -1,9 +1,10 @@
-"""What a filter adds to an op: pairs of runs on a mount without filters and on one with them.
+"""What a filter adds to an op: runs on a mount without filters, and on the same one when it has them.
 
 "one core": client and servers share a core, which is how a round trip is cheapest, and their CPU time
 together is counted; "free": the scheduler decides, and the elapsed time is counted.
 """
 
+import json
 import re
 import statistics
 import sys
@@ -13,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bed import Bed, Sample, Target, client, run_on
+from bed import COMMAND, Bed, Sample, Target, call, client, run_on
 from tabulate import tabulate
 from workloads import Size
 from yardstick import SETS as DEMO_SETS
-from yardstick import human, take_turns
+from yardstick import human
 
 FILTERS = Path(__file__).resolve().parent / "filters"
 ONE_CORE = "one core"
@@ -28,8 +29,9 @@ HOOK_TARGET_US = 0.6
 CHAIN_TARGET_US = 5.0
 WINDOW_BYTES = 64 << 10
 WINDOW_TARGET_US = WINDOW_BYTES / 1e3  # 1 GB/s
-# Two mounts of one kind differ by some 0.5 µs, as their memory happens to lie.
-N_PAIRS_OF_MOUNTS = 5
+# Two mounts of one kind differ by some 0.5 µs, as their memory happens to lie: each is compared with itself.
+N_MOUNTS = 6
+MIN_RUNS_PER_MOUNT = 4
 # Until hooks that stand one after another are joined: fusebpf/joining.py.
 JOIN_SECONDS = 1.0
 
@@ -75,7 +77,7 @@ class Pair:
     sample: Callable[[Target], Sample]
     options: str = ""
     base: tuple[str | Path, ...] = ()
-    """The filters of the mount that it is compared with."""
+    """The filters that the mount has before."""
     target_us: float = HOOK_TARGET_US
     is_chain: bool = False
 
@@ -132,7 +134,7 @@ def measure_pairs(
             print(f"\r\033[K  {mode}: {pair.name}", end="", file=sys.stderr, flush=True)
             result = measure_pair(bed, size, pair, mode, cores)
             added_us = result["added_ns"] / 1e3
-            row += [human(result["unhooked_ns"]), f"{added_us:+.2f} ±{result['spread_ns'] / 1e3:.2f} µs"]
+            row += [human(result["unhooked_ns"]), f"{added_us:+.2f} ±{result['error_ns'] / 1e3:.2f} µs"]
             row.append(f"{result['fastest_ns'] / 1e3:+.2f} µs")
             if not judged:
                 runs = f"{result['runs_per_op']:.2f}"
@@ -140,10 +142,8 @@ def measure_pairs(
             results.append({"op": pair.name, "mode": mode, **result})
         rows.append([*row, runs, judged])
     print("\r\033[K", end="", file=sys.stderr)
-    print(
-        "\nwhat a filter adds to an op: median of the differences in pairs of runs, ± half the middle half;"
-    )
-    print("beside it the difference of the fastest runs, which other work on the machine disturbed least")
+    print("\nwhat a filter adds to an op: the difference of a mount's medians, its mean over some mounts")
+    print("± the standard error; beside it that of the fastest runs, which other work disturbed least")
     heads = [""]
     for mode in modes:
         heads += [f"unhooked, {mode}", "added", "fastest"]
@@ -153,32 +153,52 @@ def measure_pairs(
 
 
 def measure_pair(bed: Bed, size: Size, pair: Pair, mode: str, cores: set[int]) -> dict[str, Any]:
-    """Alternate runs on a mount without filters and on one with the pair's, on several such mounts."""
+    """Alternate runs without the pair's filters and with them, on several mounts whose chain changes."""
     samples: dict[str, list[Sample]] = {"unhooked": [], "hooked": []}
-    n_mounts = min(N_PAIRS_OF_MOUNTS, max(1, size.pair_rounds // 4))
-    rounds = size.pair_rounds // n_mounts
+    n_mounts = min(N_MOUNTS, size.pair_rounds // MIN_RUNS_PER_MOUNT)
+    runs = size.pair_rounds // n_mounts // 2
     n_runs = n_ops = 0
+    added = []
     for _ in range(n_mounts):
-        with (
-            bed.mounted("unhooked", pair.base, (), pair.options) as unhooked,
-            bed.mounted("hooked", pair.filters, pair.sets, pair.options) as hooked,
-        ):
-            time.sleep(JOIN_SECONDS if pair.is_chain else 0)
-            run_on(cores, (unhooked, hooked))
-            n_runs -= hooked.hook_runs()
-            taken = take_turns(pair.sample, (unhooked, hooked), rounds)
-            n_runs += hooked.hook_runs()
-        for label, some in taken.items():
+        here: dict[str, list[Sample]] = {"unhooked": [], "hooked": []}
+        with bed.mounted("mount", pair.base, (), pair.options) as target:
+            run_on(cores, (target,))
+            warm_runs(pair, target, runs)
+            # In this order, so that what drifts weighs on neither.
+            for label in ("unhooked", "hooked", "hooked", "unhooked"):
+                change_chain(target, pair, is_hooked=label == "hooked")
+                n_runs -= target.hook_runs() if label == "hooked" else 0
+                taken = warm_runs(pair, target, runs)
+                n_runs += target.hook_runs() if label == "hooked" else 0
+                n_ops += taken[0].n_ops * (runs + 1) if label == "hooked" else 0
+                here[label] += taken
+        medians = [statistics.median(some) for some in costs_ns(here, mode).values()]
+        added.append(medians[1] - medians[0])
+        for label, some in here.items():
             samples[label] += some
-        n_ops += taken["hooked"][0].n_ops * (rounds + 1)
     ns = costs_ns(samples, mode)
-    added = [with_hook - without for without, with_hook in zip(*ns.values(), strict=True)]
-    quarters = statistics.quantiles(added, n=4)
     return {
         "unhooked_ns": statistics.median(ns["unhooked"]),
-        "added_ns": statistics.median(added),
-        "spread_ns": (quarters[2] - quarters[0]) / 2,
+        "added_ns": statistics.mean(added),
+        "error_ns": statistics.stdev(added) / len(added) ** 0.5,
         "fastest_ns": min(ns["hooked"]) - min(ns["unhooked"]),
         "runs_per_op": n_runs / n_ops,
         "ns": ns,
     }
+
+
+def warm_runs(pair: Pair, target: Target, runs: int) -> list[Sample]:
+    """Samples of runs one after another, behind one that fills the caches."""
+    pair.sample(target)
+    return [pair.sample(target) for _ in range(runs)]
+
+
+def change_chain(target: Target, pair: Pair, *, is_hooked: bool) -> None:
+    """Let the mount, which goes on, have the pair's filters, or those that it is compared with."""
+    filters, sets = (pair.filters, pair.sets) if is_hooked else (pair.base, ())
+    for one in json.loads(call(COMMAND, "filters", "--json", target.path))["filters"]:
+        call(COMMAND, "detach", target.path, one["name"])
+    if filters:
+        words = [word for assignment in sets for word in ("--set", assignment)]
+        call(COMMAND, "attach", *words, target.path, *filters)
+    time.sleep(JOIN_SECONDS if pair.is_chain and is_hooked else 0)

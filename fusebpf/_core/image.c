@@ -46,7 +46,7 @@ void image_fill(struct request *rq)
 
 static int path_fill(struct request *rq, struct inode *inode, const char *name, char out[FB_PATH_SIZE])
 {
-	int len = inode ? inode_path(rq->mount, inode, name, out) : -1;
+	int len = inode ? inode_path(rq->mount, inode, name, &rq->worker->directory, out) : -1;
 
 	if (len < 0)
 		rq->image->flags |= FB_PATH_LOST;

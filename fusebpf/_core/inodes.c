@@ -179,11 +179,13 @@ static struct inode *set_parent(struct mount *m, struct inode *inode, struct ino
 		notify_entry(m, old->nodeid, inode->name);
 	free(inode->name);
 	inode->name = copy;
-	if (old == parent)
-		return NULL;
-	inode_hold(parent);
-	inode->parent = parent;
-	return old;
+	if (old != parent) {
+		inode_hold(parent);
+		inode->parent = parent;
+	}
+	if (old && inode->type == S_IFDIR)
+		atomic_fetch_add(&m->inodes.n_moved, 1);
+	return old == parent ? NULL : old;
 }
 
 static void note_place(struct mount *m, struct inode *inode, struct inode *parent, const char *name, bool is_rename)

@@ -106,11 +106,19 @@ struct inodes {
 	_Atomic uint64_t next_nodeid;
 	_Atomic uint64_t n_inodes;
 	_Atomic bool has_views; /* some file is, or was, viewed */
+	_Atomic uint64_t n_moved; /* how often a directory came to another place or name */
 	pthread_mutex_t mounts_lock;
 	struct backing_mount *_Atomic mounts;
 	struct backing_device *_Atomic devices; /* but the root's */
 	dev_t root_dev;
 	struct inode *root;
+};
+
+/* The path of a directory, as of an inodes.n_moved. */
+struct known_path {
+	uint64_t nodeid; /* 0: of none */
+	uint64_t n_moved;
+	char text[240]; /* longer ones are put together each time */
 };
 
 /* The clock of cached descriptors. Lock order: an inode's stripe, then clock_lock, then other stripes by trylock. */
@@ -186,7 +194,7 @@ void inodes_moved_child(struct mount *m, struct inode *parent, const char *name,
 
 /* paths.c */
 uint64_t inode_place(struct mount *m, uint64_t nodeid, char name[FB_NAME_SIZE]);
-int inode_path(struct mount *m, struct inode *inode, const char *name, char out[FB_PATH_SIZE]);
+int inode_path(struct mount *m, struct inode *inode, const char *name, struct known_path *known, char out[FB_PATH_SIZE]);
 
 /* locks.c */
 void locks_flush(struct mount *m, struct inode *inode, uint64_t owner);

@@ -285,7 +285,7 @@ static PyObject *Mount_passed_through(MountObject *self, PyObject *unused)
 		return PyErr_NoMemory();
 	PyObject *result = PyList_New(0);
 	for (ssize_t i = 0; i < n; i++) {
-		int len = inode_path(m, found[i], NULL, path);
+		int len = inode_path(m, found[i], NULL, NULL, path);
 		PyObject *row = result ? Py_BuildValue("(KIy#)", (unsigned long long)found[i]->nodeid, found[i]->n_passthrough, path,
 						       (Py_ssize_t)(len < 0 ? 0 : len)) : NULL;
 		if (result && (!row || PyList_Append(result, row) < 0))

@@ -19,28 +19,62 @@ static int prepend(char out[FB_PATH_SIZE], int at, const char *name)
 	return at - (int)len;
 }
 
+/* Put the inode's name in front, and go on to its directory. Returns the new start, or -1: *inode is NULL then, or it does not fit. */
+static int step_up(struct mount *m, struct inode **inode, char out[FB_PATH_SIZE], int at)
+{
+	pthread_mutex_t *lock = inode_name_lock(m, *inode);
+
+	pthread_mutex_lock(lock);
+	struct inode *parent = (*inode)->parent;
+	at = parent ? prepend(out, at, (*inode)->name) : -1;
+	if (parent)
+		inode_hold(parent);
+	pthread_mutex_unlock(lock);
+	inode_release(m, *inode);
+	*inode = parent;
+	return at;
+}
+
+static bool is_known(const struct known_path *known, uint64_t nodeid, uint64_t n_moved)
+{
+	return known && known->nodeid == nodeid && known->n_moved == n_moved;
+}
+
+static void remember(struct known_path *known, uint64_t nodeid, uint64_t n_moved, const char *path, size_t len)
+{
+	if (!known || len >= sizeof(known->text))
+		return;
+	memcpy(known->text, path, len);
+	known->text[len] = 0;
+	known->nodeid = nodeid;
+	known->n_moved = n_moved;
+}
+
 /**
  * The path below the mount's root of an inode, and of the entry `name` in it where that is not NULL, as the kernel
- * last looked it up. Returns its length, or -1 if it is longer than FB_PATH_SIZE - 1 or not known.
+ * last looked it up. `known` is the caller's, of the directory that it asked for last, or NULL. Returns its length, or -1 if it
+ * is longer than FB_PATH_SIZE - 1 or not known.
  */
-int inode_path(struct mount *m, struct inode *inode, const char *name, char out[FB_PATH_SIZE])
+int inode_path(struct mount *m, struct inode *inode, const char *name, struct known_path *known, char out[FB_PATH_SIZE])
 {
+	uint64_t n_moved = atomic_load(&m->inodes.n_moved); // before it walks: what moves meanwhile is not remembered
 	int at = FB_PATH_SIZE - 1;
 
 	out[at] = 0;
 	if (name)
 		at = prepend(out, at, name);
 	inode_hold(inode);
-	while (at >= 0 && inode->nodeid != ROOT_NODEID) {
-		pthread_mutex_t *lock = inode_name_lock(m, inode);
-		pthread_mutex_lock(lock);
-		struct inode *parent = inode->parent;
-		at = parent ? prepend(out, at, inode->name) : -1;
-		if (parent)
-			inode_hold(parent);
-		pthread_mutex_unlock(lock);
-		inode_release(m, inode);
-		inode = parent;
+	if (at >= 0 && inode->type != S_IFDIR)
+		at = step_up(m, &inode, out, at);
+	if (at >= 0 && is_known(known, inode->nodeid, n_moved)) {
+		at = prepend(out, at, known->text);
+	} else if (at >= 0 && inode->nodeid != ROOT_NODEID) {
+		uint64_t nodeid = inode->nodeid;
+		int end = at - (out[at] ? 1 : 0);
+		while (at >= 0 && inode->nodeid != ROOT_NODEID)
+			at = step_up(m, &inode, out, at);
+		if (at >= 0)
+			remember(known, nodeid, n_moved, out + at, (size_t)(end - at));
 	}
 	inode_release(m, inode);
 	if (at < 0) {

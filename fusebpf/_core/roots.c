@@ -40,7 +40,7 @@ static int counterpart_open(struct mount *m, struct inode *directory, uint32_t r
 	};
 	char path[FB_PATH_SIZE];
 
-	if (inode_path(m, directory, NULL, path) < 0)
+	if (inode_path(m, directory, NULL, NULL, path) < 0)
 		return -ENAMETOOLONG;
 	int fd = (int)syscall(SYS_openat2, m->roots[root], path[0] ? path : ".", &how, sizeof(how));
 	return fd < 0 ? -errno : fd;

@@ -32,6 +32,7 @@ struct worker {
 	_Atomic bool is_yielding; /* and is it */
 	struct splice splice;
 	struct fb_slot *image;
+	struct known_path directory; /* the last one whose path a filter wanted */
 	struct chain *chain; /* the snapshot that it holds */
 	_Atomic uint64_t unique; /* of the request that it serves, 0: none */
 	_Atomic uint64_t nodeid; /* that it is about */

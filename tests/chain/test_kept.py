@@ -92,6 +92,28 @@ def test_an_open_files_path_follows_renames_of_what_is_above(kept: Chained) -> N
         os.close(fd)
 
 
+@pytest.mark.parametrize("where", ["through", "behind"])
+def test_what_is_made_in_a_directory_has_its_path_as_renames_above_left_it(kept: Chained, where: str) -> None:
+    p, behind = kept.fresh()
+    (behind / "a0/b/c").mkdir(parents=True)
+    cores = os.sched_getaffinity(0)
+    fd = os.open(p / "a0/b/c", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for number in range(1, 6):
+            # Over io_uring each core has workers of its own: those that make it hear nothing of the renames.
+            os.sched_setaffinity(0, {min(cores)})
+            for name in ("x", "y"):
+                os.mkdir(f"{name}{number}", dir_fd=fd)
+                assert path_of(kept, "mkdir") == (HAS_PATH, f"{p.name}/a{number - 1}/b/c/{name}{number}")
+            os.sched_setaffinity(0, {max(cores)})
+            root = p if where == "through" else behind
+            os.rename(root / f"a{number - 1}", root / f"a{number}")
+            support.wait_until((p / f"a{number}/b/c").is_dir)
+    finally:
+        os.sched_setaffinity(0, cores)
+        os.close(fd)
+
+
 def test_an_unlinked_files_path_is_its_last(kept: Chained) -> None:
     p, behind = kept.fresh()
     (behind / "f").write_text("x")
