@@ -9,7 +9,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,9 @@ def measure_pairs(
     for mode in modes:
         heads += [f"unhooked, {mode}", "added", "fastest"]
     heads += ["hooks/op", f"target ({next(iter(modes))})"]
-    print(tabulate(rows, heads, disable_numparse=True, colalign=("left", *["right"] * 7, "left")))
+    print(
+        tabulate(rows, heads, disable_numparse=True, colalign=("left", *["right"] * (len(heads) - 2), "left"))
+    )
     return results
 
 
@@ -163,15 +165,16 @@ def measure_pair(bed: Bed, size: Size, pair: Pair, mode: str, cores: set[int]) -
         here: dict[str, list[Sample]] = {"unhooked": [], "hooked": []}
         with bed.mounted("mount", pair.base, (), pair.options) as target:
             run_on(cores, (target,))
-            warm_runs(pair, target, runs)
-            # In this order, so that what drifts weighs on neither.
-            for label in ("unhooked", "hooked", "hooked", "unhooked"):
-                change_chain(target, pair, is_hooked=label == "hooked")
-                n_runs -= target.hook_runs() if label == "hooked" else 0
-                taken = warm_runs(pair, target, runs)
-                n_runs += target.hook_runs() if label == "hooked" else 0
-                n_ops += taken[0].n_ops * (runs + 1) if label == "hooked" else 0
-                here[label] += taken
+            # Half of them before and half behind, so that what drifts weighs on neither.
+            here["unhooked"] += warm_runs(pair, target, runs)
+            change_chain(target, pair.base, pair.filters, pair.sets)
+            time.sleep(JOIN_SECONDS if pair.is_chain else 0)
+            n_runs -= target.hook_runs()
+            here["hooked"] += warm_runs(pair, target, 2 * runs)
+            n_runs += target.hook_runs()
+            n_ops += here["hooked"][0].n_ops * (2 * runs + 1)
+            change_chain(target, pair.filters, pair.base)
+            here["unhooked"] += warm_runs(pair, target, runs)
         medians = [statistics.median(some) for some in costs_ns(here, mode).values()]
         added.append(medians[1] - medians[0])
         for label, some in here.items():
@@ -193,12 +196,13 @@ def warm_runs(pair: Pair, target: Target, runs: int) -> list[Sample]:
     return [pair.sample(target) for _ in range(runs)]
 
 
-def change_chain(target: Target, pair: Pair, *, is_hooked: bool) -> None:
-    """Let the mount, which goes on, have the pair's filters, or those that it is compared with."""
-    filters, sets = (pair.filters, pair.sets) if is_hooked else (pair.base, ())
-    for one in json.loads(call(COMMAND, "filters", "--json", target.path))["filters"]:
-        call(COMMAND, "detach", target.path, one["name"])
-    if filters:
+def change_chain(
+    target: Target, old: Sequence[str | Path], new: Sequence[str | Path], sets: Sequence[str] = ()
+) -> None:
+    """Let a mount, which goes on, have new filters in place of all that it had."""
+    if old:
+        for one in json.loads(call(COMMAND, "filters", "--json", target.path))["filters"]:
+            call(COMMAND, "detach", target.path, one["name"])
+    if new:
         words = [word for assignment in sets for word in ("--set", assignment)]
-        call(COMMAND, "attach", *words, target.path, *filters)
-    time.sleep(JOIN_SECONDS if pair.is_chain and is_hooked else 0)
+        call(COMMAND, "attach", *words, target.path, *new)

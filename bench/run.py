@@ -69,7 +69,8 @@ def measure(arguments: argparse.Namespace, bed: Bed, disk: Bed, size: Size) -> l
             yardstick.print_tables([one for one in found if one["mode"] == mode], mode)
         results += found
     if "filters" in parts:
-        results += measure_pairs(bed, size, {ONE_CORE: {min(all_cores)}, "free": all_cores}, wanted)
+        both = {ONE_CORE: {min(all_cores)}} | ({} if arguments.quick else {"free": all_cores})
+        results += measure_pairs(bed, size, both, wanted)
     if "daemon" in parts:
         run_on(all_cores, ())
         results += daemon_cost.measure(bed, size, wanted)
