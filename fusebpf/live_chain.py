@@ -16,7 +16,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
-from fusebpf import bpf, chain, keeping, loader, registry
+from fusebpf import bpf, chain, keeping, loader, registry, set_text
 from fusebpf._core import OPS, SIZES
 from fusebpf.chain import FilterSpec, Link, MapSetting
 from fusebpf.errors import ChainError, MountError, PlatformError, RevisionError, UsageError
@@ -372,8 +372,12 @@ def _hooks_data(filter_: Filter) -> bool:
 def _set(settings: Iterable[MapSetting], filters: Mapping[str, Filter]) -> None:
     settings = list(settings)
     chain.check_sets(settings, list(filters))
+    texts: dict[tuple[str, str], list[str]] = {}
     for setting in settings:
-        filters[setting.filter].set(setting.map, setting.value)
+        texts.setdefault((setting.filter, setting.map), []).append(setting.value)
+    for (name, map_name), values in texts.items():
+        # A map that is set several times holds what all of them say: no part of a policy is dropped.
+        filters[name].set(map_name, set_text.one_list(values))
 
 
 def _load_file(

@@ -198,6 +198,9 @@ static void listing_ask(struct request *rq, struct rehearsal *r)
 	const char *name = given.text;
 	uint32_t name_len = rq->image->name_len;
 
+	// What is described is the entry's path; dirent_allowed wants the directory's, and puts the name behind it.
+	const char *slash = memrchr(rq->image->path, '/', rq->image->path_len);
+	rq->image->path_len = slash ? (uint32_t)(slash - rq->image->path) : 0;
 	rq->reach = rq->chain->n_filters;
 	worker_enter_backing(rq->worker);
 	r->is_listed = dirent_allowed(rq, entry.ino, entry.type, &name, &name_len);
