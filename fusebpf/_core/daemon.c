@@ -241,11 +241,10 @@ struct daemon_call *daemon_call_begin(struct request *rq, enum fb_phase phase, s
 }
 
 /** Give a call's entry back; one that was given up keeps it until its late answer has come. */
-void daemon_call_end(struct request *rq, struct daemon_call *call, struct daemon_waiter *w)
+void daemon_call_end(struct request *rq, struct daemon_waiter *w)
 {
 	struct daemon *d = rq->mount->daemon;
 
-	(void)call;
 	atomic_fetch_sub(&d->n_waiting, 1);
 	pthread_mutex_lock(&d->lock);
 	struct inode **held = w->held;

@@ -96,7 +96,7 @@ void daemon_drain(struct mount *m);
 uint64_t daemon_next_event(struct daemon *d);
 bool daemon_finish(struct daemon *d, uint32_t token);
 struct daemon_call *daemon_call_begin(struct request *rq, enum fb_phase phase, struct daemon_waiter **waiter);
-void daemon_call_end(struct request *rq, struct daemon_call *call, struct daemon_waiter *waiter);
+void daemon_call_end(struct request *rq, struct daemon_waiter *waiter);
 int daemon_await(struct request *rq, struct daemon_call *call, struct daemon_waiter *waiter);
 int daemon_send(struct request *rq, struct daemon_waiter *waiter, const struct iovec *iov, int n);
 void daemon_tell(struct daemon *d, enum daemon_event_kind kind, uint32_t token);
@@ -119,7 +119,6 @@ bool daemon_sees_result(const struct request *rq);
 int daemon_op(struct request *rq);
 void daemon_see_result(struct request *rq);
 void daemon_virtual(struct request *rq);
-bool daemon_can_express(const struct op *op);
 const char *daemon_refuses(const struct request *rq, const struct chain_filter *filter);
 
 /* daemon_request.c */

@@ -5,8 +5,8 @@
  */
 #include "core.h"
 
-/** Can the op go to pyfuse3 at all? statx goes as getattr. */
-bool daemon_can_express(const struct op *op)
+/* Can the op go to pyfuse3 at all? statx goes as getattr. */
+static bool can_express(const struct op *op)
 {
 	return op->flags & FB_OP_DAEMON || op->canonical == FB_OP_statx;
 }
@@ -18,7 +18,7 @@ const char *daemon_refuses(const struct request *rq, const struct chain_filter *
 		return "it says FB_DAEMON, and the mount has no daemon";
 	if (!(filter->wants & FB_WANTS_DAEMON))
 		return "it says FB_DAEMON, and does not declare FB_WANTS_DAEMON";
-	return daemon_can_express(rq->op) ? NULL : "it says FB_DAEMON, and pyfuse3 cannot express this op";
+	return can_express(rq->op) ? NULL : "it says FB_DAEMON, and pyfuse3 cannot express this op";
 }
 
 static uint8_t routes_of(const struct request *rq)
@@ -39,7 +39,7 @@ bool daemon_takes(const struct request *rq)
 	const struct handle *h;
 	uint64_t unused;
 
-	if (!daemon_can_express(rq->op) || rq->verdict == FB_BACKING)
+	if (!can_express(rq->op) || rq->verdict == FB_BACKING)
 		return false;
 	if (rq->route == FB_ROUTE_REPLY)
 		return false;
@@ -94,7 +94,7 @@ bool daemon_keeps_data(const struct request *rq)
 
 bool daemon_sees_result(const struct request *rq)
 {
-	return daemon_can_express(rq->op) && routes_of(rq) & DAEMON_POST && !(rq->op->flags & FB_OP_UNREFUSABLE);
+	return can_express(rq->op) && routes_of(rq) & DAEMON_POST && !(rq->op->flags & FB_OP_UNREFUSABLE);
 }
 
 /* ------------------------------------------------------------------------------- the daemon asked */
@@ -279,7 +279,7 @@ int daemon_op(struct request *rq)
 	if (e == 1)
 		e = take_changes(rq, call) ? -EIO : 1;
 	if (call)
-		daemon_call_end(rq, call, w);
+		daemon_call_end(rq, w);
 	if ((e == 0 || (e == 1 && rq->op->canonical == FB_OP_setattr)) && kills_bits(rq) && (killed = kill_bits(rq)))
 		e = killed;
 	if (e == 1)
@@ -412,7 +412,7 @@ void daemon_see_result(struct request *rq)
 				  rq->op->name, why);
 			e = -EIO;
 		}
-		daemon_call_end(rq, call, w);
+		daemon_call_end(rq, w);
 	}
 	explain(rq, e);
 	if (e)

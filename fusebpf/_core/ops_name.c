@@ -24,8 +24,8 @@
 		result;                                                                    \
 	})
 
-/** Answer with the entry of a name. */
-int reply_entry(struct request *rq, int parent_fd, const char *name)
+/* Answer with the entry of a name. */
+static int reply_entry(struct request *rq, int parent_fd, const char *name)
 {
 	int e = entry_at(rq, parent_fd, name, &rq->out.create.entry, &rq->entry);
 

@@ -4,8 +4,8 @@
  */
 #include "core.h"
 
-/** The inode whose tag a hook sees and sets: the entry that the op answers with, else what it was asked of. */
-struct inode *op_subject(const struct request *rq, const struct op *op, enum fb_phase phase)
+/* The inode whose tag a hook sees and sets: the entry that the op answers with, else what it was asked of. */
+static struct inode *op_subject(const struct request *rq, const struct op *op, enum fb_phase phase)
 {
 	bool is_entry = phase == FB_POST && op == rq->op && !rq->error && rq->entry;
 

@@ -7,8 +7,8 @@
 
 /* ------------------------------------------------------------------------- all inodes of a file */
 
-/** The inodes of the same file as this one, whose reference is taken over. Where memory is short, that one alone. */
-void views_collect(struct mount *m, struct inode *inode, struct views *out)
+/* The inodes of the same file as this one, whose reference is taken over. Where memory is short, that one alone. */
+static void views_collect(struct mount *m, struct inode *inode, struct views *out)
 {
 	uint32_t capacity = 0;
 
@@ -59,8 +59,8 @@ uint32_t entry_view(const struct request *rq)
 	return rq->has_view ? rq->view : rq->inode->view;
 }
 
-/** Answer with another view of the entry than the one that was found. */
-int view_switch(struct request *rq, uint32_t view)
+/* Answer with another view of the entry than the one that was found. */
+static int view_switch(struct request *rq, uint32_t view)
 {
 	struct fuse_entry_out *out = &rq->out.create.entry;
 	struct inode *inode;
