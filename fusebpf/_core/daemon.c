@@ -193,26 +193,13 @@ static void call_free(struct daemon *d, struct daemon_waiter *w)
 	d->first_free = index;
 }
 
-/* The second inode of an op that has two, NULL without. */
-static struct inode *other_inode(const struct request *rq)
-{
-	switch (rq->op->canonical) {
-	case FB_OP_rename:
-		return inodes_get(rq->mount, rq->image->args.rename.newdir);
-	case FB_OP_link:
-		return inodes_get(rq->mount, rq->image->args.link.inode);
-	default:
-		return NULL;
-	}
-}
-
 /** Begin a call of the daemon for an op. NULL: more ops wait for it than the table has room for. */
 struct daemon_call *daemon_call_begin(struct request *rq, enum fb_phase phase, struct daemon_waiter **waiter)
 {
 	struct daemon *d = rq->mount->daemon;
 	const struct fb_slot *image = rq->image;
 	struct handle *h = daemon_handle(rq);
-	const struct inode *other = other_inode(rq);
+	const struct inode *other = op_other(rq);
 
 	pthread_mutex_lock(&d->lock);
 	int index = call_take(d, rq->op, CALL_WAITING);

@@ -155,10 +155,7 @@ int daemon_listing(struct request *rq, bool goes_on, const char *body, size_t le
 		daemon_entries_free(t.h);
 	for (size_t at = 0, n; !e && at < len; at += n) {
 		n = entry_len(body + at, len - at);
-		e = !n ? -EPROTO : t.len + n + FB_NAME_SIZE > args.size + (size_t)FB_NAME_SIZE ? -EPROTO
-										       : entry_put(rq, &t, (const void *)(body + at));
-		if (!n)
-			break;
+		e = n && t.len + n <= args.size ? entry_put(rq, &t, (const void *)(body + at)) : -EPROTO;
 	}
 	pthread_mutex_unlock(&t.h->dir_lock);
 	rq->image->args.rw = args; // dirent hooks saw theirs there

@@ -137,6 +137,7 @@ int errno_for_kernel(uint32_t error);
 bool data_is_seen(const struct op *op, enum fb_phase phase, uint32_t wants);
 
 /* state.c */
+struct inode *op_other(const struct request *rq);
 void tags_to_slot(struct request *rq, const struct op *op, enum fb_phase phase, uint32_t owner);
 const char *tag_edit(struct request *rq, uint64_t tag, const struct op *op, enum fb_phase phase);
 

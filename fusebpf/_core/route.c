@@ -32,7 +32,7 @@ bool pre_decide(struct request *rq, const struct chain_hook *hook, const struct 
 		why = daemon_refuses(rq, filter);
 	if (!why && v->verdict == FB_NEGATIVE && op->canonical != FB_OP_lookup)
 		why = "it says FB_NEGATIVE, which is for lookup";
-	if (!why && (v->verdict == FB_DROP || v->verdict > FB_DROP))
+	if (!why && v->verdict >= FB_DROP)
 		why = "its verdict is none that a pre hook has";
 	if (!why && is_reply && !v->error)
 		why = result_missing(rq, edits);

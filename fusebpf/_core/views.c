@@ -118,17 +118,11 @@ static void others_forget(struct mount *m, struct inode *changed)
 /** An op went through: the other views of what it changed forget pages and attributes. */
 void views_changed(struct request *rq)
 {
-	const struct fb_slot *image = rq->image;
 	struct mount *m = rq->mount;
-	bool truncates = rq->op->canonical == FB_OP_open && image->args.open.flags & O_TRUNC;
+	bool truncates = rq->op->canonical == FB_OP_open && rq->image->args.open.flags & O_TRUNC;
 
 	if (!m->inodes.has_views || rq->error || !(truncates || rq->op->flags & FB_OP_MUTATES))
 		return;
 	others_forget(m, rq->inode);
-	if (rq->op->canonical == FB_OP_rename)
-		others_forget(m, inodes_get(m, image->args.rename.newdir));
-	else if (rq->op->canonical == FB_OP_link)
-		others_forget(m, inodes_get(m, image->args.link.inode));
-	else if (rq->op->canonical == FB_OP_copy_file_range)
-		others_forget(m, inodes_get(m, image->args.copy.nodeid_out));
+	others_forget(m, op_other(rq));
 }
