@@ -22,7 +22,7 @@ enum daemon_call_flags {
 	DAEMON_CALL_LEAVES_DATA = 1 << 2, /* open, create: reads and writes are the backing root's */
 };
 
-/* One call of a handler, as Python sees it: fusebpf/daemon.py has the same layout. */
+/* One call of a handler, as Python sees it: fusebpf/daemon_calls.py has the same layout. */
 struct daemon_call {
 	uint32_t token; /* index | generation << 10; 0: free */
 	uint32_t op, phase, flags;

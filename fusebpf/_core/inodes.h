@@ -5,10 +5,10 @@
 
 #include "core.h"
 
-/* A mount of the backing tree that inodes were found on. Never freed before the fusebpf mount is. */
-/* Are names that differ in case alone the same there? */
+/* Are names that differ in case alone the same on a file system? */
 enum case_folding { FOLDS_NOT, FOLDS_BY_DIRECTORY, FOLDS_PERHAPS };
 
+/* A mount of the backing tree that inodes were found on. Never freed before the fusebpf mount is. */
 struct backing_mount {
 	struct backing_mount *next;
 	int id;		 /* as name_to_handle_at(2) gives it; not reused while fd is open */
@@ -21,12 +21,12 @@ struct backing_mount {
 	uint64_t fsid;	 /* statfs(2)'s, as fanotify names its file system */
 };
 
-/* What one lock owner (a process's files, or an open file) holds on one inode: OFD locks of a descriptor of its own. */
 struct lock_range {
-	uint64_t start, end;
+	uint64_t start, end; /* the last byte */
 	uint32_t type, pid;
 };
 
+/* What one lock owner (a process's files, or an open file) holds on one inode: OFD locks of a descriptor of its own. */
 struct lock_owner {
 	struct lock_owner *next; /* of the same inode */
 	uint64_t owner;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The border to Python: the class Mount. With module_tables.c the only file with Python.h.
+ * The border to Python: the class Mount and the module; module_daemon.c and module_tables.c have the rest of it.
  * The core never calls Python; what it has to say leaves by the event and log descriptors and the shared maps.
  */
 #include "module.h"
@@ -76,10 +76,8 @@ static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 					 &mountpoint, PyUnicode_FSConverter, &source, &flags, &allow_other,
 					 &default_permissions, &max_read, &passthrough, &max_workers, &ttl_ns,
 					 &backing_locks, &watch, &transport, &max_descriptors, &one_file_system,
-					 &idmap, &small, &more_roots)) {
-		Py_XDECREF(mountpoint);
+					 &idmap, &small, &more_roots))
 		return -1;
-	}
 	struct mount *m = mount_create();
 	int e = m ? 0 : ENOMEM;
 	if (!e) {

@@ -41,8 +41,9 @@ PyObject *module_args(void)
 PyObject *module_sizes(void)
 {
 	return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:n}",
-			     "hook_slot_at", offsetof(struct fb_hook, slot), "hook_filter_at", offsetof(struct fb_hook, filter), "slot_filter_at", offsetof(struct fb_slot, filter),
-			     "daemon_call", sizeof(struct daemon_call), "slot", sizeof(struct fb_slot), "record", sizeof(struct fb_record),
+			     "hook_slot_at", offsetof(struct fb_hook, slot), "hook_filter_at", offsetof(struct fb_hook, filter),
+			     "slot_filter_at", offsetof(struct fb_slot, filter), "daemon_call", sizeof(struct daemon_call),
+			     "slot", sizeof(struct fb_slot), "record", sizeof(struct fb_record),
 			     "stat_key", sizeof(struct fb_stat_key), "stat", sizeof(struct fb_stat),
 			     "filter_info", sizeof(struct fb_filter_info),
 			     "verdict_record", sizeof(struct fb_verdict_record), "hook", sizeof(struct fb_hook),

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Ops on names: lookup, what makes entries and what removes them, and the kernel's forgetting. Every backing call is
- * relative to a descriptor of the parent, so a rename race cannot lead out of the backing root.
+ * Ops on names: lookup, what makes entries and what removes them, readlink; the kernel's forgetting and interrupting.
+ * Every backing call is relative to a descriptor of the parent, so a rename race cannot lead out of the backing root.
  */
 #include "core.h"
 

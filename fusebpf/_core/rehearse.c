@@ -205,7 +205,8 @@ int rehearse(struct mount *m, struct rehearsal *r)
 {
 	const struct op *op = (uint32_t)r->slot.op < 256 ? &ops[r->slot.op] : NULL;
 
-	if (!op || !op->is_hook || r->data_len > (op->canonical == FB_OP_setxattr ? FB_DATA_SIZE : MAX_WRITE) || !m->has_shared || !atomic_load(&m->chain))
+	if (!op || !op->is_hook || r->data_len > (op->canonical == FB_OP_setxattr ? FB_DATA_SIZE : MAX_WRITE) ||
+	    !m->has_shared || !atomic_load(&m->chain))
 		return -EINVAL;
 	struct rehearsed *run = calloc(1, sizeof(*run));
 	if (!run || !(run->memory = calloc(2, REQUEST_BUFFER_SIZE))) {
