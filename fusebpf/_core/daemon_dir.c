@@ -164,7 +164,7 @@ int daemon_listing(struct request *rq, bool goes_on, const char *body, size_t le
 		return 1;
 	}
 	rq->payload = t.out;
-	rq->payload_len = t.len;
+	rq->payload_len = rq->count = t.len;
 	rq->has_plus_entries = t.is_plus && t.with_inodes;
 	return e;
 }

@@ -273,7 +273,7 @@ static int list(struct request *rq, bool is_plus)
 		rq->image->name_len = 0;
 	}
 	rq->payload = l.out;
-	rq->payload_len = l.len;
+	rq->payload_len = rq->count = l.len;
 	rq->has_plus_entries = is_plus && l.with_inodes;
 	return e; // then the lookups are taken back (result.c: result_undo)
 }
