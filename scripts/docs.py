@@ -6,7 +6,6 @@ A block stands between `<!-- NAME: written by make docs -->` and `<!-- NAME ends
 
 # ruff: noqa: INP001 - a program, no package
 
-import re
 import subprocess
 import sys
 import tempfile
@@ -14,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from fusebpf._core import OPS, SIZES
+from fusebpf._core import OP_FLAGS, OPS, SIZES
+from fusebpf.watching import edit_names
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-POST_ONLY, UNREFUSABLE = 1 << 10, 1 << 9
+POST_ONLY, UNREFUSABLE = OP_FLAGS["POST_ONLY"], OP_FLAGS["UNREFUSABLE"]
 
 
 class Told(NamedTuple):
@@ -158,12 +158,6 @@ def op_table() -> str:
         test = shown_by(told.test or f"{SEEN}[{name}]")
         rows.append((str(opcode), name.upper(), hook, phases, names, told.does, test))
     return table(("no.", "request", "hook", "phases", "names", "what the mount does", "shown by"), rows)
-
-
-def edit_names() -> dict[int, str]:
-    """The bits of enum fb_edit and their names without FB_EDIT_."""
-    header = (CHECKOUT / "bpf/fusebpf.h").read_text()
-    return {1 << int(bit): name for name, bit in re.findall(r"FB_EDIT_(\w+) = 1 << (\d+)", header)}
 
 
 def masks() -> dict[str, tuple[int, int, int]]:

@@ -469,15 +469,9 @@ static int module_exec(PyObject *module)
 		return -1;
 	}
 	Py_DECREF(type);
-	PyObject *ops_table = module_ops(), *sizes = module_sizes(), *args = module_args();
-	int e = !ops_table || !sizes || !args || PyModule_AddObjectRef(module, "OPS", ops_table) < 0 ||
-		PyModule_AddObjectRef(module, "SIZES", sizes) < 0 ||
-		PyModule_AddObjectRef(module, "ARGS", args) < 0 || add_call_fields(module) < 0 ||
-		PyModule_AddIntConstant(module, "ABI_VERSION", FB_ABI_VERSION) < 0;
-	Py_XDECREF(ops_table);
-	Py_XDECREF(sizes);
-	Py_XDECREF(args);
-	return e ? -1 : 0;
+	if (add_tables(module) < 0 || add_call_fields(module) < 0)
+		return -1;
+	return PyModule_AddIntConstant(module, "ABI_VERSION", FB_ABI_VERSION);
 }
 
 static PyModuleDef_Slot module_slots[] = {
