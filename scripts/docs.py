@@ -30,7 +30,7 @@ class Told(NamedTuple):
 HERE = "tests/docs/test_operations.py"
 SEEN = "test_an_op_reaches_its_hooks"
 WHAT = {
-    "lookup": Told("openat(parent, name, O_PATH), statx"),
+    "lookup": Told("name_to_handle_at(parent, name), statx; openat(O_PATH) where there are no handles"),
     "forget": Told("takes lookups back; the last one frees the inode", "test_forgotten_inodes_are_freed"),
     "getattr": Told("statx"),
     "setattr": Told("fchownat, truncate or ftruncate, chmod, utimensat, in this order; statx"),
@@ -42,7 +42,7 @@ WHAT = {
     "rmdir": Told("unlinkat(AT_REMOVEDIR)"),
     "rename": Told("renameat2 as the caller; the kernel sends it where there are no flags"),
     "link": Told("linkat, lookup"),
-    "open": Told("open by /proc/self/fd; passthrough where no hook needs the data"),
+    "open": Told("open_by_handle_at, or by /proc/self/fd; passthrough where no hook needs the data"),
     "read": Told("pread; not sent for files that are passed through"),
     "write": Told("pwrite, pwritev2(RWF_APPEND) for appends; not sent for files that are passed through"),
     "statfs": Told("fstatfs"),
