@@ -132,6 +132,7 @@ int daemon_entry(struct request *rq, const struct fuse_entry_out *in, const char
 void daemon_late_reply(struct daemon *d, const struct op *op, const char *body, size_t len);
 
 /* daemon_dir.c */
+enum { DAEMON_ASK_ON = 2 };
 int daemon_listing(struct request *rq, bool goes_on, const char *body, size_t len);
 void daemon_listing_late(struct daemon *d, const char *body, size_t len);
 bool daemon_listed(const struct handle *h, const char *name);

@@ -159,7 +159,7 @@ static int without_acl(const struct request *rq, int error)
 	return asks_acl && error == EOPNOTSUPP ? ENODATA : error;
 }
 
-/* What pyfuse3 said. Returns 1: the op goes on; 0 or -errno. */
+/* What pyfuse3 said. Returns 1: the op goes on; 0 or -errno; or, of a listing, DAEMON_ASK_ON. */
 static int take_answer(struct request *rq, struct daemon_call *call, struct daemon_waiter *w)
 {
 	const struct fuse_out_header *header = (const void *)rq->worker->payload;
@@ -263,23 +263,46 @@ static int ask(struct request *rq, struct daemon_call *call, struct daemon_waite
 	return e;
 }
 
+/* Call the handler. Returns as take_answer. */
+static int handler_call(struct request *rq)
+{
+	struct daemon_waiter *w;
+	struct daemon_call *call = daemon_call_begin(rq, FB_PRE, &w);
+
+	if (!call)
+		return -EBUSY;
+	int e = ask(rq, call, w, true);
+	if (e == 1 && take_changes(rq, call))
+		e = -EIO;
+	daemon_call_end(rq, w);
+	return e;
+}
+
+/* Call it for the part of a listing that is asked for, and on, as long as filters drop all that it says. */
+static int listing_call(struct request *rq)
+{
+	uint64_t offset = rq->image->args.rw.offset;
+	int e;
+
+	do {
+		e = handler_call(rq);
+	} while (e == DAEMON_ASK_ON);
+	if (e != 1)
+		rq->image->args.rw.offset = offset; // as post hooks are to see it
+	return e;
+}
+
 /**
  * Let the daemon answer the op. Returns 0: rq has the result; 1: it goes on to the backing root.
  */
 int daemon_op(struct request *rq)
 {
 	struct daemon *d = rq->mount->daemon;
-	struct daemon_waiter *w;
 
 	rq->route = FB_ROUTE_DAEMON;
 	if (atomic_load(&d->is_dead))
 		return without_daemon(rq);
-	struct daemon_call *call = daemon_call_begin(rq, FB_PRE, &w);
-	int killed, e = call ? ask(rq, call, w, true) : -EBUSY;
-	if (e == 1)
-		e = take_changes(rq, call) ? -EIO : 1;
-	if (call)
-		daemon_call_end(rq, w);
+	int killed, e = rq->op->canonical == FB_OP_readdir ? listing_call(rq) : handler_call(rq);
 	if ((e == 0 || (e == 1 && rq->op->canonical == FB_OP_setattr)) && kills_bits(rq) && (killed = kill_bits(rq)))
 		e = killed;
 	if (e == 1)
