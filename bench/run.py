@@ -35,7 +35,9 @@ PARTS = ("yardstick", "filters", "daemon", "start", "scale")
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="less of everything: below two minutes, rough")
+    parser.add_argument(
+        "--quick", action="store_true", help="less of everything: under two minutes, rough figures"
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all samples there")
     parser.add_argument("--plot", metavar="DIR", type=Path, help="write the plots there")
     parser.add_argument("--dir", metavar="DIR", help="measure there, and not on an ext4 in a file")

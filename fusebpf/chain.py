@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from fusebpf._core import OPS
+from fusebpf._core import OP_FLAGS, OPS, WANTS
 from fusebpf.errors import ChainError, UsageError
 
 if TYPE_CHECKING:
@@ -20,12 +20,6 @@ if TYPE_CHECKING:
     from fusebpf.loader import Filter
 
 ALTITUDES = range(1, 1000)
-WANTS_CALLER = 1 << 4
-"""FB_WANTS_CALLER."""
-WANTS_DAEMON = 1 << 1
-WANTS_IDS = 1 << 2
-"""fusebpf.h: FB_WANTS_DAEMON."""
-_OP_POST_ONLY, _OP_DAEMON = 1 << 10, 1 << 11
 
 
 class MapSetting(NamedTuple):
@@ -237,13 +231,13 @@ def arrange(links: Iterable[Link], max_filters: int, *, has_daemon: bool = False
 
 def wants_daemon(links: Iterable[Link]) -> bool:
     """Whether one of the filters may say FB_DAEMON."""
-    return any(link.filter.wants & WANTS_DAEMON for link in links)
+    return any(link.filter.wants & WANTS["DAEMON"] for link in links)
 
 
 def _check_daemon(links: Iterable[Link], *, has_daemon: bool) -> None:
     """See that the filters that may say FB_DAEMON can."""
     flags = {opcode: (name, op_flags) for name, opcode, _, op_flags, *_ in OPS}
-    wanting = [link.filter for link in links if link.filter.wants & WANTS_DAEMON]
+    wanting = [link.filter for link in links if link.filter.wants & WANTS["DAEMON"]]
     for filter_ in wanting:
         if not has_daemon:
             raise ChainError(f"filter {filter_.name!r} uses the daemon, and this mount has none")
@@ -251,7 +245,7 @@ def _check_daemon(links: Iterable[Link], *, has_daemon: bool) -> None:
             op, op_flags = flags[hook.opcode]
             phase, _, named = hook.program.pin_name.partition("_")
             # One on getattr stands at statx too, and goes as getattr.
-            if op_flags & (_OP_DAEMON | _OP_POST_ONLY) or (op, named) == ("statx", "getattr"):
+            if op_flags & (OP_FLAGS["DAEMON"] | OP_FLAGS["POST_ONLY"]) or (op, named) == ("statx", "getattr"):
                 continue
             stands = f"stands at {op}, which" if named != op else f"is on {op}, an op that"
             raise ChainError(
@@ -302,7 +296,7 @@ def check_idmap(links: Iterable[Link]) -> None:
         UsageError: One declares that it does.
     """
     for link in links:
-        if link.filter.wants & WANTS_IDS:
+        if link.filter.wants & WANTS["IDS"]:
             raise UsageError(
                 f"filter {link.filter.name!r} reads callers' ids (FB_WANTS_IDS), and with '-o idmap' the "
                 "kernel does not tell them: leave one of the two out"

@@ -251,9 +251,8 @@ def new_command(name: str) -> None:
 @cli.command("ops")
 def ops_command() -> None:
     """Show the op table: what a filter can hook."""
-    from fusebpf._core import OPS
+    from fusebpf._core import OP_FLAGS, OPS
 
-    post_only, unrefusable = 1 << 10, 1 << 9
     rows: list[tuple[Any, ...]] = []
     for name, opcode, n_names, flags, kind, of in OPS:
         if kind == "alias":
@@ -261,8 +260,10 @@ def ops_command() -> None:
         elif kind == "plain":
             hooks = "none"
         else:
-            hooks = "post" if flags & post_only else "pre post"
-        rows.append((name, opcode, n_names, hooks, "cannot be refused" if flags & unrefusable else ""))
+            hooks = "post" if flags & OP_FLAGS["POST_ONLY"] else "pre post"
+        rows.append(
+            (name, opcode, n_names, hooks, "cannot be refused" if flags & OP_FLAGS["UNREFUSABLE"] else "")
+        )
     click.echo(table(rows, ("op", "opcode", "names", "hooks", "")).rstrip())
 
 

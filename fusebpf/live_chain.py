@@ -131,24 +131,17 @@ class LiveChain:
             shared = self._shared_for(compiled[0], undo)
 
             def load(path: str, one: Compiled) -> dict[str, Filter]:
-                return _load_file(path, one, shared, specs, undo)
+                return load_file(path, one, shared, specs, undo)
 
             loaded = dict(zip(paths, pool.map(load, paths, compiled), strict=True))
-            new: list[Link] = []
-            all_settings = list(settings)
-            for spec in specs:
-                filters, pick = loaded[file_of(spec)], pick_of(spec)
-                links = chain.place(spec, [filters[pick]] if pick else list(filters.values()))
-                new += [link._replace(keeps_open_files=open_files == "keep") for link in links]
-                all_settings += [
-                    MapSetting(link.filter.name, *item) for link in links for item in spec.sets.items()
-                ]
+            placed, own_settings = place_all(specs, loaded)
+            new = [link._replace(keeps_open_files=open_files == "keep") for link in placed]
             links = chain.arrange(
                 chain.settle([*self.links, *new]), SIZES["max_filters"], has_daemon=self.has_daemon
             )
             self._check_options(links)
             names = [link.filter.name for link in new]
-            _set(all_settings, {link.filter.name: link.filter for link in new})
+            set_all([*settings, *own_settings], {link.filter.name: link.filter for link in new})
             links = self._with_ids(links)
             self._share(shared)
             for link in new:
@@ -213,7 +206,7 @@ class LiveChain:
             self._check_options(links)
             for policy_map in (one for full, one in alike.items() if full not in kept):
                 keeping.copy(policy_map, new.maps[policy_map.name])
-            _set(all_settings, {pick: new})
+            set_all(all_settings, {pick: new})
             links = self._with_ids(links)
             staged = StagedPins(registry.pins(self._name) / pick, new.pins())
             undo.callback(staged.discard)
@@ -369,8 +362,14 @@ def _hooks_data(filter_: Filter) -> bool:
     return any(hook.opcode in _DATA_OPS for hook in filter_.hooks)
 
 
-def _set(settings: Iterable[MapSetting], filters: Mapping[str, Filter]) -> None:
-    settings = list(settings)
+def set_all(settings: Sequence[MapSetting], filters: Mapping[str, Filter]) -> None:
+    """Fill maps of filters, which are given by their names.
+
+    Raises:
+        UsageError: A value is for a filter that is not among them.
+        MapValueError: There is no such map, or the value does not fit it.
+        OSError: The kernel refused an element.
+    """
     chain.check_sets(settings, list(filters))
     texts: dict[tuple[str, str], list[str]] = {}
     for setting in settings:
@@ -380,20 +379,52 @@ def _set(settings: Iterable[MapSetting], filters: Mapping[str, Filter]) -> None:
         filters[name].set(map_name, set_text.one_list(values))
 
 
-def _load_file(
+def load_file(
     path: str,
     compiled: Compiled,
     shared: SharedMaps,
     specs: Sequence[FilterSpec],
     undo: contextlib.ExitStack,
 ) -> dict[str, Filter]:
-    """Load the filters of one file that are wanted; together, since they may share maps."""
+    """Load the filters of one file that are wanted; together, since they may share maps.
+
+    Args:
+        path: The file.
+        compiled: What is in it.
+        shared: The maps of the mount that they are for.
+        specs: What is wanted, of this file and of others.
+        undo: Gets their closing.
+
+    Returns:
+        The filters by their names.
+
+    Raises:
+        FilterError: Something is wrong with the file, or it has no filter of a name.
+    """
     picks = [pick_of(spec) for spec in specs if file_of(spec) == path]
     names = None if None in picks else [pick for pick in picks if pick is not None]
     filters = loader.load(compiled, shared, names=names)
     for filter_ in filters:
         undo.callback(filter_.close)
     return {filter_.name: filter_ for filter_ in filters}
+
+
+def place_all(
+    specs: Iterable[FilterSpec], loaded: Mapping[str, Mapping[str, Filter]]
+) -> tuple[list[Link], list[MapSetting]]:
+    """The loaded filters, by file and name, that specs stand for, in their order; and what the specs set.
+
+    Raises:
+        UsageError: One altitude for several filters.
+    """
+    placed: list[Link] = []
+    settings: list[MapSetting] = []
+    for spec in specs:
+        filters, pick = loaded[file_of(spec)], pick_of(spec)
+        links = chain.place(spec, [filters[pick]] if pick else list(filters.values()))
+        placed += links
+        settings += [MapSetting(link.filter.name, *item) for link in links for item in spec.sets.items()]
+    return placed, settings
 
 
 def _replacement(spec: FilterSpec, name: str, compiled: Compiled) -> str:

@@ -131,7 +131,12 @@ class MapView(MutableMapping[Any, Any]):
         return lines
 
     def get_as_text(self, key: str) -> str:
-        """One value in the form that `--set` takes."""
+        """One value in the form that `--set` takes.
+
+        Raises:
+            NoSuchElement: There is no such key or pattern.
+            MapValueError: The key does not fit the map's type.
+        """
         found = self._find()
         if found.is_pattern_list:
             return "1" if self[key] else ""
@@ -185,7 +190,8 @@ def pinned(pins: Path, filter_name: str, map_name: str) -> PolicyMap:
     """A map of a filter, by its pin; the caller closes it.
 
     Raises:
-        MapValueError: There is no such filter or map.
+        MountError: There is no such filter.
+        MapValueError: It has no such map.
     """
     filters = sorted(path.name for path in pins.iterdir() if path.is_dir()) if pins.is_dir() else []
     if filter_name not in filters:

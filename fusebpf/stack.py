@@ -60,7 +60,7 @@ class Stack:
         cache: "none", "normal" or "watch", as for --cache; None: what `options` say.
         options: As for -o; filters, sets and the name may come from here too.
         is_server: This process ends with its mount, so that whoever unmounts waits for it.
-        daemon: A `pyfuse3.Operations` that answers ops (docs/daemon.md), with --route and so on.
+        daemon: A `pyfuse3.Operations` that answers ops; what follows is as for --route and so on, in seconds.
 
     Everything that can be wrong is a FusebpfError, raised on entering; nothing is left behind then.
     """
@@ -157,7 +157,7 @@ class Stack:
         )
 
     def backing(self, inode: int) -> Backing:
-        """The backing file of an inode or handle that a handler was given; OSError: it has none."""
+        """The backing file of an inode or handle that a handler was given; OSError (EBADF): it has none."""
         return present(self._leg).backing(inode)
 
     def counters(self) -> dict[str, int]:

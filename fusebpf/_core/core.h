@@ -3,7 +3,8 @@
  * The engine's types and the functions that its files offer one another: the mount itself and what every file uses
  * are here, the rest in the header of its part. Nothing here knows Python; module.c is the border.
  *
- * Threads: the thread that calls mount_* (control path), the workers (op path), one janitor (janitor.c).
+ * Threads: the thread that calls mount_* (control path), the workers (op path), the janitor (janitor.c), the notifier
+ * (notify.c), the watch (watch.c); with a daemon Python's, which calls daemon_*.
  * Errors: the op path returns 0 or -errno; the control path returns -errno and puts the failing call into
  * mount->failed_call.
  */

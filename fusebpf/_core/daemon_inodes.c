@@ -5,21 +5,6 @@
  */
 #include "core.h"
 
-/** For those who serve no op: the inode may go at any time, so it comes with a reference. */
-struct inode *inodes_get_held(struct mount *m, uint64_t nodeid)
-{
-	struct inode_shard *s = &m->inodes.by_id[nodeid % N_SHARDS];
-
-	pthread_mutex_lock(&s->lock);
-	struct inode *inode = s->buckets[nodeid / N_SHARDS & (s->n_buckets - 1)];
-	while (inode && inode->nodeid != nodeid)
-		inode = inode->next_by_id;
-	if (inode)
-		inode_hold(inode); // it leaves the table before its last reference goes
-	pthread_mutex_unlock(&s->lock);
-	return inode;
-}
-
 /** An inode of the daemon's own, counted once more for the kernel and for the daemon. It is made if it is not known. */
 int inodes_enter_virtual(struct mount *m, uint64_t daemon_id, uint32_t type, struct inode *parent, const char *name,
 			 struct inode **out)

@@ -122,10 +122,9 @@ void statx_finish(struct request *rq)
 	rq->reply_len = sizeof(rq->statx);
 }
 
-/** A filter's time. */
+/** A filter's time: nanoseconds since 1970, a negative number before. */
 struct timespec time_of_ns(uint64_t ns)
 {
-	// A filter's time before 1970 is a negative number of nanoseconds.
 	int64_t seconds = (int64_t)ns / 1000000000, rest = (int64_t)ns % 1000000000;
 
 	if (rest < 0) {

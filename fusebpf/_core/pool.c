@@ -7,9 +7,8 @@
 
 #include <sched.h>
 #include <signal.h>
-#include <time.h>
 
-#define STOP_TIMEOUT_S 10
+#define STOP_TIMEOUT_MS 10000
 
 static void on_kick(int signal)
 {
@@ -123,19 +122,16 @@ void workers_open(struct mount *m)
 void workers_stop(struct mount *m)
 {
 	struct workers *p = &m->workers;
-	struct timespec now, end;
+	int64_t end_ms = now_ms() + STOP_TIMEOUT_MS;
 
 	atomic_store(&p->is_stopping, true);
-	clock_gettime(CLOCK_MONOTONIC, &end);
-	end.tv_sec += STOP_TIMEOUT_S;
 	pthread_mutex_lock(&p->lock);
 	pthread_cond_broadcast(&p->changed);
 	do {
 		workers_kick(p, true);
 		if (p->n)
 			clock_wait(&p->changed, &p->lock, INTERRUPT_PERIOD_NS);
-		clock_gettime(CLOCK_MONOTONIC, &now);
-	} while (p->n && now.tv_sec < end.tv_sec);
+	} while (p->n && now_ms() < end_ms);
 	uint32_t left = p->n;
 	pthread_mutex_unlock(&p->lock);
 	if (left)

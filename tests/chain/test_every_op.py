@@ -10,9 +10,9 @@ from chain.chained import HERE, OPCODES, Chained, chained
 from chain.triggers import Trigger, prepared
 from core.table import attempt, in_child
 
-from fusebpf._core import OPS
+from fusebpf._core import OP_FLAGS, OPS
 
-CREATES, UNREFUSABLE, POST_ONLY = 1 << 6, 1 << 9, 1 << 10
+UNREFUSABLE, POST_ONLY = OP_FLAGS["UNREFUSABLE"], OP_FLAGS["POST_ONLY"]
 FLAGS = {name: flags for name, _, _, flags, kind, _ in OPS if kind == "hook"}
 PRE_OPS = [name for name, flags in FLAGS.items() if not flags & POST_ONLY and name != "access"]
 # poll(2) has no errno: what fails is POLLERR.
