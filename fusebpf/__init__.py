@@ -5,7 +5,7 @@ General layout, from the user down to the kernel:
     cli, mounthelper    the commands, and what mount(8) calls
     server, unmounting  a mount's background process, and how mounts are ended
     live_commands, watch_commands, control  the commands for a mount that works; the socket that they ask
-    stack               Stack: one mount, from its checks to its end
+    stack, steps        Stack: one mount, from its checks to its end
     daemon, daemon_leg  the user's pyfuse3.Operations behind a mount, and how it is reached
     daemon_calls, daemon_types   the table of calls that it shares with the core; what handlers get and give
     daemon_tasks, daemon_routes  the tasks in which its handlers run; which ops they may be asked about

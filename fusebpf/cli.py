@@ -171,7 +171,7 @@ def list_command(*, is_json: bool) -> None:
                 "name": entry.name,
                 "source": entry.src,
                 "roots": entry.roots,
-                "mnt": entry.mnt,
+                "mnt": entry.point,
                 "pid": entry.pid,
                 "state": state,
                 "filters": entry.filters,
@@ -184,7 +184,7 @@ def list_command(*, is_json: bool) -> None:
     if not states:
         return
     listed: list[tuple[Any, ...]] = [
-        (entry.name, shown(entry.src), shown(entry.mnt), entry.pid, _chain_of(entry), state)
+        (entry.name, shown(entry.src), shown(entry.point), entry.pid, _chain_of(entry), state)
         for entry, state in states
     ]
     click.echo(table(listed, ("name", "source", "mount point", "pid", "filters", "state")))

@@ -74,7 +74,7 @@ def write(name: str, directory: Path | None = None) -> tuple[Path, Path]:
     made: list[Path] = []
     try:
         for path, template in files.items():
-            with path.open("x") as file:
+            with path.open("x", encoding="utf-8") as file:
                 made.append(path)
                 file.write(template.substitute(name=name))
     except OSError as error:

@@ -230,7 +230,10 @@ def combined(
     base = with_roots(options if isinstance(options, MountOptions) else parse(options), roots)
     if name and base.name not in {None, name}:
         raise UsageError(f"two names for one mount: {name!r} and {base.name!r}")
-    return base if cache is None else parse(f"cache={cache}", base)
+    named = replace(base, name=base.name if name is None else name)
+    if named.name == "":
+        raise UsageError("'' cannot be a mount's name: leave it out, or give one")
+    return named if cache is None else parse(f"cache={cache}", named)
 
 
 def _check_roots(options: MountOptions) -> None:

@@ -109,6 +109,12 @@ class Entry:
             found = [one for one in table if one.mount_id == self.mount_id and self._is_mine(one)]
         return next(iter(found), None)
 
+    @property
+    def point(self) -> str:
+        """Where its mount is now: what lies above it may have been renamed."""
+        mounted = self.mounted
+        return mounted.point if mounted else self.mnt
+
     def _is_mine(self, mounted: mounts.Mounted) -> bool:
         """Whether a mount with our numbers is the one; those of mounts that are gone are used again."""
         if not mounted.is_ours or mounted.device != self.device:
@@ -414,7 +420,8 @@ def make_pins(name: str) -> Path:
     directory = pins(name)
     with locked():
         bpf.ensure_bpffs()
-        directory.mkdir(mode=0o700, parents=True)
+        PINS.mkdir(mode=0o755, exist_ok=True)  # parents=True would leave its mode to the umask
+        directory.mkdir(mode=0o700)
     return directory
 
 

@@ -154,6 +154,7 @@ bool creds_have(int cap);
 void creds_enter(const struct request *rq, uint32_t uid, uint32_t gid, bool keep_rights);
 void creds_leave(void);
 bool creds_are_users(void);
+uid_t creds_caller_uid(const struct request *rq);
 void creds_lift(void);
 void creds_unlift(void);
 /* Has the caller CAP_FSETID? Where the request does not say so, root is taken to have it. */

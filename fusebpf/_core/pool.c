@@ -84,6 +84,24 @@ static int handle_kicks(void)
 	return 0;
 }
 
+static void *act(void *error)
+{
+	*(int *)error = creds_init_thread();
+	return NULL;
+}
+
+/* Try in a thread what every worker begins with: seccomp or a user namespace may forbid it. */
+static int try_creds(void)
+{
+	pthread_t thread;
+	int error = 0;
+	int e = -pthread_create(&thread, NULL, act, &error);
+
+	if (!e)
+		pthread_join(thread, NULL);
+	return e ? e : error;
+}
+
 /** Start the first workers and the janitor. They wait until workers_open. */
 int workers_start(struct mount *m)
 {
@@ -98,6 +116,12 @@ int workers_start(struct mount *m)
 	if (e)
 		return e;
 	block_signals(&old);
+	e = try_creds();
+	if (e) {
+		m->failed_call = "a thread cannot act as its callers here (unshare, setgroups)";
+		pthread_sigmask(SIG_SETMASK, &old, NULL);
+		return e;
+	}
 	e = start_for_cores(m);
 	for (int i = 0; !e && i < (m->n_queues > 1 ? 1 : KEEP_IDLE); i++)
 		e = worker_start(m, &m->queues[0]);

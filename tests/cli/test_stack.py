@@ -247,3 +247,18 @@ def test_a_stack_that_is_not_entered_has_nothing_to_say(tree: Path) -> None:
         _ = stack.name
     with pytest.raises(fusebpf.MountError, match="is not there"):
         stack.counters()
+
+
+def test_a_stack_is_one_mount_and_no_second(tree: Path) -> None:
+    async def main() -> None:
+        stack = Stack(tree / "src", tree / "mnt")
+        async with stack:
+            with pytest.raises(fusebpf.UsageError, match="make another"):
+                await stack.__aenter__()
+            assert (tree / "mnt").is_mount()
+        with pytest.raises(fusebpf.UsageError, match="make another"):
+            await stack.__aenter__()
+
+    run(main)
+
+    assert left_behind(tree) == []
