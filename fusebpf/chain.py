@@ -344,3 +344,13 @@ def check_small(links: Iterable[Link], counters: Mapping[str, int]) -> None:
                     "'-o profile=small' began without such a filter, so the kernel keeps what these say for "
                     f"good: mount anew with --filter {link.filter.name}"
                 )
+
+
+def never_run(links: Iterable[Link], unsent: Mapping[str, str]) -> tuple[str, ...]:
+    """A line for each hook on an op that this mount is never asked for: `unsent` says why, by op."""
+    return tuple(
+        f"{link.filter.path}: the hook on {op} of {link.filter.name!r} never runs: {why}"
+        for link in links
+        for op, why in unsent.items()
+        if any(hook.program.pin_name in {f"pre_{op}", f"post_{op}"} for hook in link.filter.hooks)
+    )

@@ -258,6 +258,17 @@ def _small(options: MountOptions, found: Sequence[str]) -> MountOptions:
     return replace(options, locks="local", passthrough=False)
 
 
+def unsent(options: MountOptions) -> dict[str, str]:
+    """The ops that the kernel keeps to itself with these options, and why."""
+    found = {}
+    if options.default_permissions:
+        found["access"] = "the kernel sends ACCESS only with -o nodefault_permissions"
+    if options.locks == "local":
+        why = "with -o locks=local the kernel keeps locks of ranges to itself"
+        found |= {"getlk": why, "setlk": why}
+    return found
+
+
 def lasting(options: MountOptions) -> dict[str, Any]:
     """What holds as long as the mount does: all but mount(2)'s flags, the name and the chain."""
     changing = ("flags", "name", "filters", "sets", "is_remount")

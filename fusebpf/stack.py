@@ -23,7 +23,7 @@ from fusebpf.daemon_import import begin, claim, end, leg_of, present
 from fusebpf.errors import MountError, UsageError
 from fusebpf.live_chain import Change, LiveChain, pick_of, policy_changed
 from fusebpf.map_view import MapView
-from fusebpf.options import MountOptions, combined, lasting
+from fusebpf.options import MountOptions, combined, lasting, unsent
 from fusebpf.steps import bounded, in_thread
 from fusebpf.watching import Events, Records, Statistic
 
@@ -143,16 +143,9 @@ class Stack:
     def warnings(self) -> tuple[str, ...]:
         """What is allowed and yet may not be what was meant; a line each."""
         told = self._callers.warnings(self.links)
-        if not self.options.default_permissions:
-            return told
         stock = {os.fspath(loader.stock(name)) for name in loader.stock_names()}
-        return told + tuple(
-            f"{link.filter.path}: the hook on access of {link.filter.name!r} never runs: "
-            "the kernel sends ACCESS only with -o nodefault_permissions"
-            for link in self.links
-            if os.fspath(link.filter.path) not in stock
-            and any(hook.program.pin_name in {"pre_access", "post_access"} for hook in link.filter.hooks)
-        )
+        own = [link for link in self.links if os.fspath(link.filter.path) not in stock]
+        return told + chain.never_run(own, unsent(self.options))
 
     def backing(self, inode: int) -> Backing:
         """The backing file of an inode or handle that a handler was given; OSError (EBADF): it has none."""

@@ -58,7 +58,7 @@ static int start_for_cores(struct mount *m)
 		return transport_refuse_uring(m, "a worker for each core and one for /dev/fuse are more than max_workers");
 	int e = create_for_cores(m, first, n);
 	if (e)
-		return transport_refuse_uring(m, e == -EPERM ? "this process may not make an io_uring" : strerror(-e));
+		return transport_refuse_uring(m, e == -EPERM ? "this process may not use io_uring" : strerror(-e));
 	pthread_mutex_lock(&p->lock);
 	for (uint32_t i = 0; i < n; i++) {
 		if (!e)
