@@ -188,6 +188,10 @@ def list_command(*, is_json: bool) -> None:
         for entry, state in states
     ]
     click.echo(table(listed, ("name", "source", "mount point", "pid", "filters", "state")))
+    for entry in (entry for entry, state in states if state == "dead"):
+        click.echo(
+            f"fusebpf: {entry.name!r} is dead: `fusebpf umount {entry.name}` removes what it left", err=True
+        )
 
 
 def _chain_of(entry: registry.Entry) -> str:
