@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 import textwrap
@@ -243,12 +244,16 @@ def _summary(one: CheckedFilter) -> str:
 @click.argument("name")
 def new_command(name: str) -> None:
     """Write a filter of your own: NAME.c, and test_NAME.py with unit tests for it."""
+    from importlib.util import find_spec
+
     from fusebpf import new
 
     source, tests = new.write(name)
     click.echo(f"{source} and {tests} are written; as root:")
     click.echo(f"  fusebpf check ./{source}")
-    click.echo(f"  python3 -m pytest {tests}")
+    if find_spec("pytest") is None:
+        click.echo(f"  {shlex.quote(sys.executable)} -m pip install pytest")
+    click.echo(f"  {shlex.quote(sys.executable)} -m pytest {tests}")
     click.echo(f"  fusebpf mount SRC MNT --filter ./{source} --set {name}.names='*.bak'")
 
 
