@@ -15,6 +15,7 @@ from fusebpf.errors import MountError, PlatformError, UsageError
 
 if TYPE_CHECKING:
     import contextlib
+    from collections.abc import Sequence
     from types import ModuleType
 
     from fusebpf._core import Mount
@@ -62,7 +63,7 @@ def _module(name: str) -> ModuleType:
 
 
 def leg_of(
-    daemon: object, routes: tuple[str, ...], timeout: float, on_failure: str, options: MountOptions
+    daemon: object, routes: Sequence[str], timeout: float, on_failure: str, options: MountOptions
 ) -> Leg | None:
     """The daemon's leg; a mount without a daemon does not even import it."""
     if daemon is None and routes:

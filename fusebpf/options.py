@@ -10,16 +10,19 @@ from __future__ import annotations
 import os
 import re
 import resource
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusebpf import mounts
 from fusebpf._core import SIZES
 from fusebpf.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
 
 SUBTYPE = "fusebpf"
 CACHES = ("normal", "none", "watch")
@@ -231,6 +234,17 @@ def combined(
     if name and base.name not in {None, name}:
         raise UsageError(f"two names for one mount: {name!r} and {base.name!r}")
     return base if cache is None else parse(f"cache={cache}", base)
+
+
+def several(what: str, given: Iterable[T]) -> list[T]:
+    """What an argument that takes several holds.
+
+    Raises:
+        UsageError: It is one alone; a text would be taken for its letters.
+    """
+    if isinstance(given, str | bytes | os.PathLike) or not isinstance(given, Iterable):
+        raise UsageError(f"{what}={given!r}: a list is wanted, {what}=[{given!r}]")
+    return list(given)
 
 
 def _check_roots(options: MountOptions) -> None:
