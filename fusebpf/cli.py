@@ -7,6 +7,7 @@ below it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from fusebpf import checks, live_commands, registry, watch_commands
-from fusebpf.errors import UsageError
+from fusebpf.errors import FusebpfError, UsageError
 from fusebpf.options import CACHES, LOCKS, PROFILES, TRANSPORTS, parse
 from fusebpf.tables import shown, table
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # Each command imports what it needs: `fusebpf list` shall not wait for trio and the loader.
 # ruff: noqa: PLC0415
 
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -46,7 +48,7 @@ def cli(context: click.Context) -> None:
 
 @cli.command("mount")
 @click.argument("src")
-@click.argument("mnt", required=False)
+@click.argument("mnt", required=False, metavar="MNT")
 @click.option("--filter", "filters", multiple=True, metavar="FILTER", help=(
     "Put a filter into the chain: a stock filter's name, or FILE.c (all its filters) or FILE.c:NAME; "
     "@ALTITUDE (1 to 999, high is near the caller) if not its own."
@@ -340,21 +342,37 @@ def _run(arguments: list[str]) -> int:
         result = cli.main(arguments, prog_name="fusebpf", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
-        _complain(" ".join(error.format_message().split()))
+        _complain(" ".join(error.format_message().split()) + _usage(error))
         return error.exit_code
     except click.Abort:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # Whoever read our output has had enough of it; the interpreter shall not complain when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _let_go_of_stdout()  # whoever read our output has had enough of it
         return 1
     except Exception as error:  # noqa: BLE001 - never a traceback at the user
         from fusebpf.server import Interrupted, as_told
 
         if isinstance(error, Interrupted):
             return 128 + error.number
+        if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
+            _let_go_of_stdout()
+            error = FusebpfError(f"cannot write: {error.strerror}")
         return _tell(as_told(error))
     return result if isinstance(result, int) else 0
+
+
+def _let_go_of_stdout() -> None:
+    """The interpreter shall not complain when it flushes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _usage(error: click.ClickException) -> str:
+    """How the command is put, where words are missing or too many."""
+    is_value = isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter)
+    context = error.ctx if isinstance(error, click.UsageError) and not is_value else None
+    if context is None or isinstance(context.command, click.Group):
+        return ""
+    return f" (usage: {' '.join([context.command_path, *context.command.collect_usage_pieces(context)])})"
 
 
 def _tell(told: ServerError) -> int:

@@ -24,7 +24,7 @@ from fusebpf.joining import Joiner
 from fusebpf.pins import StagedPins
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from fusebpf._core import Mount
     from fusebpf.compiler import Compiled
@@ -143,12 +143,13 @@ class LiveChain:
                 all_settings += [
                     MapSetting(link.filter.name, *item) for link in links for item in spec.sets.items()
                 ]
+            self._check_absent(new)
             links = chain.arrange(
                 chain.settle([*self.links, *new]), SIZES["max_filters"], has_daemon=self.has_daemon
             )
             self._check_options(links)
             names = [link.filter.name for link in new]
-            _set(all_settings, {link.filter.name: link.filter for link in new})
+            self._set(all_settings, {link.filter.name: link.filter for link in new})
             links = self._with_ids(links)
             self._share(shared)
             for link in new:
@@ -213,7 +214,7 @@ class LiveChain:
             self._check_options(links)
             for policy_map in (one for full, one in alike.items() if full not in kept):
                 keeping.copy(policy_map, new.maps[policy_map.name])
-            _set(all_settings, {pick: new})
+            self._set(all_settings, {pick: new})
             links = self._with_ids(links)
             staged = StagedPins(registry.pins(self._name) / pick, new.pins())
             undo.callback(staged.discard)
@@ -234,6 +235,19 @@ class LiveChain:
         if self._joiner:
             self._joiner.stop()
         self._joiner = None
+
+    def _set(self, settings: Sequence[MapSetting], filters: Mapping[str, Filter]) -> None:
+        chain.check_sets(settings, list(filters), [link.filter.name for link in self.links], self._name)
+        for setting in settings:
+            filters[setting.filter].set(setting.map, setting.value)
+
+    def _check_absent(self, new: Sequence[Link]) -> None:
+        for name in (link.filter.name for link in new):
+            if any(link.filter.name == name for link in self.links):
+                raise ChainError(
+                    f"filter {name!r} is in the chain already: `fusebpf replace {self._name} {name} FILTER` "
+                    f"puts another in its place, `fusebpf detach {self._name} {name}` takes it out"
+                )
 
     def _check_options(self, links: list[Link]) -> None:
         if self._options.idmap:
@@ -367,13 +381,6 @@ def _described(link: Link) -> tuple[int, str, int, int]:
 
 def _hooks_data(filter_: Filter) -> bool:
     return any(hook.opcode in _DATA_OPS for hook in filter_.hooks)
-
-
-def _set(settings: Iterable[MapSetting], filters: Mapping[str, Filter]) -> None:
-    settings = list(settings)
-    chain.check_sets(settings, list(filters))
-    for setting in settings:
-        filters[setting.filter].set(setting.map, setting.value)
 
 
 def _load_file(
