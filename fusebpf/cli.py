@@ -77,9 +77,9 @@ def cli(context: click.Context) -> None:
               help="Answer ops by a pyfuse3.Operations: MODULE:CLASS or FILE.py:CLASS.")  # fmt: skip
 @click.option("--route", "routes", multiple=True, metavar="OP=daemon|backing",
               help="Where an op goes if no filter says so; post_OP=daemon: its result.")  # fmt: skip
-@click.option("--daemon-timeout", type=float, default=30.0, metavar="SECONDS", show_default=True,
-              help="How long the daemon may take for an op; then ETIMEDOUT.")  # fmt: skip
-@click.option("--on-daemon-failure", type=click.Choice(("fail", "backing")), default="fail",
+@click.option("--daemon-timeout", type=float, metavar="SECONDS",
+              help="How long the daemon may take for an op, then ETIMEDOUT; 30 if not said.")  # fmt: skip
+@click.option("--on-daemon-failure", type=click.Choice(("fail", "backing")),
               help="What ops of a daemon that has died get: an error, or the backing root.")  # fmt: skip
 @click.option("--foreground", "-f", is_flag=True, help="Serve in this process; ^C unmounts.")
 def mount_command(
@@ -100,8 +100,8 @@ def mount_command(
     roots: tuple[str, ...],
     daemon: str | None,
     routes: tuple[str, ...],
-    daemon_timeout: float,
-    on_daemon_failure: str,
+    daemon_timeout: float | None,
+    on_daemon_failure: str | None,
     foreground: bool,
 ) -> None:
     """Mount the directory SRC on MNT; returns when the mount is usable."""
@@ -122,6 +122,11 @@ def mount_command(
         source = src
     if mnt is None:
         raise UsageError("MNT, the mount point, is missing: fusebpf mount SRC MNT")
+    if name is not None:
+        registry.check_name(name)
+    for option, value in (("daemon-timeout", daemon_timeout), ("on-daemon-failure", on_daemon_failure)):
+        if value is not None and daemon is None:
+            raise UsageError(f"--{option} {value}: the mount has no daemon, say --daemon too")
     stack = Stack(
         source,
         mnt,
@@ -133,8 +138,8 @@ def mount_command(
         is_server=True,
         daemon=_daemon_of(daemon) if daemon is not None else None,
         routes=routes,
-        daemon_timeout=daemon_timeout,
-        on_daemon_failure=on_daemon_failure,
+        daemon_timeout=30.0 if daemon_timeout is None else daemon_timeout,
+        on_daemon_failure=on_daemon_failure or "fail",
     )
     if foreground:
         server.run_foreground(stack)
@@ -205,10 +210,12 @@ def _chain_of(entry: registry.Entry) -> str:
 @click.argument("files", nargs=-1, required=True, metavar="FILE…")
 def check_command(files: tuple[str, ...]) -> None:
     """Compile, load and verify filters without mounting, and show what is in them."""
+    from fusebpf import chain
     from fusebpf.compiler import stock, stock_names
 
-    paths = [stock(file) if file in stock_names() else file for file in files]
-    _check_and_show(paths)
+    names = stock_names()
+    chain.check_stock([chain.FilterSpec(file) for file in files if not os.path.lexists(file)], names)
+    _check_and_show([stock(file) if file in names else file for file in files])
 
 
 @cli.command("stock")
@@ -227,10 +234,28 @@ def _check_and_show(paths: Sequence[str | os.PathLike[str]]) -> None:
 
     checks.check_root()
     bpf.require()
+    shown: list[CheckedFilter] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for found in pool.map(loader.check, paths):
             for one in found:
                 click.echo(_summary(one))
+            shown += found
+    _warn_of_clashes(shown)
+
+
+def _warn_of_clashes(filters: Sequence[CheckedFilter]) -> None:
+    """Tell which of them cannot be in one chain as they are."""
+    known: dict[str | int, CheckedFilter] = {}
+    for one in filters:
+        other = known.setdefault(one.name, one)
+        if other is not one:
+            told = f"two filters are named {one.name!r}, one of {other.path!r}, one of {one.path!r}"
+            click.echo(f"fusebpf: warning: {told}: one chain cannot have both", err=True)
+            continue
+        other = known.setdefault(one.altitude, one)
+        if other is not one:
+            told = f"filters {other.name!r} and {one.name!r} both stand at altitude {one.altitude}"
+            click.echo(f"fusebpf: warning: {told}: in one chain say @ALTITUDE for one of them", err=True)
 
 
 def _summary(one: CheckedFilter) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fusebpf import bpf, chain, keeping, loader, registry
 from fusebpf._core import OPS, SIZES
 from fusebpf.chain import FilterSpec, Link, MapSetting
-from fusebpf.errors import ChainError, MountError, PlatformError, RevisionError, UsageError
+from fusebpf.errors import ChainError, MountError, NoSuchFilter, PlatformError, RevisionError, UsageError
 from fusebpf.joining import Joiner
 from fusebpf.pins import StagedPins
 
@@ -99,14 +99,14 @@ class LiveChain:
         """The filter of that name.
 
         Raises:
-            ChainError: There is none.
+            NoSuchFilter: There is none.
         """
         for link in self.links:
             if link.filter.name == name:
                 return link
         known = ", ".join(link.label for link in self.links)
         has = f"its filters are: {known}" if known else "it has no filter"
-        raise ChainError(f"{name!r} is no filter of the mount {self._name!r} ({has})")
+        raise NoSuchFilter(f"{name!r} is no filter of the mount {self._name!r} ({has})")
 
     # --------------------------------------------------------------------------------- changes
 

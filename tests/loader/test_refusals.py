@@ -165,7 +165,7 @@ WRONG: dict[str, tuple[str, type[FilterError], str]] = {
         HEAD + "BPF_HASH(f__m, u32, u64);\nPRE(f, lookup)\n{\n"
         "\tu64 *v = f__m.lookup(&ctx->uid);\n\treturn *v + 1;\n}\n",
         VerifierError,
-        r":7: the kernel's .* .*: R\d invalid mem access '\w+' \(a map's lookup may give NULL, ",
+        r":7: the kernel's .*: R\d invalid mem access '\w+' \(a map's lookup may give NULL, ",
     ),
     "a loop with a branch": (
         HEAD + "PRE(f, lookup)\n{\n\tu32 i, n = 0;\n#pragma clang loop unroll(disable)\n"
