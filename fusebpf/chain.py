@@ -303,19 +303,32 @@ def check_idmap(links: Iterable[Link]) -> None:
             )
 
 
-def check_sets(settings: Iterable[MapSetting], names: Sequence[str]) -> None:
-    """See that values are for maps of filters that are there.
+def check_sets(
+    settings: Iterable[MapSetting], names: Sequence[str], there: Sequence[str] = (), mount: str = ""
+) -> None:
+    """See that values are for maps of filters that come.
+
+    Args:
+        settings: The values.
+        names: The filters that come.
+        there: Those that the mount has already.
+        mount: What that mount is called.
 
     Raises:
-        UsageError: A value is for a filter that is not.
+        UsageError: A value is for a filter that does not come.
     """
     for setting in settings:
-        if setting.filter not in names:
-            known = f"its filters are: {', '.join(names)}" if names else "it has no filter"
+        if setting.filter in names:
+            continue
+        what = f"'{setting.filter}.{setting.map}' is to be set"
+        if setting.filter in there:
             raise UsageError(
-                f"'{setting.filter}.{setting.map}' is to be set, but {setting.filter!r} is no filter of this "
-                f"mount ({known})"
+                f"{what}, but {setting.filter!r} is in the chain already: "
+                f"`fusebpf map {mount} {setting.filter} {setting.map} set …` changes what is there"
             )
+        known = f"its filters are: {', '.join(names)}" if names else "it has no filter"
+        whose = "attach" if there else "mount"
+        raise UsageError(f"{what}, but {setting.filter!r} is no filter of this {whose} ({known})")
 
 
 def check_small(links: Iterable[Link], counters: Mapping[str, int]) -> None:

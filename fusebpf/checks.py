@@ -65,6 +65,18 @@ def check_root(*, serves: bool = False) -> None:
             )
 
 
+def check_trio() -> None:
+    """See that trio runs, and no other loop.
+
+    Raises:
+        UsageError: It does not.
+    """
+    import trio  # noqa: PLC0415 - commands that mount nothing shall not wait for it
+
+    if not trio.lowlevel.in_trio_run():
+        raise UsageError("fusebpf.Stack needs trio: enter it in a function that trio.run calls, not asyncio")
+
+
 def check_fuse() -> None:
     """See that the kernel has FUSE.
 

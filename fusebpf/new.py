@@ -28,7 +28,7 @@ PRE($name, mkdir) { return ${name}_judge(ctx); }
 """)
 
 _TESTS = Template('''\
-"""Unit tests of $name.c, without a mount; as root: python3 -m pytest test_$name.py"""
+"""Unit tests of $name.c, without a mount; as root, with the Python that has fusebpf: python -m pytest"""
 
 import errno
 from pathlib import Path

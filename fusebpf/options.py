@@ -10,16 +10,19 @@ from __future__ import annotations
 import os
 import re
 import resource
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusebpf import mounts
 from fusebpf._core import SIZES
 from fusebpf.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
 
 SUBTYPE = "fusebpf"
 CACHES = ("normal", "none", "watch")
@@ -234,6 +237,17 @@ def combined(
     if named.name == "":
         raise UsageError("'' cannot be a mount's name: leave it out, or give one")
     return named if cache is None else parse(f"cache={cache}", named)
+
+
+def several(what: str, given: Iterable[T]) -> list[T]:
+    """What an argument that takes several holds.
+
+    Raises:
+        UsageError: It is one alone; a text would be taken for its letters.
+    """
+    if isinstance(given, str | bytes | os.PathLike) or not isinstance(given, Iterable):
+        raise UsageError(f"{what}={given!r}: a list is wanted, {what}=[{given!r}]")
+    return list(given)
 
 
 def _check_roots(options: MountOptions) -> None:

@@ -284,9 +284,10 @@ def find(target: str) -> Entry:
     """The mount that a name or a mount point means, which a server of ours serves.
 
     Raises:
-        MountError: There is none.
+        MountError: There is none, or its server is dead.
     """
-    there = [entry for entry in entries() if entry.is_alive]
+    known = entries()
+    there = [entry for entry in known if entry.is_alive]
     named = next((entry for entry in there if entry.name == target), None)
     try:
         path = mounts.canonical(target)
@@ -298,6 +299,12 @@ def find(target: str) -> Entry:
     if named is None:
         named = next((entry for entry in there if path is not None and entry.mnt == path), None)
     if named is None:
+        for entry in known:
+            if entry not in there and (entry.name == target or entry.mnt == path):
+                raise MountError(
+                    f"the server of {entry.name!r} is dead: "
+                    f"`fusebpf umount {entry.name}` removes what it left"
+                )
         what = f"{target!r} is not a fusebpf mount" if path else f"there is no mount {target!r}"
         raise MountError(f"{what} (see `fusebpf list`)")
     return named

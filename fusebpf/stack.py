@@ -23,7 +23,7 @@ from fusebpf.daemon_import import begin, claim, end, leg_of, present
 from fusebpf.errors import MountError, UsageError
 from fusebpf.live_chain import Change, LiveChain, pick_of, policy_changed
 from fusebpf.map_view import MapView
-from fusebpf.options import MountOptions, combined, lasting, unsent
+from fusebpf.options import MountOptions, combined, lasting, several, unsent
 from fusebpf.steps import bounded, in_thread
 from fusebpf.watching import Events, Records, Statistic
 
@@ -79,14 +79,14 @@ class Stack:
         daemon_timeout: float = 30.0,
         on_daemon_failure: str = "fail",
     ) -> None:
-        self.options = combined(options, name=name, cache=cache, roots=roots)
-        self._specs = [FilterSpec.of(item) for item in (*filters, *self.options.filters)]
-        self._set_texts = [*sets, *self.options.sets]
+        self.options = combined(options, name=name, cache=cache, roots=several("roots", roots))
+        self._specs = [FilterSpec.of(item) for item in (*several("filters", filters), *self.options.filters)]
+        self._set_texts = [*several("sets", sets), *self.options.sets]
         self._settings = [MapSetting.parse(text) for text in self._set_texts]
         self._name = self.options.name or ""
         self._given = (src, mnt)
         self._is_server = is_server
-        self._leg = leg_of(daemon, tuple(routes), daemon_timeout, on_daemon_failure, self.options)
+        self._leg = leg_of(daemon, several("routes", routes), daemon_timeout, on_daemon_failure, self.options)
         self._root_fds: list[int] = []
         self._entry: registry.Entry | None = None
         self._core: Mount | None = None
@@ -215,7 +215,7 @@ class Stack:
             FusebpfError: They cannot be loaded, or do not fit in. The chain is as it was.
         """
         specs = [FilterSpec.of(item) for item in filters]
-        settings = [MapSetting.parse(text) for text in sets]
+        settings = [MapSetting.parse(text) for text in several("sets", sets)]
         if not specs:
             raise UsageError("no filter is to be attached")
         chain.check_stock(specs, loader.stock_names())
@@ -257,7 +257,7 @@ class Stack:
             FusebpfError: It cannot be loaded, or does not fit in. The chain is as it was.
         """
         spec = FilterSpec.of(filter)
-        settings = [MapSetting.parse(text) for text in sets]
+        settings = [MapSetting.parse(text) for text in several("sets", sets)]
         chain.check_stock([spec], loader.stock_names())
         return await self._change(
             lambda live: live.replace(
@@ -318,10 +318,9 @@ class Stack:
         checks.check_fuse()
         if self._specs:
             bpf.require()
-        src, mnt = self._given
         with registry.locked():
             registry.clean_dead()
-        places = checks.check_places(src, mnt, self.options.roots)
+        places = checks.check_places(*self._given, self.options.roots)
         self._root_fds = places.root_fds
         self._undo.callback(self._close_roots)
         try:
@@ -346,6 +345,7 @@ class Stack:
     async def __aenter__(self) -> Self:
         if self._has_begun:
             raise UsageError(f"this Stack has been the mount on {self._given[1]!r} already: make another")
+        checks.check_trio()
         self._has_begun = True
         try:
             await in_thread(self.reserve)

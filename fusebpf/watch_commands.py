@@ -67,12 +67,17 @@ def trace_command(
     an object, {"missed": N} for those.
     """
     from fusebpf._core import OPS
+    from fusebpf.map_view import check_filter
     from fusebpf.watching import VERDICTS
 
     _check_known("op", ops, [name for name, *_, kind, _ in OPS if kind == "hook"])
     _check_known("verdict", verdicts, list(VERDICTS.values()))
+    entry = _entry(target)
+    pins = registry.pins(entry.name)
+    for name in filters if pins.is_dir() else ():  # where there is none yet, what comes is waited for
+        check_filter(pins, name)
     left = count
-    for event in _follow(_entry(target)):
+    for event in _follow(entry):
         if event.missed:
             _say(json.dumps({"missed": event.missed}) if is_json else f"({event.missed} records missed)")
         is_wanted = (

@@ -61,6 +61,29 @@ def test_a_checked_file_shows_each_filter_with_hooks_and_maps(tree: Path) -> Non
     ]
 
 
+def test_a_check_warns_of_what_one_chain_cannot_have(tree: Path) -> None:
+    write_filter(tree / "one.c", "one", "next")
+    write_filter(tree / "two.c", "two")
+    write_filter(tree / "next.c", "next", altitude=7)
+
+    done = fusebpf("check", "one.c", "two.c", "next.c", cwd=tree)
+
+    named, placed = (
+        "two filters are named 'next', one of 'one.c', one of 'next.c'",
+        "'one' and 'two' both stand",
+    )
+    assert done.returncode == 0
+    assert placed in done.stderr.splitlines()[0]
+    assert named in done.stderr.splitlines()[1]
+
+
+def test_a_check_of_a_name_that_is_neither_filter_nor_file_says_what_a_mount_says(tree: Path) -> None:
+    done = fusebpf("check", "hidee", cwd=tree)
+
+    assert_refused(done, 2, "there is no stock filter 'hidee', there are: audit")
+    assert done.stderr == fusebpf("mount", "src", "mnt", "--filter", "hidee", cwd=tree).stderr
+
+
 def test_a_check_of_several_files_ends_at_the_first_bad_one(tree: Path) -> None:
     write_filter(tree / "good.c", "good")
     (tree / "bad.c").write_text("int x")

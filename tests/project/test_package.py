@@ -74,6 +74,8 @@ def test_install_and_uninstall_leave_nothing(built: Path, directory: Path) -> No
     run("bash", script, prefix, sbin, seconds=100)
     assert run(prefix / "bin/fusebpf", "--version").stdout.startswith("fusebpf ")
     assert "mount-helper" in run(sbin / "mount.fuse.fusebpf", "--help").stdout
+    own = "import sys, pytest, pyfuse3; print(pyfuse3.__file__.startswith(sys.prefix))"
+    assert run(prefix / "lib/fusebpf/bin/python", "-c", own).stdout == "True\n"
 
     run("bash", script, "--remove", prefix, sbin)
 
