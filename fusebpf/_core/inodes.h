@@ -193,7 +193,8 @@ int inodes_enter_virtual(struct mount *m, uint64_t daemon_id, uint32_t type, str
 			 struct inode **out);
 int inodes_count(struct mount *m, struct inode *inode);
 void inodes_pair(struct mount *m, struct inode *inode, uint64_t daemon_id);
-void inodes_moved_child(struct mount *m, struct inode *parent, const char *name, struct inode *to, const char *to_name);
+void inodes_moved_child(struct mount *m, struct inode *parent, const char *name, struct inode *to, const char *to_name,
+			bool is_exchange);
 
 /* paths.c */
 uint64_t inode_place(struct mount *m, uint64_t nodeid, char name[FB_NAME_SIZE]);
