@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from contextlib import suppress
 from typing import Any
 
@@ -142,11 +143,22 @@ def filters_command(target: str, *, is_json: bool) -> None:
         return
     click.echo(f"revision {told['revision']}")
     rows: list[tuple[Any, ...]] = [
-        (one["name"], one["altitude"], one["revision"], " ".join(one["hooks"]), shown(one["doc"]))
+        (
+            one["name"],
+            one["altitude"],
+            one["revision"],
+            _short(" ".join(one["hooks"]), 40),
+            _short(one["doc"], 80),
+        )
         for one in told["filters"]
     ]
     if rows:
         click.echo(table(rows, ("name", "altitude", "revision", "hooks", "doc")))
+
+
+def _short(text: str, width: int) -> str:
+    """A text that leaves a filter on one line; --json has all of it."""
+    return textwrap.shorten(shown(text), width, placeholder=" …")
 
 
 # -------------------------------------------------------------------------------------- the maps

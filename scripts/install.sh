@@ -25,6 +25,7 @@ if $is_removal; then
 	if [ -x "$home/bin/fusebpf" ]; then
 		rm -r "$home"
 	fi
+	rm -rf /var/cache/fusebpf # compiled filters, which any other fusebpf compiles again
 	exit 0
 fi
 

@@ -21,6 +21,18 @@ def test_the_module_is_the_command() -> None:
     assert done.stdout == fusebpf("--version").stdout
 
 
+def test_an_interrupt_while_the_command_is_imported_is_no_traceback() -> None:
+    program = (
+        "import runpy, sys\nclass Finder:\n    @staticmethod\n    def find_spec(name, *_):\n"
+        "        if name == 'fusebpf.cli': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder)\nrunpy.run_module('fusebpf', run_name='__main__')\n"
+    )
+
+    done = support.run(support.COMMAND.with_name("python"), "-c", program, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize("command", ["mount", "umount", "list", "check", "stock", "ops"])
 def test_every_command_is_helped_with(command: str) -> None:
     assert f"Usage: fusebpf {command}" in fusebpf(command, "--help").stdout
