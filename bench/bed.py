@@ -60,10 +60,11 @@ class Target:
         return time.clock_gettime_ns((~self.pid << 3) | 2) if self.pid else 0
 
     def pin(self, cores: set[int]) -> None:
-        """Let the server's threads run on these cores only."""
+        """Keep the server's threads off other cores. Those that chose one of these themselves keep it."""
         for task in Path(f"/proc/{self.pid}/task").iterdir() if self.pid else ():
             with suppress(ProcessLookupError):
-                os.sched_setaffinity(int(task.name), cores)
+                chosen = os.sched_getaffinity(int(task.name))
+                os.sched_setaffinity(int(task.name), chosen & cores or cores)
 
 
 def call(*argv: str | os.PathLike[str], ok: Collection[int] = (0,)) -> str:

@@ -1,11 +1,12 @@
 """Two commits beside each other: each in a checkout of its own, the same yardstick, in turns."""
 
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,17 @@ TURNS = 2
 OURS = "fusebpf"
 
 
-def run(before: str, after: str, *, is_quick: bool) -> str | None:
-    """Measure both, print the ratios; None, or why it could not be done."""
+def run(before: str, after: str, words: Sequence[str]) -> str | None:
+    """Measure both by their own benchmarks with these words, print the ratios; None, or why it cannot be."""
     try:
-        with tempfile.TemporaryDirectory(prefix="fusebpf-compare-") as place:
+        for commit in (before, after):
+            _call("git", "cat-file", "-e", f"{commit}^{{commit}}")
+        with tempfile.TemporaryDirectory(prefix="fusebpf-compare-") as place, ExitStack() as stack:
             checkouts = [
-                _checkout(Path(place) / side, commit) for side, commit in (("a", before), ("b", after))
+                stack.enter_context(_checkout(Path(place) / side, commit))
+                for side, commit in (("a", before), ("b", after))
             ]
-            try:
-                found = [
-                    _measured(checkout, is_quick=is_quick) for _ in range(TURNS) for checkout in checkouts
-                ]
-            finally:
-                for checkout in checkouts:
-                    _call("git", "worktree", "remove", "--force", checkout)
+            found = [_measured(checkout, words) for _ in range(TURNS) for checkout in checkouts]
     except subprocess.CalledProcessError as error:
         said = (error.stderr or "").strip().splitlines()
         return f"bench: {' '.join(map(str, error.cmd))}: {said[-1] if said else 'failed'}"
@@ -36,20 +34,33 @@ def run(before: str, after: str, *, is_quick: bool) -> str | None:
     return None
 
 
-def _call(*argv: str | Path, cwd: Path | None = None) -> str:
-    done = subprocess.run(argv, check=True, capture_output=True, text=True, cwd=cwd)
-    return done.stdout
+def _call(*argv: str | Path, cwd: Path | None = None) -> None:
+    with subprocess.Popen(
+        argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=cwd
+    ) as process:
+        try:
+            complaint = process.communicate()[1]
+        except BaseException:
+            # Asked, not killed: a benchmark takes its mounts down.
+            process.terminate()
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, argv, stderr=complaint)
 
 
-def _checkout(path: Path, commit: str) -> Path:
+@contextmanager
+def _checkout(path: Path, commit: str) -> Iterator[Path]:
     _call("git", "worktree", "add", "--quiet", "--detach", path, commit)
-    print(f"setting {commit} up", file=sys.stderr, flush=True)
-    _call("make", "setup", cwd=path)
-    _call("make", "bench/out/client", cwd=path)
-    return path
+    try:
+        print(f"setting {commit} up", file=sys.stderr, flush=True)
+        _call("make", "setup", cwd=path)
+        _call("make", "bench/out/client", cwd=path)
+        yield path
+    finally:
+        _call("git", "worktree", "remove", "--force", path)
 
 
-def _measured(checkout: Path, *, is_quick: bool) -> dict[str, list[float]]:
+def _measured(checkout: Path, words: Sequence[str]) -> dict[str, list[float]]:
     """Each workload's samples on the mount without filters, as parts of those on the bind mount."""
     result = checkout / "bench.json"
     command: list[str | Path] = [
@@ -62,24 +73,15 @@ def _measured(checkout: Path, *, is_quick: bool) -> dict[str, list[float]]:
         "--json",
         result,
     ]
-    command += ["--quick"] if is_quick else []
     print(f"measuring {checkout.name}", file=sys.stderr, flush=True)
-    subprocess.run(
-        command,
-        check=True,
-        cwd=checkout,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ,
-    )
+    _call(*command, *words, cwd=checkout)
     results: list[dict[str, Any]] = json.loads(result.read_text())["results"]
     return {one["op"]: [one["ratio"][OURS]] for one in results if "ratio" in one}
 
 
 def _print(before: str, after: str, found: list[dict[str, list[float]]]) -> None:
     rows = []
-    for op in found[0]:
+    for op in [op for op in found[0] if op in found[1]]:
         sides = [
             statistics.median(ratio for one in found[side::2] for ratio in one.get(op, [])) for side in (0, 1)
         ]

@@ -163,6 +163,7 @@ def measure_pair(bed: Bed, size: Size, pair: Pair, mode: str, cores: set[int]) -
     added = []
     for _ in range(n_mounts):
         here: dict[str, list[Sample]] = {"unhooked": [], "hooked": []}
+        run_on(cores, ())
         with bed.mounted("mount", pair.base, (), pair.options) as target:
             run_on(cores, (target,))
             # Half of them before and half behind, so that what drifts weighs on neither.

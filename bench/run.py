@@ -32,35 +32,82 @@ DISK = "/var/tmp"  # noqa: S108 - a directory of random name is made there
 PARTS = ("yardstick", "filters", "daemon", "start", "scale")
 
 
+def _regex(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
+def _directory(text: str) -> Path:
+    if not Path(text).is_dir() or not os.access(text, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} is no directory that can be written to")
+    return Path(text)
+
+
+def _new_file(text: str) -> Path:
+    _directory(os.path.dirname(text) or ".")  # now, and not when all has been measured
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a directory")
+    return Path(text)
+
+
+def _new_directory(text: str) -> Path:
+    try:
+        Path(text).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be made: {error.strerror}") from error
+    return _directory(text)
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="less of everything: under two minutes, rough figures")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write all samples there")
-    parser.add_argument("--plot", metavar="DIR", type=Path, help="write the plots there")
-    parser.add_argument("--dir", metavar="DIR", help="measure there, and not on an ext4 in a file")
+    parser.add_argument("--quick", action="store_true", help="less of it: under two minutes, rough figures")
+    parser.add_argument("--json", metavar="FILE", type=_new_file, help="write all samples there")
+    parser.add_argument("--plot", metavar="DIR", type=_new_directory, help="write the plots there")
+    parser.add_argument(
+        "--dir", metavar="DIR", type=_directory, help="measure there, and not on an ext4 in a file"
+    )
     parser.add_argument("--only", choices=PARTS, action="append", help="of the parts; may be repeated")
-    parser.add_argument("--match", metavar="REGEX", default="", help="only the lines whose name it matches")
-    parser.add_argument("--peers", metavar="REGEX", default="", help="only the peers whose name it matches")
+    parser.add_argument(
+        "--match", metavar="REGEX", type=_regex, default="", help="only the lines whose name it matches"
+    )
+    parser.add_argument(
+        "--peers", metavar="REGEX", type=_regex, default="", help="only the peers whose name it matches"
+    )
     parser.add_argument("--one-core", action="store_true", help="the yardstick with all on one core, too")
-    parser.add_argument("--rounds", type=int, metavar="N", help="instead of the size's own")
+    parser.add_argument("--rounds", type=_count, metavar="N", help="instead of the size's own")
     parser.add_argument(
         "--compare",
         nargs=2,
         metavar=("COMMIT", "COMMIT"),
-        help="the yardstick for two commits, and their ratio",
+        help="the yardstick for two commits, and their ratio; beside it --quick, --match, --rounds",
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.compare:
+        for name in ("json", "plot", "dir", "only", "one_core"):
+            if getattr(arguments, name):
+                parser.error(f"--{name.replace('_', '-')} does not go with --compare")
+    return arguments
 
 
 def measure(arguments: argparse.Namespace, bed: Bed, disk: Bed, size: Size) -> list[dict[str, Any]]:
     """The parts that are wanted, each printed when it is done."""
-    wanted, parts = re.compile(arguments.match), arguments.only or PARTS
+    wanted, parts = arguments.match, arguments.only or PARTS
     all_cores = os.sched_getaffinity(0)
     results: list[dict[str, Any]] = []
     print("what this machine takes on one core, the best of ten runs:")
     run_on({min(all_cores)}, ())
     results += calibrate(bed)
+    n_calibrated = len(results)
+    run_on(all_cores, ())  # what is started from here on may run on all of them
     modes = {"free": all_cores} | ({ONE_CORE: {min(all_cores)}} if arguments.one_core else {})
     if "yardstick" in parts:
         beds = {METADATA: bed, WORK: bed, FURTHER: bed, DATA: disk}
@@ -80,15 +127,21 @@ def measure(arguments: argparse.Namespace, bed: Bed, disk: Bed, size: Size) -> l
     if "scale" in parts:
         run_on(all_cores, ())
         results += scale.measure(bed, is_quick=arguments.quick, wanted=wanted)
+    if len(results) == n_calibrated:
+        raise RuntimeError(f"no line of {', '.join(parts)} matches {wanted.pattern!r}")
     return results
 
 
 def main() -> None:
     """Parse the command line, measure, print."""
     arguments = parse()
-    if arguments.compare:
-        sys.exit(compare.run(*arguments.compare, is_quick=arguments.quick))
     clean_up_on_signals()
+    if arguments.compare:
+        words = ["--quick"] if arguments.quick else []
+        words += ["--rounds", str(arguments.rounds)] if arguments.rounds else []
+        words += ["--match", arguments.match.pattern] if arguments.match.pattern else []
+        before, after = arguments.compare
+        sys.exit(compare.run(before, after, words))
     size = QUICK if arguments.quick else FULL
     if arguments.rounds:
         size = size.with_rounds(arguments.rounds)

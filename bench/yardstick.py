@@ -54,7 +54,11 @@ def take_turns(
 
 
 def measure_all(
-    beds: Mapping[str, Bed], size: Size, modes: Mapping[str, set[int]], wanted: re.Pattern[str], peers: str
+    beds: Mapping[str, Bed],
+    size: Size,
+    modes: Mapping[str, set[int]],
+    wanted: re.Pattern[str],
+    peers: re.Pattern[str],
 ) -> list[dict[str, Any]]:
     """One result for each workload and mode; `beds` says where the lines of a group are measured."""
     found: list[dict[str, Any]] = []
@@ -62,7 +66,7 @@ def measure_all(
         lines = [
             one.name for one in workloads(bed, size, ()) if beds[one.group] is bed and wanted.search(one.name)
         ]
-        for targets in groups(bed, re.compile(peers)) if lines else ():
+        for targets in groups(bed, peers) if lines else ():
             for mode, cores in modes.items():
                 run_on(cores, targets)
                 found += measure(bed, size, mode, targets, lines)

@@ -38,15 +38,16 @@
 
 /* ------------------------------------------------------------------------------- verdicts */
 
-/* What a hook's body returns: one of these, flags or-ed to it, or -Exxx for FB_REPLY with that errno. */
+/* What a hook's body returns: one of these, flags or-ed to it, or -Exxx for FB_REPLY with that errno. Above all errnos, so
+ * that one whose minus was forgotten is none of them, and the op fails. */
 enum fb_verdict {
-	FB_CONTINUE = 0, /* the next filter below, in the end the backing root */
-	FB_BACKING = 1,	 /* pre: straight to the backing root, the filters below are not asked */
-	FB_DAEMON = 2,	 /* the daemon answers (pre) or sees the result (post) */
-	FB_REPLY = 3,	 /* pre: this is the result, ctx->error or what the hook filled in */
-	FB_NEGATIVE = 4, /* pre lookup: a negative entry, "no such name" */
-	FB_DROP = 5,	 /* post dirent: the entry is left out */
-	FB_BROKEN = 15,	 /* in stats and recent: the hook broke a rule and its op was failed with EIO */
+	FB_CONTINUE = 0,    /* the next filter below, in the end the backing root */
+	FB_BACKING = 0xf1,  /* pre: straight to the backing root, the filters below are not asked */
+	FB_DAEMON = 0xf2,   /* the daemon answers (pre) or sees the result (post) */
+	FB_REPLY = 0xf3,    /* pre: this is the result, ctx->error or what the hook filled in */
+	FB_NEGATIVE = 0xf4, /* pre lookup: a negative entry, "no such name" */
+	FB_DROP = 0xf5,	    /* post dirent: the entry is left out */
+	FB_BROKEN = 0xff,   /* in stats and recent: the hook broke a rule and its op was failed with EIO */
 };
 
 #define FB_REWRITE 0x100 /* what ctx->edits names was edited and is to be used */

@@ -360,8 +360,8 @@ FB_ALWAYS_INLINE void fb_take_name(struct fb_slot *ctx)
 
 /* ------------------------------------------------------------------------ helpers: pattern maps */
 
-/* How many rounds one match may take in all: one for each byte of a pattern that fits, a pattern that does not, and
- * eight bytes that a star skips. A list that needs more fails closed. The verifier bounds it: each branch of a round is
+/* How many rounds one match may take in all: one for each byte of a pattern that fits, each pattern that does not, and
+ * each byte that a star skips. A list that needs more fails closed. The verifier bounds it: each branch of a round is
  * a jump that it keeps pending, of at most 8,192 (kernel/bpf/verifier.c: BPF_COMPLEXITY_LIMIT_JMP_SEQ). */
 #define FB_MATCH_STEPS 384
 

@@ -5,16 +5,21 @@ General layout, from the user down to the kernel:
     cli, mounthelper    the commands, and what mount(8) calls
     server, unmounting  a mount's background process, and how mounts are ended
     live_commands, watch_commands, control  the commands for a mount that works; the socket that they ask
-    stack               Stack: one mount, from its checks to its end
+    stack, steps        Stack: one mount, from its checks to its end
     daemon, daemon_leg  the user's pyfuse3.Operations behind a mount, and how it is reached
+    daemon_calls, daemon_types   the table of calls that it shares with the core; what handlers get and give
     daemon_tasks, daemon_routes  the tasks in which its handlers run; which ops they may be asked about
+    daemon_import       a daemon by its name
     live_chain, map_view, watching          its chain while it changes; its maps; its counts and records
+    keeping, callers    what a replaced filter's maps keep; who calls
     joining             hooks that stand one after another become one program
     slot_pointers       which of them add to the slot
     options, chain      what the user asked for: -o, --filter, --set
     checks, registry    what must hold before; which mounts there are, and what dead ones left
     testing, slot, new  unit tests for filters without a mount; a filter to begin with
     loader, compiler    C source to loaded filters and maps
+    compiler_child, kernel_stub, compile_cache, refusal  the compiler's process; why the verifier said no
+    policy_map, btf     the content of maps and its types; set_text; shared_maps, pins
     mounts, bpf         mount(2) and its table; bpf(2)
     _core               the native engine: the FUSE protocol and the way of one operation
 """
@@ -29,6 +34,7 @@ from fusebpf.errors import (
     MapValueError,
     MountError,
     NoSuchElement,
+    NoSuchFilter,
     PlatformError,
     RevisionError,
     UnknownHook,
@@ -60,6 +66,7 @@ __all__ = [
     "MountError",
     "MountOptions",
     "NoSuchElement",
+    "NoSuchFilter",
     "PlatformError",
     "Request",
     "Result",

@@ -10,16 +10,23 @@ OPS: tuple[tuple[str, int, int, int, str, str], ...]
 """The op table, a row (name, opcode, n_names, flags, kind, of): kind is "hook", "alias" (of another op) or
 "plain"."""
 
+OP_FLAGS: dict[str, int]
+"""The bits of a row's flags: enum fb_op_flags, {"ENTRY": 1, …, "POST_ONLY": 1024, …}."""
+
+WANTS: dict[str, int]
+"""The bits of a filter's `wants`: enum fb_wants, {"PATH": 1, …}."""
+
 ARGS: dict[str, str]
 """Which member of `args` of struct fb_slot each op has: {"open": "open", "lookup": "nothing", …}."""
 
 SIZES: dict[str, int]
-"""Sizes in bytes (slot, record, stat_key, stat, filter_info, verdict_record, hook, declaration) and counts
-(n_slots, n_recent,
-n_stats, max_filters, max_roots, max_workers) of the ABI, as the C compiler has them."""
+"""Of the ABI, as the C compiler has it: sizes in bytes (slot, window, hook, record, verdict_record, stat_key,
+stat, filter_info, declaration, daemon_call), counts (n_slots, n_windows, n_recent, n_stats, n_patterns,
+n_places, n_tries, next_place, max_filters, max_roots, max_workers), and where members lie, in bytes
+(hook_slot_at, hook_filter_at, hook_thread_at, slot_filter_at)."""
 
 CALL_FIELDS: dict[str, tuple[int, int]]
-"""Where in a daemon's call its names, arguments and results lie: offset and size."""
+"""Where in a daemon's call its names, arguments and results lie: offset and size, in bytes."""
 
 class Mount:
     """One mount: the FUSE connection, its inodes and its worker threads. Nothing is mounted before
@@ -50,12 +57,17 @@ class Mount:
         """Prepare a mount of the directory `root_fd` (duplicated, so the caller may close its own).
 
         Args:
+            mountpoint: Where it is to be mounted.
             source: What mount(8) shows as the device.
             flags: MS_… of mount(2).
+            allow_other: Others than root may use it.
+            default_permissions: The kernel judges permissions; False: the backing file system does.
+            max_read: The largest read that the kernel asks for, in bytes; 0: it decides.
+            passthrough: Data of files that no filter hooks goes by the kernel alone, where it can.
+            max_workers: How many threads may serve, 1 to 64.
             ttl_ns: How long the kernel may cache entries and attributes that no filter hooks, in nanoseconds.
             backing_locks: Locks of ranges are held on the backing files; False: the kernel keeps them for
-            this mount
-                alone. flock(2)'s always come to the mount.
+                this mount alone. flock(2)'s always come to the mount.
             watch: The kernel caches without end what no filter hooks; fanotify tells what changed behind
                 the mount.
             transport: "dev": /dev/fuse; "uring": FUSE over io_uring; "auto": that where it can be had.
@@ -66,7 +78,7 @@ class Mount:
             more_roots: The backing roots from 1 on, open directories (duplicated); root_fd is 0.
 
         Raises:
-            OSError: root_fd is no directory, or memory is short.
+            OSError: root_fd is no directory, a number is out of range, or memory is short.
         """
 
     def share(
@@ -120,17 +132,19 @@ class Mount:
                 backing root would answer.
             error: The errno that it would answer.
             skips: 1: no pre hooks; 2: no post hooks.
+            data: The payload, at most 1 MiB: what is to be written, or what the backing root would answer.
 
         Returns:
-            slot (the op as it would be done and answered), error, route, is_listed (dirent), edits, decider,
-            and pre_ran, pre_edited, post_ran, post_edited, no_post by filter id.
+            slot (the op as it would be done and answered), data (likewise), error, route, is_listed (dirent),
+            edits, decider, and pre_ran, pre_edited, post_ran, post_edited, no_post: bits by filter id.
 
         Raises:
             OSError: It is no slot, no op that filters see, or the mount is started.
         """
 
     def drain(self, revision: int, timeout_ms: int) -> int:
-        """Wait until no op uses a chain older than `revision`, at most so long; how many still do."""
+        """Wait until no op uses a chain older than `revision`, at most so many milliseconds; how many still
+        do."""
 
     def oldest_revision(self) -> int:
         """The oldest revision that an op may still use; 0 if there was never a chain."""
@@ -158,8 +172,8 @@ class Mount:
 
     def invalidate(self, timeout_ms: int, by_filters: bool = False, /) -> bool:
         """Make the kernel ask anew for all entries, attributes and pages that it has cached, or with
-        `by_filters` only if filters have let it keep something; False if it had not heeded that within the
-        time."""
+        `by_filters` only if filters have let it keep something; False if it had not heeded that within so
+        many milliseconds."""
 
     def daemon_start(
         self, routes: bytes, timeout_ms: int, falls_back: bool, /
@@ -171,11 +185,12 @@ class Mount:
             timeout_ms: How long a call may take.
             falls_back: Ops of a daemon that has ended go to the backing root.
 
-        Returns pyfuse3's descriptor (the caller's), an eventfd that says that `daemon_next` has some, and the
-        table of calls.
+        Returns:
+            pyfuse3's descriptor (the caller's), an eventfd (the mount's) that says that `daemon_next` has
+            some, and the table of calls: 1,024 of SIZES["daemon_call"] bytes, valid as long as the mount is.
 
         Raises:
-            OSError: memory or descriptors are short.
+            OSError: There is a leg already, the mount is started, or memory or descriptors are short.
         """
 
     def daemon_end(self) -> None:

@@ -28,6 +28,7 @@ _SUFFIXES = {"": 0, "k": 10, "m": 20, "g": 30}
 _NUMBER = re.compile(r"([+-]?)(0x[0-9a-f]+|[0-9]+)([kmg]?)", re.IGNORECASE | re.ASCII)
 _BOOLS = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1, "off": 0, "on": 1}
 _N_SUGGESTIONS = 6
+_USUAL_ERRNOS = ("EPERM", "EACCES", "EROFS", "ENOENT")
 
 
 class Kind(IntEnum):
@@ -431,6 +432,7 @@ def _enum_number(found: Type, text: str) -> int:
     alias = getattr(errno, text.removeprefix("FB_"), None) if found.name == "fb_errno" else None
     if isinstance(alias, int) and alias in found.values.values():
         return alias
-    near = difflib.get_close_matches(text, short, _N_SUGGESTIONS, 0.5) or list(short)[:_N_SUGGESTIONS]
+    usual = [name for name in _USUAL_ERRNOS if name in short] or list(short)
+    near = difflib.get_close_matches(text, short, _N_SUGGESTIONS, 0.5) or usual[:_N_SUGGESTIONS]
     kind = found.name.removeprefix("fb_") or "known name"
     raise ValueError(f"{text!r} is no {kind}; say for example {', '.join(near)}")

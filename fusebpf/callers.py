@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusebpf import bpf
+from fusebpf._core import WANTS
 from fusebpf.bpf import MapType
-from fusebpf.chain import WANTS_CALLER
 from fusebpf.compiler import compile_caller
 from fusebpf.pins import close_all, hold
 
@@ -60,7 +60,7 @@ class Callers:
         Raises:
             PlatformError: There is no bcc.
         """
-        if self._fds or not device or not any(link.filter.wants & WANTS_CALLER for link in links):
+        if self._fds or not device or not any(link.filter.wants & WANTS["CALLER"] for link in links):
             return
         major, minor = map(int, device.split(":"))
         try:
@@ -75,7 +75,7 @@ class Callers:
         return tuple(
             f"filter {link.filter.name!r} wants to know callers, and all are unknown here: {self._unknown}"
             for link in links
-            if self._unknown and link.filter.wants & WANTS_CALLER
+            if self._unknown and link.filter.wants & WANTS["CALLER"]
         )
 
     def close(self) -> None:
@@ -102,11 +102,7 @@ def _begin(major: int, minor: int) -> tuple[set[int], int]:
                 shape = (like.type, like.key_size, like.value_size, n)
                 fds[name] = hold(undo, bpf.map_create(*shape, name=name))
             bpf.map_update(fds["fb_caller_place"], bytes(4), place)
-            body = compiled.functions[_PROGRAM]
-            code = bytearray(body.code)
-            for index, name in body.uses:
-                code[index * 8 + 4 : index * 8 + 8] = fds[name].to_bytes(4, "little")
-            program = hold(undo, bpf.tracepoint_load(bytes(code), _PROGRAM))
+            program = hold(undo, bpf.tracepoint_load(compiled.functions[_PROGRAM].linked(fds), _PROGRAM))
             link = hold(undo, bpf.tracepoint_open(program, TRACEPOINT))
         except OSError as error:
             raise UnknownCallersError(f"the tracepoint {TRACEPOINT}: {error.strerror}") from error

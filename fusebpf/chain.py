@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from fusebpf._core import OPS
+from fusebpf._core import OP_FLAGS, OPS, WANTS
 from fusebpf.errors import ChainError, UsageError
 
 if TYPE_CHECKING:
@@ -20,12 +20,6 @@ if TYPE_CHECKING:
     from fusebpf.loader import Filter
 
 ALTITUDES = range(1, 1000)
-WANTS_CALLER = 1 << 4
-"""FB_WANTS_CALLER."""
-WANTS_DAEMON = 1 << 1
-WANTS_IDS = 1 << 2
-"""fusebpf.h: FB_WANTS_DAEMON."""
-_OP_POST_ONLY, _OP_DAEMON = 1 << 10, 1 << 11
 
 
 class MapSetting(NamedTuple):
@@ -237,13 +231,13 @@ def arrange(links: Iterable[Link], max_filters: int, *, has_daemon: bool = False
 
 def wants_daemon(links: Iterable[Link]) -> bool:
     """Whether one of the filters may say FB_DAEMON."""
-    return any(link.filter.wants & WANTS_DAEMON for link in links)
+    return any(link.filter.wants & WANTS["DAEMON"] for link in links)
 
 
 def _check_daemon(links: Iterable[Link], *, has_daemon: bool) -> None:
     """See that the filters that may say FB_DAEMON can."""
     flags = {opcode: (name, op_flags) for name, opcode, _, op_flags, *_ in OPS}
-    wanting = [link.filter for link in links if link.filter.wants & WANTS_DAEMON]
+    wanting = [link.filter for link in links if link.filter.wants & WANTS["DAEMON"]]
     for filter_ in wanting:
         if not has_daemon:
             raise ChainError(f"filter {filter_.name!r} uses the daemon, and this mount has none")
@@ -251,7 +245,7 @@ def _check_daemon(links: Iterable[Link], *, has_daemon: bool) -> None:
             op, op_flags = flags[hook.opcode]
             phase, _, named = hook.program.pin_name.partition("_")
             # One on getattr stands at statx too, and goes as getattr.
-            if op_flags & (_OP_DAEMON | _OP_POST_ONLY) or (op, named) == ("statx", "getattr"):
+            if op_flags & (OP_FLAGS["DAEMON"] | OP_FLAGS["POST_ONLY"]) or (op, named) == ("statx", "getattr"):
                 continue
             stands = f"stands at {op}, which" if named != op else f"is on {op}, an op that"
             raise ChainError(
@@ -302,26 +296,39 @@ def check_idmap(links: Iterable[Link]) -> None:
         UsageError: One declares that it does.
     """
     for link in links:
-        if link.filter.wants & WANTS_IDS:
+        if link.filter.wants & WANTS["IDS"]:
             raise UsageError(
                 f"filter {link.filter.name!r} reads callers' ids (FB_WANTS_IDS), and with '-o idmap' the "
                 "kernel does not tell them: leave one of the two out"
             )
 
 
-def check_sets(settings: Iterable[MapSetting], names: Sequence[str]) -> None:
-    """See that values are for maps of filters that are there.
+def check_sets(
+    settings: Iterable[MapSetting], names: Sequence[str], there: Sequence[str] = (), mount: str = ""
+) -> None:
+    """See that values are for maps of filters that come.
+
+    Args:
+        settings: The values.
+        names: The filters that come.
+        there: Those that the mount has already.
+        mount: What that mount is called.
 
     Raises:
-        UsageError: A value is for a filter that is not.
+        UsageError: A value is for a filter that does not come.
     """
     for setting in settings:
-        if setting.filter not in names:
-            known = f"its filters are: {', '.join(names)}" if names else "it has no filter"
+        if setting.filter in names:
+            continue
+        what = f"'{setting.filter}.{setting.map}' is to be set"
+        if setting.filter in there:
             raise UsageError(
-                f"'{setting.filter}.{setting.map}' is to be set, but {setting.filter!r} is no filter of this "
-                f"mount ({known})"
+                f"{what}, but {setting.filter!r} is in the chain already: "
+                f"`fusebpf map {mount} {setting.filter} {setting.map} set …` changes what is there"
             )
+        known = f"its filters are: {', '.join(names)}" if names else "it has no filter"
+        whose = "attach" if there else "mount"
+        raise UsageError(f"{what}, but {setting.filter!r} is no filter of this {whose} ({known})")
 
 
 def check_small(links: Iterable[Link], counters: Mapping[str, int]) -> None:
@@ -350,3 +357,13 @@ def check_small(links: Iterable[Link], counters: Mapping[str, int]) -> None:
                     "'-o profile=small' began without such a filter, so the kernel keeps what these say for "
                     f"good: mount anew with --filter {link.filter.name}"
                 )
+
+
+def never_run(links: Iterable[Link], unsent: Mapping[str, str]) -> tuple[str, ...]:
+    """A line for each hook on an op that this mount is never asked for: `unsent` says why, by op."""
+    return tuple(
+        f"{link.filter.path}: the hook on {op} of {link.filter.name!r} never runs: {why}"
+        for link in links
+        for op, why in unsent.items()
+        if any(hook.program.pin_name in {f"pre_{op}", f"post_{op}"} for hook in link.filter.hooks)
+    )

@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fusebpf import mounts, registry
+from fusebpf import bpf, mounts, registry
 from fusebpf.errors import MountError, PlatformError, UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ _TO_SERVE = {"CAP_SETUID": 7, "CAP_SETGID": 6}
 """Without them what users make would be root's."""
 _FUSE_DEVICE = Path("/dev/fuse")
 _FUSE_NUMBER = os.makedev(10, 229)
+_WORKED_WITH = (_FUSE_DEVICE, Path("/proc"), registry.DIRECTORY, bpf.BPFFS)
+"""Servers and commands go on asking these; through a mount they would ask themselves."""
 
 
 class Places(NamedTuple):
@@ -61,6 +63,18 @@ def check_root(*, serves: bool = False) -> None:
             raise PlatformError(
                 f"root without {name} cannot mount: give this container or service the capability"
             )
+
+
+def check_trio() -> None:
+    """See that trio runs, and no other loop.
+
+    Raises:
+        UsageError: It does not.
+    """
+    import trio  # noqa: PLC0415 - commands that mount nothing shall not wait for it
+
+    if not trio.lowlevel.in_trio_run():
+        raise UsageError("fusebpf.Stack needs trio: enter it in a function that trio.run calls, not asyncio")
 
 
 def check_fuse() -> None:
@@ -177,6 +191,9 @@ def _check_point(mnt: mounts.StrPath, mnt_fd: int) -> str:
     point = mounts.path_of(mnt_fd)
     if point == "/":
         raise MountError("mount point '/' is the root directory: processes would go on below the mount")
+    hidden = next((path for path in _WORKED_WITH if mounts.is_below(str(path), point)), None)
+    if hidden:
+        raise MountError(f"mount point {point!r} would hide {str(hidden)!r}, which fusebpf itself works with")
     mounted = mounts.by_id(place.mount_id)
     if place.is_mount_root and mounted and mounted.is_ours:
         raise MountError(

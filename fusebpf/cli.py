@@ -7,8 +7,10 @@ below it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shlex
 import signal
 import sys
 import textwrap
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from fusebpf import checks, live_commands, registry, watch_commands
-from fusebpf.errors import UsageError
+from fusebpf.errors import FusebpfError, UsageError
 from fusebpf.options import CACHES, LOCKS, PROFILES, TRANSPORTS, parse
 from fusebpf.tables import shown, table
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 # Each command imports what it needs: `fusebpf list` shall not wait for trio and the loader.
 # ruff: noqa: PLC0415
 
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -45,7 +48,7 @@ def cli(context: click.Context) -> None:
 
 @cli.command("mount")
 @click.argument("src")
-@click.argument("mnt", required=False)
+@click.argument("mnt", required=False, metavar="MNT")
 @click.option("--filter", "filters", multiple=True, metavar="FILTER", help=(
     "Put a filter into the chain: a stock filter's name, or FILE.c (all its filters) or FILE.c:NAME; "
     "@ALTITUDE (1 to 999, high is near the caller) if not its own."
@@ -74,9 +77,9 @@ def cli(context: click.Context) -> None:
               help="Answer ops by a pyfuse3.Operations: MODULE:CLASS or FILE.py:CLASS.")  # fmt: skip
 @click.option("--route", "routes", multiple=True, metavar="OP=daemon|backing",
               help="Where an op goes if no filter says so; post_OP=daemon: its result.")  # fmt: skip
-@click.option("--daemon-timeout", type=float, default=30.0, metavar="SECONDS", show_default=True,
-              help="How long the daemon may take for an op; then ETIMEDOUT.")  # fmt: skip
-@click.option("--on-daemon-failure", type=click.Choice(("fail", "backing")), default="fail",
+@click.option("--daemon-timeout", type=float, metavar="SECONDS",
+              help="How long the daemon may take for an op, then ETIMEDOUT; 30 if not said.")  # fmt: skip
+@click.option("--on-daemon-failure", type=click.Choice(("fail", "backing")),
               help="What ops of a daemon that has died get: an error, or the backing root.")  # fmt: skip
 @click.option("--foreground", "-f", is_flag=True, help="Serve in this process; ^C unmounts.")
 def mount_command(
@@ -97,8 +100,8 @@ def mount_command(
     roots: tuple[str, ...],
     daemon: str | None,
     routes: tuple[str, ...],
-    daemon_timeout: float,
-    on_daemon_failure: str,
+    daemon_timeout: float | None,
+    on_daemon_failure: str | None,
     foreground: bool,
 ) -> None:
     """Mount the directory SRC on MNT; returns when the mount is usable."""
@@ -119,6 +122,11 @@ def mount_command(
         source = src
     if mnt is None:
         raise UsageError("MNT, the mount point, is missing: fusebpf mount SRC MNT")
+    if name is not None:
+        registry.check_name(name)
+    for option, value in (("daemon-timeout", daemon_timeout), ("on-daemon-failure", on_daemon_failure)):
+        if value is not None and daemon is None:
+            raise UsageError(f"--{option} {value}: the mount has no daemon, say --daemon too")
     stack = Stack(
         source,
         mnt,
@@ -130,8 +138,8 @@ def mount_command(
         is_server=True,
         daemon=_daemon_of(daemon) if daemon is not None else None,
         routes=routes,
-        daemon_timeout=daemon_timeout,
-        on_daemon_failure=on_daemon_failure,
+        daemon_timeout=30.0 if daemon_timeout is None else daemon_timeout,
+        on_daemon_failure=on_daemon_failure or "fail",
     )
     if foreground:
         server.run_foreground(stack)
@@ -171,7 +179,7 @@ def list_command(*, is_json: bool) -> None:
                 "name": entry.name,
                 "source": entry.src,
                 "roots": entry.roots,
-                "mnt": entry.mnt,
+                "mnt": entry.point,
                 "pid": entry.pid,
                 "state": state,
                 "filters": entry.filters,
@@ -184,10 +192,14 @@ def list_command(*, is_json: bool) -> None:
     if not states:
         return
     listed: list[tuple[Any, ...]] = [
-        (entry.name, shown(entry.src), shown(entry.mnt), entry.pid, _chain_of(entry), state)
+        (entry.name, shown(entry.src), shown(entry.point), entry.pid, _chain_of(entry), state)
         for entry, state in states
     ]
     click.echo(table(listed, ("name", "source", "mount point", "pid", "filters", "state")))
+    for entry in (entry for entry, state in states if state == "dead"):
+        click.echo(
+            f"fusebpf: {entry.name!r} is dead: `fusebpf umount {entry.name}` removes what it left", err=True
+        )
 
 
 def _chain_of(entry: registry.Entry) -> str:
@@ -198,10 +210,12 @@ def _chain_of(entry: registry.Entry) -> str:
 @click.argument("files", nargs=-1, required=True, metavar="FILE…")
 def check_command(files: tuple[str, ...]) -> None:
     """Compile, load and verify filters without mounting, and show what is in them."""
+    from fusebpf import chain
     from fusebpf.compiler import stock, stock_names
 
-    paths = [stock(file) if file in stock_names() else file for file in files]
-    _check_and_show(paths)
+    names = stock_names()
+    chain.check_stock([chain.FilterSpec(file) for file in files if not os.path.lexists(file)], names)
+    _check_and_show([stock(file) if file in names else file for file in files])
 
 
 @cli.command("stock")
@@ -220,10 +234,28 @@ def _check_and_show(paths: Sequence[str | os.PathLike[str]]) -> None:
 
     checks.check_root()
     bpf.require()
+    shown: list[CheckedFilter] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for found in pool.map(loader.check, paths):
             for one in found:
                 click.echo(_summary(one))
+            shown += found
+    _warn_of_clashes(shown)
+
+
+def _warn_of_clashes(filters: Sequence[CheckedFilter]) -> None:
+    """Tell which of them cannot be in one chain as they are."""
+    known: dict[str | int, CheckedFilter] = {}
+    for one in filters:
+        other = known.setdefault(one.name, one)
+        if other is not one:
+            told = f"two filters are named {one.name!r}, one of {other.path!r}, one of {one.path!r}"
+            click.echo(f"fusebpf: warning: {told}: one chain cannot have both", err=True)
+            continue
+        other = known.setdefault(one.altitude, one)
+        if other is not one:
+            told = f"filters {other.name!r} and {one.name!r} both stand at altitude {one.altitude}"
+            click.echo(f"fusebpf: warning: {told}: in one chain say @ALTITUDE for one of them", err=True)
 
 
 def _summary(one: CheckedFilter) -> str:
@@ -239,21 +271,24 @@ def _summary(one: CheckedFilter) -> str:
 @click.argument("name")
 def new_command(name: str) -> None:
     """Write a filter of your own: NAME.c, and test_NAME.py with unit tests for it."""
+    from importlib.util import find_spec
+
     from fusebpf import new
 
     source, tests = new.write(name)
     click.echo(f"{source} and {tests} are written; as root:")
     click.echo(f"  fusebpf check ./{source}")
-    click.echo(f"  python3 -m pytest {tests}")
+    if find_spec("pytest") is None:
+        click.echo(f"  {shlex.quote(sys.executable)} -m pip install pytest")
+    click.echo(f"  {shlex.quote(sys.executable)} -m pytest {tests}")
     click.echo(f"  fusebpf mount SRC MNT --filter ./{source} --set {name}.names='*.bak'")
 
 
 @cli.command("ops")
 def ops_command() -> None:
     """Show the op table: what a filter can hook."""
-    from fusebpf._core import OPS
+    from fusebpf._core import OP_FLAGS, OPS
 
-    post_only, unrefusable = 1 << 10, 1 << 9
     rows: list[tuple[Any, ...]] = []
     for name, opcode, n_names, flags, kind, of in OPS:
         if kind == "alias":
@@ -261,8 +296,10 @@ def ops_command() -> None:
         elif kind == "plain":
             hooks = "none"
         else:
-            hooks = "post" if flags & post_only else "pre post"
-        rows.append((name, opcode, n_names, hooks, "cannot be refused" if flags & unrefusable else ""))
+            hooks = "post" if flags & OP_FLAGS["POST_ONLY"] else "pre post"
+        rows.append(
+            (name, opcode, n_names, hooks, "cannot be refused" if flags & OP_FLAGS["UNREFUSABLE"] else "")
+        )
     click.echo(table(rows, ("op", "opcode", "names", "hooks", "")).rstrip())
 
 
@@ -331,21 +368,37 @@ def _run(arguments: list[str]) -> int:
         result = cli.main(arguments, prog_name="fusebpf", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
-        _complain(" ".join(error.format_message().split()))
+        _complain(" ".join(error.format_message().split()) + _usage(error))
         return error.exit_code
     except click.Abort:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # Whoever read our output has had enough of it; the interpreter shall not complain when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _let_go_of_stdout()  # whoever read our output has had enough of it
         return 1
     except Exception as error:  # noqa: BLE001 - never a traceback at the user
         from fusebpf.server import Interrupted, as_told
 
         if isinstance(error, Interrupted):
             return 128 + error.number
+        if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
+            _let_go_of_stdout()
+            error = FusebpfError(f"cannot write: {error.strerror}")
         return _tell(as_told(error))
     return result if isinstance(result, int) else 0
+
+
+def _let_go_of_stdout() -> None:
+    """The interpreter shall not complain when it flushes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _usage(error: click.ClickException) -> str:
+    """How the command is put, where words are missing or too many."""
+    is_value = isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter)
+    context = error.ctx if isinstance(error, click.UsageError) and not is_value else None
+    if context is None or isinstance(context.command, click.Group):
+        return ""
+    return f" (usage: {' '.join([context.command_path, *context.command.collect_usage_pieces(context)])})"
 
 
 def _tell(told: ServerError) -> int:

@@ -49,7 +49,7 @@ def load(name: str) -> bytes | None:
     """What was kept under a key; None if there is nothing that can be trusted."""
     path = DIRECTORY / name
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
             if not _is_ours(os.fstat(file.fileno())):
                 return None
             content = file.read()
@@ -74,6 +74,11 @@ def save(name: str, data: bytes) -> None:
         except OSError:
             Path(temporary).unlink(missing_ok=True)
         _prune()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """What is no file, say a FIFO, is not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _is_ours(st: os.stat_result) -> bool:

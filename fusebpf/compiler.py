@@ -202,7 +202,7 @@ def compile_caller() -> Compiled:
         PlatformError: There is no bcc, or no BPF.
     """
     path = bpf_dir() / "caller.c"
-    return _compile(str(path), _segments(str(path), path.read_text()), [])
+    return _compile(str(path), _segments(str(path), path.read_text("utf-8")), [])
 
 
 def source_lines(path: str, function: str) -> dict[int, SourceLine]:
@@ -258,11 +258,11 @@ def _segments(shown: str, text: str) -> list[tuple[str, int, str]]:
     bcc rewrites map methods in the main text only: so the headers stand in it, and a filter's own
     #include "fusebpf.h" does nothing more.
     """
-    header = (bpf_dir() / "fusebpf.h").read_text()
+    header = (bpf_dir() / "fusebpf.h").read_text("utf-8")
     before, include, after = header.partition('#include "fusebpf_filter.h"\n')
     return [
         ("fusebpf.h", 1, before),
-        ("fusebpf_filter.h", 1, (bpf_dir() / "fusebpf_filter.h").read_text()),
+        ("fusebpf_filter.h", 1, (bpf_dir() / "fusebpf_filter.h").read_text("utf-8")),
         ("fusebpf.h", before.count("\n") + 1 + len(include.splitlines()), after),
         ("fusebpf.h", 1, _SHARED_TYPES),
         (shown, 1, text + "\n"),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pyfuse3
 
-from fusebpf._core import CALL_FIELDS, OPS, SIZES
+from fusebpf._core import CALL_FIELDS, OP_FLAGS, OPS, SIZES
 from fusebpf.daemon import Request, Result
 
 # struct daemon_call of daemon.h, as far as its slot.
@@ -159,9 +159,9 @@ class Calls:
         flags = _OP_FLAGS[request.op]
         if error:
             return result
-        if flags & 3:
+        if flags & (OP_FLAGS["ENTRY"] | OP_FLAGS["ATTR"]):
             result.attr = _attr_of(_ATTR.unpack_from(self._table, at), request)
-        elif flags & 1 << 4:
+        elif flags & OP_FLAGS["STATFS"]:
             result.statfs = _statfs_of(_STATFS.unpack_from(self._table, at))
         elif data:
             result.data = ctypes.string_at(data, length)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from fusebpf.errors import MountError, PlatformError, UsageError
 
 if TYPE_CHECKING:
     import contextlib
+    from collections.abc import Sequence
     from types import ModuleType
 
     from fusebpf._core import Mount
@@ -33,7 +35,10 @@ def daemon_of(text: str) -> object:
     if not colon or not name or not class_name:
         raise UsageError(f"daemon {text!r}: MODULE:CLASS is wanted, such as mine:Mine or ./mine.py:Mine")
     if importlib.util.find_spec("pyfuse3") is None:
-        raise PlatformError("a daemon needs pyfuse3, which is not installed: pip install 'fusebpf[daemon]'")
+        raise PlatformError(
+            "a daemon needs pyfuse3, which is not installed: "
+            f"{shlex.quote(sys.executable)} -m pip install 'fusebpf[daemon]'"
+        )
     try:
         module = _module(name)
         return getattr(module, class_name)()
@@ -58,7 +63,7 @@ def _module(name: str) -> ModuleType:
 
 
 def leg_of(
-    daemon: object, routes: tuple[str, ...], timeout: float, on_failure: str, options: MountOptions
+    daemon: object, routes: Sequence[str], timeout: float, on_failure: str, options: MountOptions
 ) -> Leg | None:
     """The daemon's leg; a mount without a daemon does not even import it."""
     if daemon is None and routes:

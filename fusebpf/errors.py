@@ -56,6 +56,12 @@ class ChainError(FusebpfError):
     """The filters do not form a chain: two of one name or altitude, too many, a daemon that is not there."""
 
 
+class NoSuchFilter(ChainError):  # noqa: N818 - it names what is wrong
+    """The chain has no filter of that name; exit code 2."""
+
+    exit_code = UsageError.exit_code
+
+
 class RevisionError(ChainError):
     """The chain was changed by somebody else since it was looked at."""
 

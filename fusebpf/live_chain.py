@@ -16,15 +16,15 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
-from fusebpf import bpf, chain, keeping, loader, registry
+from fusebpf import bpf, chain, keeping, loader, registry, set_text
 from fusebpf._core import OPS, SIZES
 from fusebpf.chain import FilterSpec, Link, MapSetting
-from fusebpf.errors import ChainError, MountError, PlatformError, RevisionError, UsageError
+from fusebpf.errors import ChainError, MountError, NoSuchFilter, PlatformError, RevisionError, UsageError
 from fusebpf.joining import Joiner
 from fusebpf.pins import StagedPins
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from fusebpf._core import Mount
     from fusebpf.compiler import Compiled
@@ -99,14 +99,14 @@ class LiveChain:
         """The filter of that name.
 
         Raises:
-            ChainError: There is none.
+            NoSuchFilter: There is none.
         """
         for link in self.links:
             if link.filter.name == name:
                 return link
         known = ", ".join(link.label for link in self.links)
         has = f"its filters are: {known}" if known else "it has no filter"
-        raise ChainError(f"{name!r} is no filter of the mount {self._name!r} ({has})")
+        raise NoSuchFilter(f"{name!r} is no filter of the mount {self._name!r} ({has})")
 
     # --------------------------------------------------------------------------------- changes
 
@@ -131,24 +131,18 @@ class LiveChain:
             shared = self._shared_for(compiled[0], undo)
 
             def load(path: str, one: Compiled) -> dict[str, Filter]:
-                return _load_file(path, one, shared, specs, undo)
+                return load_file(path, one, shared, specs, undo)
 
             loaded = dict(zip(paths, pool.map(load, paths, compiled), strict=True))
-            new: list[Link] = []
-            all_settings = list(settings)
-            for spec in specs:
-                filters, pick = loaded[file_of(spec)], pick_of(spec)
-                links = chain.place(spec, [filters[pick]] if pick else list(filters.values()))
-                new += [link._replace(keeps_open_files=open_files == "keep") for link in links]
-                all_settings += [
-                    MapSetting(link.filter.name, *item) for link in links for item in spec.sets.items()
-                ]
+            placed, own_settings = place_all(specs, loaded)
+            new = [link._replace(keeps_open_files=open_files == "keep") for link in placed]
+            self._check_absent(new)
             links = chain.arrange(
                 chain.settle([*self.links, *new]), SIZES["max_filters"], has_daemon=self.has_daemon
             )
             self._check_options(links)
-            names = [link.filter.name for link in new]
-            _set(all_settings, {link.filter.name: link.filter for link in new})
+            filters = {link.filter.name: link.filter for link in new}
+            set_all([*settings, *own_settings], filters, self._names(), self._name)
             links = self._with_ids(links)
             self._share(shared)
             for link in new:
@@ -156,7 +150,7 @@ class LiveChain:
                 undo.callback(registry.remove_pins, self._name, link.filter.name)
             self._publish(links, shared)
             undo.pop_all()
-        return self._finish(names)
+        return self._finish(list(filters))
 
     def detach(self, name: str, *, revision: int | None = None) -> Change:
         """Take a filter out of the chain; its programs and maps go, unless somebody else has pinned them.
@@ -213,7 +207,7 @@ class LiveChain:
             self._check_options(links)
             for policy_map in (one for full, one in alike.items() if full not in kept):
                 keeping.copy(policy_map, new.maps[policy_map.name])
-            _set(all_settings, {pick: new})
+            set_all(all_settings, {pick: new}, self._names(), self._name)
             links = self._with_ids(links)
             staged = StagedPins(registry.pins(self._name) / pick, new.pins())
             undo.callback(staged.discard)
@@ -234,6 +228,17 @@ class LiveChain:
         if self._joiner:
             self._joiner.stop()
         self._joiner = None
+
+    def _names(self) -> list[str]:
+        return [link.filter.name for link in self.links]
+
+    def _check_absent(self, new: Sequence[Link]) -> None:
+        for name in (link.filter.name for link in new):
+            if any(link.filter.name == name for link in self.links):
+                raise ChainError(
+                    f"filter {name!r} is in the chain already: `fusebpf replace {self._name} {name} FILTER` "
+                    f"puts another in its place, `fusebpf detach {self._name} {name}` takes it out"
+                )
 
     def _check_options(self, links: list[Link]) -> None:
         if self._options.idmap:
@@ -369,27 +374,76 @@ def _hooks_data(filter_: Filter) -> bool:
     return any(hook.opcode in _DATA_OPS for hook in filter_.hooks)
 
 
-def _set(settings: Iterable[MapSetting], filters: Mapping[str, Filter]) -> None:
-    settings = list(settings)
-    chain.check_sets(settings, list(filters))
+def set_all(
+    settings: Sequence[MapSetting], filters: Mapping[str, Filter], there: Sequence[str] = (), mount: str = ""
+) -> None:
+    """Fill maps of filters.
+
+    Args:
+        settings: What to fill them with; several of a map are one list, and nothing is dropped.
+        filters: Those that come, by their names.
+        there: The names of those that the mount has already.
+        mount: What that mount is called.
+
+    Raises:
+        UsageError: A value is for a filter that is not among them.
+        MapValueError: There is no such map, or the value does not fit it.
+        OSError: The kernel refused an element.
+    """
+    chain.check_sets(settings, list(filters), there, mount)
+    texts: dict[tuple[str, str], list[str]] = {}
     for setting in settings:
-        filters[setting.filter].set(setting.map, setting.value)
+        texts.setdefault((setting.filter, setting.map), []).append(setting.value)
+    for (name, map_name), values in texts.items():
+        filters[name].set(map_name, set_text.one_list(values))
 
 
-def _load_file(
+def load_file(
     path: str,
     compiled: Compiled,
     shared: SharedMaps,
     specs: Sequence[FilterSpec],
     undo: contextlib.ExitStack,
 ) -> dict[str, Filter]:
-    """Load the filters of one file that are wanted; together, since they may share maps."""
+    """Load the filters of one file that are wanted; together, since they may share maps.
+
+    Args:
+        path: The file.
+        compiled: What is in it.
+        shared: The maps of the mount that they are for.
+        specs: What is wanted, of this file and of others.
+        undo: Gets their closing.
+
+    Returns:
+        The filters by their names.
+
+    Raises:
+        FilterError: Something is wrong with the file, or it has no filter of a name.
+    """
     picks = [pick_of(spec) for spec in specs if file_of(spec) == path]
     names = None if None in picks else [pick for pick in picks if pick is not None]
     filters = loader.load(compiled, shared, names=names)
     for filter_ in filters:
         undo.callback(filter_.close)
     return {filter_.name: filter_ for filter_ in filters}
+
+
+def place_all(
+    specs: Sequence[FilterSpec], loaded: Mapping[str, Mapping[str, Filter]]
+) -> tuple[list[Link], list[MapSetting]]:
+    """The loaded filters, by file and name, that specs stand for, in their order; and what the specs set.
+
+    Raises:
+        UsageError: One altitude for several filters.
+    """
+    placed: list[Link] = []
+    settings: list[MapSetting] = []
+    for spec in specs:
+        filters, pick = loaded[file_of(spec)], pick_of(spec)
+        links = chain.place(spec, [filters[pick]] if pick else list(filters.values()))
+        placed += links
+        settings += [MapSetting(link.filter.name, *item) for link in links for item in spec.sets.items()]
+    return placed, settings
 
 
 def _replacement(spec: FilterSpec, name: str, compiled: Compiled) -> str:

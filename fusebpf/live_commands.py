@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from contextlib import suppress
 from typing import Any
 
@@ -15,7 +16,7 @@ from fusebpf.tables import shown, table, typed
 # Each command imports what it needs, as those of cli.py do.
 # ruff: noqa: PLC0415
 
-_TARGET = click.argument("target", metavar="MNT|NAME")
+TARGET = click.argument("target", metavar="MNT|NAME")
 _SETS = click.option("--set", "sets", multiple=True, metavar="FILTER.MAP=VALUE",
                      help="Fill a map before the filter is attached.")  # fmt: skip
 _REVISION = click.option("--revision", type=click.IntRange(min=0), metavar="N",
@@ -24,10 +25,16 @@ _OPEN_FILES = click.option("--open-files", type=click.Choice(("fail", "keep")), 
     "Where the filter hooks read or write: new opens of files that are passed through to the kernel fail "
     "with EBUSY until the last old one is closed (fail, if not said), or go on unseen (keep)."
 ))  # fmt: skip
-_JSON = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+JSON = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 
 
-def _entry(target: str) -> registry.Entry:
+def entry_at(target: str) -> registry.Entry:
+    """The mount that a command is about, by its mount point or name.
+
+    Raises:
+        PlatformError: We are not root.
+        MountError: There is no such mount.
+    """
     checks.check_root()
     return registry.find(target)
 
@@ -36,7 +43,7 @@ def _entry(target: str) -> registry.Entry:
 
 
 @click.command("attach")
-@_TARGET
+@TARGET
 @click.argument("filters", nargs=-1, required=True, metavar="FILTER…")
 @_SETS
 @_REVISION
@@ -56,7 +63,7 @@ def attach_command(
 
 
 @click.command("detach")
-@_TARGET
+@TARGET
 @click.argument("name")
 @_REVISION
 def detach_command(target: str, *, name: str, revision: int | None) -> None:
@@ -69,7 +76,7 @@ def detach_command(target: str, *, name: str, revision: int | None) -> None:
 
 
 @click.command("replace")
-@_TARGET
+@TARGET
 @click.argument("name")
 @click.argument("filter_", metavar="FILTER")
 @_SETS
@@ -103,7 +110,7 @@ def _change(target: str, request: str, **arguments: Any) -> None:
     """Ask for a change, and tell what the user should know of how it went."""
     from fusebpf.control import ask
 
-    told = ask(_entry(target), request, **arguments)
+    told = ask(entry_at(target), request, **arguments)
     remarks = [f"warning: {line}" for line in told["warnings"]]
     if told["n_in_flight"]:
         remarks.append(
@@ -124,35 +131,46 @@ def _change(target: str, request: str, **arguments: Any) -> None:
 
 
 @click.command("filters")
-@_TARGET
-@_JSON
+@TARGET
+@JSON
 def filters_command(target: str, *, is_json: bool) -> None:
     """Show the chain of a mount, top first, and its revision."""
     from fusebpf.control import ask
 
-    told = ask(_entry(target), "filters")
+    told = ask(entry_at(target), "filters")
     if is_json:
         click.echo(json.dumps(told, indent=1))
         return
     click.echo(f"revision {told['revision']}")
     rows: list[tuple[Any, ...]] = [
-        (one["name"], one["altitude"], one["revision"], " ".join(one["hooks"]), shown(one["doc"]))
+        (
+            one["name"],
+            one["altitude"],
+            one["revision"],
+            _short(" ".join(one["hooks"]), 40),
+            _short(one["doc"], 80),
+        )
         for one in told["filters"]
     ]
     if rows:
         click.echo(table(rows, ("name", "altitude", "revision", "hooks", "doc")))
 
 
+def _short(text: str, width: int) -> str:
+    """A text that leaves a filter on one line; --json has all of it."""
+    return textwrap.shorten(shown(text), width, placeholder=" …")
+
+
 # -------------------------------------------------------------------------------------- the maps
 
 
 @click.command("map", context_settings={"ignore_unknown_options": True})
-@_TARGET
+@TARGET
 @click.argument("filter_", metavar="FILTER")
 @click.argument("map_name", metavar="MAP")
 @click.argument("verb", type=click.Choice(("list", "get", "set", "delete")), default="list")
 @click.argument("words", nargs=-1, metavar="[KEY [VALUE]]")
-@_JSON
+@JSON
 def map_command(
     target: str, *, filter_: str, map_name: str, verb: str, words: tuple[str, ...], is_json: bool
 ) -> None:
@@ -173,7 +191,7 @@ def map_command(
     if len(words) not in n_words:
         wanted = {"list": "nothing", "get": "KEY", "set": "KEY VALUE", "delete": "KEY"}[verb]
         raise UsageError(f"`{verb}` takes {wanted}, and there are {len(words)} words after it")
-    entry = _entry(target)
+    entry = entry_at(target)
 
     def tell() -> None:
         with suppress(MountError):  # a mount of a program that does not listen

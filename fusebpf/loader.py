@@ -49,8 +49,7 @@ __all__ = [
 PHASES = {"pre": 0, "post": 1}
 """FB_PRE and FB_POST."""
 
-_OP_POST_ONLY = 1 << 10
-_OP_XATTR = 1 << 12
+_OP_POST_ONLY, _OP_XATTR = _core.OP_FLAGS["POST_ONLY"], _core.OP_FLAGS["XATTR"]
 _MAPS_OF_MAPS = frozenset({MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS})
 _GROUPS = ("name", "any")
 _STATX = next(opcode for name, opcode, *_ in _core.OPS if name == "statx")

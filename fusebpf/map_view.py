@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusebpf import bpf, registry
 from fusebpf.btf import Btf
-from fusebpf.errors import MapValueError, MountError, NoSuchElement
+from fusebpf.errors import MapValueError, NoSuchElement, NoSuchFilter
 from fusebpf.policy_map import PolicyMap
 from fusebpf.set_text import escaped
 
@@ -131,7 +131,12 @@ class MapView(MutableMapping[Any, Any]):
         return lines
 
     def get_as_text(self, key: str) -> str:
-        """One value in the form that `--set` takes."""
+        """One value in the form that `--set` takes.
+
+        Raises:
+            NoSuchElement: There is no such key or pattern.
+            MapValueError: The key does not fit the map's type.
+        """
         found = self._find()
         if found.is_pattern_list:
             return "1" if self[key] else ""
@@ -181,15 +186,25 @@ def _in_words(found: PolicyMap) -> Iterator[None]:
         raise MapValueError(f"{found.shown}: the kernel refuses it: {why}") from error
 
 
+def check_filter(pins: Path, name: str) -> None:
+    """See that a mount has a filter, by its pins.
+
+    Raises:
+        NoSuchFilter: It has not.
+    """
+    filters = sorted(path.name for path in pins.iterdir() if path.is_dir()) if pins.is_dir() else []
+    if name not in filters:
+        raise NoSuchFilter(f"the mount has no filter {name!r}, it has: {', '.join(filters) or 'none'}")
+
+
 def pinned(pins: Path, filter_name: str, map_name: str) -> PolicyMap:
     """A map of a filter, by its pin; the caller closes it.
 
     Raises:
-        MapValueError: There is no such filter or map.
+        NoSuchFilter: There is no such filter.
+        MapValueError: It has no such map.
     """
-    filters = sorted(path.name for path in pins.iterdir() if path.is_dir()) if pins.is_dir() else []
-    if filter_name not in filters:
-        raise MountError(f"the mount has no filter {filter_name!r}, it has: {', '.join(filters) or 'none'}")
+    check_filter(pins, filter_name)
     maps = sorted(path.name for path in (pins / filter_name).iterdir() if _is_map(path))
     if map_name not in maps:
         raise MapValueError(

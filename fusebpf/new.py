@@ -28,7 +28,7 @@ PRE($name, mkdir) { return ${name}_judge(ctx); }
 """)
 
 _TESTS = Template('''\
-"""Unit tests of $name.c, without a mount; as root: python3 -m pytest test_$name.py"""
+"""Unit tests of $name.c, without a mount; as root, with the Python that has fusebpf: python -m pytest"""
 
 import errno
 from pathlib import Path
@@ -74,7 +74,7 @@ def write(name: str, directory: Path | None = None) -> tuple[Path, Path]:
     made: list[Path] = []
     try:
         for path, template in files.items():
-            with path.open("x") as file:
+            with path.open("x", encoding="utf-8") as file:
                 made.append(path)
                 file.write(template.substitute(name=name))
     except OSError as error:

@@ -10,16 +10,19 @@ from __future__ import annotations
 import os
 import re
 import resource
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusebpf import mounts
 from fusebpf._core import SIZES
 from fusebpf.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
 
 SUBTYPE = "fusebpf"
 CACHES = ("normal", "none", "watch")
@@ -230,7 +233,21 @@ def combined(
     base = with_roots(options if isinstance(options, MountOptions) else parse(options), roots)
     if name and base.name not in {None, name}:
         raise UsageError(f"two names for one mount: {name!r} and {base.name!r}")
-    return base if cache is None else parse(f"cache={cache}", base)
+    named = replace(base, name=base.name if name is None else name)
+    if named.name == "":
+        raise UsageError("'' cannot be a mount's name: leave it out, or give one")
+    return named if cache is None else parse(f"cache={cache}", named)
+
+
+def several(what: str, given: Iterable[T]) -> list[T]:
+    """What an argument that takes several holds.
+
+    Raises:
+        UsageError: It is one alone; a text would be taken for its letters.
+    """
+    if isinstance(given, str | bytes | os.PathLike) or not isinstance(given, Iterable):
+        raise UsageError(f"{what}={given!r}: a list is wanted, {what}=[{given!r}]")
+    return list(given)
 
 
 def _check_roots(options: MountOptions) -> None:
@@ -253,6 +270,17 @@ def _small(options: MountOptions, found: Sequence[str]) -> MountOptions:
         if option in found:
             raise UsageError(f"mount options 'profile=small' and {option!r} exclude one another: {reason}")
     return replace(options, locks="local", passthrough=False)
+
+
+def unsent(options: MountOptions) -> dict[str, str]:
+    """The ops that the kernel keeps to itself with these options, and why."""
+    found = {}
+    if options.default_permissions:
+        found["access"] = "the kernel sends ACCESS only with -o nodefault_permissions"
+    if options.locks == "local":
+        why = "with -o locks=local the kernel keeps locks of ranges to itself"
+        found |= {"getlk": why, "setlk": why}
+    return found
 
 
 def lasting(options: MountOptions) -> dict[str, Any]:

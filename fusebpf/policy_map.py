@@ -71,7 +71,8 @@ class PolicyMap:
             keys, values = self._leaves()
         except ValueError:
             return f"{kind} of {self._btf.name(self._value)}"
-        spelled = ":".join(leaf.name for leaf in keys + values)
+        separator = "=" if len(keys) == len(values) == 1 else ":"
+        spelled = separator.join(leaf.name for leaf in keys + values)
         if self.type == MapType.ARRAY:
             spelled = ":".join(leaf.name for leaf in values)
             types = self._btf.name(self._value)

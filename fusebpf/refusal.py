@@ -12,6 +12,12 @@ _N_DETAIL_LINES = 24
 _STATISTICS = re.compile(r"verification time \d+|stack depth |processed \d+ insns|insns processed")
 _STEP = re.compile(r"^(\d+): \(", re.MULTILINE)
 _NO_POINTER = re.compile(r"invalid mem access '(scalar|inv)'")
+_HINTS = {
+    "BPF program is too large": "take branches out of its loops, or use helpers in their place",
+    "infinite loop detected": "give the loop a constant bound, and a counter that each round changes",
+    "jumps is too complex": "fewer branches in a row: a loop in place of repeated code, or several hooks",
+    "invalid mem access 'map_value_or_null'": "a map's lookup may give NULL, test it before it is used",
+}
 _SLEEPABLE_MAPS = "Sleepable programs can only use"
 _MAPS_THAT_SLEEP = frozenset(
     {
@@ -42,6 +48,7 @@ def explain(compiled: Compiled, function: str, refusal: ProgramRefusedError) -> 
         decision = _map_advice(compiled, function) or decision
     elif _NO_POINTER.search(decision) and _has_global(compiled.functions[function]):
         decision = f"{decision}: filters have no global variables, use a map"
+    decision = next((f"{decision} ({hint})" for words, hint in _HINTS.items() if words in decision), decision)
     place = _place(compiled, function, "\n".join(steps))
     where = (
         f"{place.file}:{place.line}" if place and place.file == compiled.path else compiled.where(function)

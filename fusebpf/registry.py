@@ -109,6 +109,12 @@ class Entry:
             found = [one for one in table if one.mount_id == self.mount_id and self._is_mine(one)]
         return next(iter(found), None)
 
+    @property
+    def point(self) -> str:
+        """Where its mount is now: what lies above it may have been renamed."""
+        mounted = self.mounted
+        return mounted.point if mounted else self.mnt
+
     def _is_mine(self, mounted: mounts.Mounted) -> bool:
         """Whether a mount with our numbers is the one; those of mounts that are gone are used again."""
         if not mounted.is_ours or mounted.device != self.device:
@@ -278,9 +284,10 @@ def find(target: str) -> Entry:
     """The mount that a name or a mount point means, which a server of ours serves.
 
     Raises:
-        MountError: There is none.
+        MountError: There is none, or its server is dead.
     """
-    there = [entry for entry in entries() if entry.is_alive]
+    known = entries()
+    there = [entry for entry in known if entry.is_alive]
     named = next((entry for entry in there if entry.name == target), None)
     try:
         path = mounts.canonical(target)
@@ -292,6 +299,12 @@ def find(target: str) -> Entry:
     if named is None:
         named = next((entry for entry in there if path is not None and entry.mnt == path), None)
     if named is None:
+        for entry in known:
+            if entry not in there and (entry.name == target or entry.mnt == path):
+                raise MountError(
+                    f"the server of {entry.name!r} is dead: "
+                    f"`fusebpf umount {entry.name}` removes what it left"
+                )
         what = f"{target!r} is not a fusebpf mount" if path else f"there is no mount {target!r}"
         raise MountError(f"{what} (see `fusebpf list`)")
     return named
@@ -414,7 +427,8 @@ def make_pins(name: str) -> Path:
     directory = pins(name)
     with locked():
         bpf.ensure_bpffs()
-        directory.mkdir(mode=0o700, parents=True)
+        PINS.mkdir(mode=0o755, exist_ok=True)  # parents=True would leave its mode to the umask
+        directory.mkdir(mode=0o700)
     return directory
 
 

@@ -11,6 +11,7 @@ SIGTERM and SIGINT unmount; so does anybody's umount.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
 
 END_SECONDS = 60.0
 """How long a parent waits for the end of a server that takes everything down."""
+
+_SHORTAGES = {
+    errno.EMFILE: " (ulimit -n says how many there may be)",
+    **dict.fromkeys((errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS), ""),
+}
+"""What this machine lacks, and is no mistake of ours wherever it comes up; with what helps."""
 
 _HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _log = logging.getLogger(__name__)
@@ -68,6 +75,11 @@ def as_told(error: Exception) -> ServerError:
         return ServerError(str(error), detail, error.exit_code)
     if isinstance(error, FileNotFoundError) and error.filename is None:  # getcwd(2) alone has no name to tell
         return ServerError("the current directory has been removed: go to one that is there")
+    if isinstance(error, FileNotFoundError) and str(error.filename).startswith("/proc/self/"):
+        return ServerError(f"{str(error.filename)!r} is missing: mount -t proc proc /proc")
+    if isinstance(error, OSError) and error.errno in _SHORTAGES:
+        where = f"{str(error.filename)!r}: " if error.filename is not None else ""
+        return ServerError(f"{where}{error.strerror}{_SHORTAGES[error.errno]}")
     text = " ".join(f"{type(error).__name__}: {error}".split())
     message = f"{text} (this is a bug; FUSEBPF_DEBUG=1 shows where)"
     return ServerError(message, bug="".join(traceback.format_exception(error)))
@@ -223,9 +235,9 @@ def _be_server(stack: Stack, parent: socket.socket, kept: set[int]) -> NoReturn:
     has_log = False
     try:
         os.setsid()
-        _close_all_but(kept | {0, 1, 2})
         _set_up_process()
         try:
+            _close_all_but(kept | {0, 1, 2})
             stack.reserve()
             _redirect(registry.log_path(stack.name))
             _set_up_log()

@@ -4,6 +4,8 @@ A backslash takes the meaning from a comma, colon, equals sign, blank or backsla
 item do not count.
 """
 
+from collections.abc import Sequence
+
 _ESCAPABLE = frozenset(",:= \\")
 
 Text = list[tuple[str, bool]]
@@ -54,6 +56,14 @@ def strip(text: Text) -> Text:
     while text and text[-1] == blank:
         text = text[:-1]
     return text
+
+
+def one_list(texts: Sequence[str]) -> str:
+    """The list that has the items of all of them."""
+    given = [text for text in texts if text.strip()]
+    # A backslash at an end stands for itself, not for the comma that comes behind it.
+    ends = [(len(text) - len(text.rstrip("\\"))) % 2 for text in given]
+    return ",".join(text + "\\" * end for text, end in zip(given, ends, strict=True))
 
 
 def join(text: Text) -> str:

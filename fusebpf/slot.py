@@ -6,7 +6,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fusebpf._core import ARGS, OPS, SIZES
+from fusebpf._core import ARGS, OP_FLAGS, OPS, SIZES
 from fusebpf.btf import Btf, Kind
 from fusebpf.errors import UsageError
 
@@ -21,7 +21,7 @@ RESULTS = ("attr", "statfs", "count")
 
 _N_NAMES = {name: n_names for name, _, n_names, *_ in OPS}
 _FLAGS = {name: flags for name, _, _, flags, *_ in OPS}
-_OP_ENTRY, _OP_ATTR, _OP_XATTR = 1 << 0, 1 << 1, 1 << 12
+_OP_ENTRY, _OP_ATTR, _OP_XATTR = (OP_FLAGS[name] for name in ("ENTRY", "ATTR", "XATTR"))
 _HAS_PATH = 1 << 1
 _OWN = frozenset(
     {"", "abi", "op", "phase", "filter", "unique", "tag2", "edits", "error", "zero", "key", "args", "result"}

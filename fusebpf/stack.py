@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 import trio
 
@@ -21,10 +20,11 @@ from fusebpf.callers import Callers
 from fusebpf.chain import FilterSpec, Link, MapSetting
 from fusebpf.core_log import CoreLog
 from fusebpf.daemon_import import begin, claim, end, leg_of, present
-from fusebpf.errors import FusebpfError, MountError, UsageError
+from fusebpf.errors import MountError, UsageError
 from fusebpf.live_chain import Change, LiveChain, pick_of, policy_changed
 from fusebpf.map_view import MapView
-from fusebpf.options import MountOptions, combined, lasting
+from fusebpf.options import MountOptions, combined, lasting, several, unsent
+from fusebpf.steps import bounded, in_thread
 from fusebpf.watching import Events, Records, Statistic
 
 if TYPE_CHECKING:
@@ -42,9 +42,6 @@ STOP_SECONDS = 20.0
 INVALIDATE_SECONDS = 30.0
 """How long the kernel may take to forget what it has cached."""
 
-T = TypeVar("T")
-_log = logging.getLogger(__name__)
-
 
 class Stack:
     """A mount of one directory through a chain of filters, for the time of an `async with` block.
@@ -60,7 +57,7 @@ class Stack:
         cache: "none", "normal" or "watch", as for --cache; None: what `options` say.
         options: As for -o; filters, sets and the name may come from here too.
         is_server: This process ends with its mount, so that whoever unmounts waits for it.
-        daemon: A `pyfuse3.Operations` that answers ops (docs/daemon.md), with --route and so on.
+        daemon: A `pyfuse3.Operations` that answers ops; what follows is as for --route and so on, in seconds.
 
     Everything that can be wrong is a FusebpfError, raised on entering; nothing is left behind then.
     """
@@ -82,20 +79,21 @@ class Stack:
         daemon_timeout: float = 30.0,
         on_daemon_failure: str = "fail",
     ) -> None:
-        self.options = combined(options, name=name, cache=cache, roots=roots)
-        self._specs = [FilterSpec.of(item) for item in (*filters, *self.options.filters)]
-        self._set_texts = [*sets, *self.options.sets]
+        self.options = combined(options, name=name, cache=cache, roots=several("roots", roots))
+        self._specs = [FilterSpec.of(item) for item in (*several("filters", filters), *self.options.filters)]
+        self._set_texts = [*several("sets", sets), *self.options.sets]
         self._settings = [MapSetting.parse(text) for text in self._set_texts]
-        self._name = name or self.options.name or ""
+        self._name = self.options.name or ""
         self._given = (src, mnt)
         self._is_server = is_server
-        self._leg = leg_of(daemon, tuple(routes), daemon_timeout, on_daemon_failure, self.options)
+        self._leg = leg_of(daemon, several("routes", routes), daemon_timeout, on_daemon_failure, self.options)
         self._root_fds: list[int] = []
         self._entry: registry.Entry | None = None
         self._core: Mount | None = None
         self._live: LiveChain | None = None
         self._control: control.Server | None = None
         self._changing = trio.Lock()
+        self._has_begun = False
         self._is_started = False
         self._callers = Callers()
         # What gives back everything but mount and core; and the two, whose end may take time.
@@ -145,19 +143,12 @@ class Stack:
     def warnings(self) -> tuple[str, ...]:
         """What is allowed and yet may not be what was meant; a line each."""
         told = self._callers.warnings(self.links)
-        if not self.options.default_permissions:
-            return told
         stock = {os.fspath(loader.stock(name)) for name in loader.stock_names()}
-        return told + tuple(
-            f"{link.filter.path}: the hook on access of {link.filter.name!r} never runs: "
-            "the kernel sends ACCESS only with -o nodefault_permissions"
-            for link in self.links
-            if os.fspath(link.filter.path) not in stock
-            and any(hook.program.pin_name in {"pre_access", "post_access"} for hook in link.filter.hooks)
-        )
+        own = [link for link in self.links if os.fspath(link.filter.path) not in stock]
+        return told + chain.never_run(own, unsent(self.options))
 
     def backing(self, inode: int) -> Backing:
-        """The backing file of an inode or handle that a handler was given; OSError: it has none."""
+        """The backing file of an inode or handle that a handler was given; OSError (EBADF): it has none."""
         return present(self._leg).backing(inode)
 
     def counters(self) -> dict[str, int]:
@@ -224,7 +215,7 @@ class Stack:
             FusebpfError: They cannot be loaded, or do not fit in. The chain is as it was.
         """
         specs = [FilterSpec.of(item) for item in filters]
-        settings = [MapSetting.parse(text) for text in sets]
+        settings = [MapSetting.parse(text) for text in several("sets", sets)]
         if not specs:
             raise UsageError("no filter is to be attached")
         chain.check_stock(specs, loader.stock_names())
@@ -266,7 +257,7 @@ class Stack:
             FusebpfError: It cannot be loaded, or does not fit in. The chain is as it was.
         """
         spec = FilterSpec.of(filter)
-        settings = [MapSetting.parse(text) for text in sets]
+        settings = [MapSetting.parse(text) for text in several("sets", sets)]
         chain.check_stock([spec], loader.stock_names())
         return await self._change(
             lambda live: live.replace(
@@ -287,7 +278,7 @@ class Stack:
                 self._note_chain()
                 return done
 
-            return await _in_thread(make)
+            return await in_thread(make)
 
     async def invalidate(self, *, by_filters: bool = False) -> None:
         """Make the kernel forget what it has cached; with `by_filters` only if filters let it keep something.
@@ -297,7 +288,7 @@ class Stack:
                 hold it up; it will when they end.
         """
         core = self._started_core()
-        if not await _in_thread(lambda: core.invalidate(round(INVALIDATE_SECONDS * 1000), by_filters)):
+        if not await in_thread(lambda: core.invalidate(round(INVALIDATE_SECONDS * 1000), by_filters)):
             raise MountError(
                 f"ops in flight hold up the invalidation of {self.mnt!r} for {INVALIDATE_SECONDS:.0f} s"
             )
@@ -327,10 +318,9 @@ class Stack:
         checks.check_fuse()
         if self._specs:
             bpf.require()
-        src, mnt = self._given
         with registry.locked():
             registry.clean_dead()
-        places = checks.check_places(src, mnt, self.options.roots)
+        places = checks.check_places(*self._given, self.options.roots)
         self._root_fds = places.root_fds
         self._undo.callback(self._close_roots)
         try:
@@ -353,13 +343,17 @@ class Stack:
         self._entry = None
 
     async def __aenter__(self) -> Self:
+        if self._has_begun:
+            raise UsageError(f"this Stack has been the mount on {self._given[1]!r} already: make another")
+        checks.check_trio()
+        self._has_begun = True
         try:
-            await _in_thread(self.reserve)
-            await _in_thread(self._prepare)
+            await in_thread(self.reserve)
+            await in_thread(self._prepare)
             self._log = CoreLog(self._prepared_core.log_fileno(), self.name)
-            await _in_thread(self._load)
+            await in_thread(self._load)
             begin(self._leg, self._prepared_core, self)
-            await _in_thread(self._start)
+            await in_thread(self._start)
             self._control = control.serve(self)
         except BaseException:
             await self._take_down()
@@ -456,14 +450,14 @@ class Stack:
             if self._core is not None:
                 if self._is_started:
                     trio.lowlevel.notify_closing(self._core.fileno())
-                    await _bounded(self._unmount, UNMOUNT_SECONDS, "the unmount")
+                    await bounded(self._unmount, UNMOUNT_SECONDS, "the unmount")
                 self._is_started = False
-                await _bounded(self._core.stop, STOP_SECONDS, "the end of ops in flight")
+                await bounded(self._core.stop, STOP_SECONDS, "the end of ops in flight")
                 await end(self._leg)
                 if self._log is not None:
                     await self._log.stop()
             self._callers.close()
-            await _bounded(self._undo.close, UNMOUNT_SECONDS, "giving back what the mount held")
+            await bounded(self._undo.close, UNMOUNT_SECONDS, "giving back what the mount held")
             self._core, self._live = None, None
             self._changing.release()
 
@@ -478,22 +472,6 @@ class Stack:
             if error.errno != errno.EBUSY:
                 raise
             mounts.unmount(mounted, is_lazy=True)
-
-
-async def _in_thread(function: Callable[[], T]) -> T:
-    """Run a step that must run to its end; whoever cancels waits for it."""
-    return await trio.to_thread.run_sync(function)
-
-
-async def _bounded(function: Callable[[], object], seconds: float, what: str) -> None:
-    """Run a step of the end; a failure or a hang is logged, and the next step comes all the same."""
-    with trio.move_on_after(seconds) as scope:
-        try:
-            await trio.to_thread.run_sync(function, abandon_on_cancel=True)
-        except (OSError, FusebpfError) as error:
-            _log.error("%s failed: %s", what, error)
-    if scope.cancelled_caught:
-        _log.error("%s is given up after %.0f s", what, seconds)
 
 
 __all__: Sequence[str] = ("Stack", "Statistic")

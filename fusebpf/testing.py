@@ -23,6 +23,7 @@ from fusebpf._core import SIZES, Mount
 from fusebpf.btf import Btf, Kind
 from fusebpf.chain import FilterSpec, MapSetting
 from fusebpf.errors import PlatformError, UsageError
+from fusebpf.live_chain import file_of, load_file, place_all, set_all
 from fusebpf.shared_maps import SharedMaps
 from fusebpf.slot import OPCODES, SlotType
 from fusebpf.watching import edit_names
@@ -167,25 +168,18 @@ class Chain:
             self._undo = undo.pop_all()
 
     def _load(self, undo: contextlib.ExitStack, specs: list[FilterSpec], settings: list[MapSetting]) -> None:
-        compiled = {_source_of(spec): _compiled(_source_of(spec)) for spec in specs}
+        compiled = {file_of(spec): _compiled(file_of(spec)) for spec in specs}
         types = next(iter(compiled.values()))
         try:
             self._shared = undo.enter_context(SharedMaps.create(1, types))
         except OSError as failure:
             raise PlatformError(f"the maps of a chain cannot be made: {failure.strerror}") from failure
-        links: list[Link] = []
-        for source, one in compiled.items():
-            links += _load_file(
-                undo, one, self._shared, [spec for spec in specs if _source_of(spec) == source]
-            )
-        self._links = chain.arrange(links, SIZES["max_filters"])
-        settings = [
-            *settings,
-            *(MapSetting(spec.source, *item) for spec in specs for item in spec.sets.items()),
-        ]
-        chain.check_sets(settings, [link.filter.name for link in self._links])
-        for setting in settings:
-            self.filter(setting.filter).set(setting.map, setting.value)
+        loaded = {
+            source: load_file(source, one, self._shared, specs, undo) for source, one in compiled.items()
+        }
+        placed, own_settings = place_all(specs, loaded)
+        self._links = chain.arrange(chain.settle(placed), SIZES["max_filters"])
+        set_all([*settings, *own_settings], {link.filter.name: link.filter for link in self._links})
         self._types = Btf(types.btf)
         self._slot = SlotType(self._types)
         self._edit_names = edit_names()
@@ -317,10 +311,6 @@ class Chain:
         return said.decode(errors="replace").splitlines()[0].partition(" ")[2]
 
 
-def _source_of(spec: FilterSpec) -> str:
-    return os.fspath(loader.stock(spec.source)) if spec.is_stock else spec.source
-
-
 def _compiled(source: str) -> Compiled:
     """A compiled file; tests ask for the same one again and again."""
     try:
@@ -334,22 +324,6 @@ def _compiled(source: str) -> Compiled:
 def _compile(source: str, mtime_ns: int, size: int) -> Compiled:
     del mtime_ns, size  # another file if they differ
     return loader.compile_source(source)
-
-
-def _load_file(
-    undo: contextlib.ExitStack, compiled: Compiled, shared: SharedMaps, specs: list[FilterSpec]
-) -> list[Link]:
-    """Load the filters of one file that are wanted; together, since they may share maps."""
-    picks = [spec.source if spec.is_stock else spec.pick for spec in specs]
-    names = None if None in picks else [pick for pick in picks if pick is not None]
-    loaded = loader.load(compiled, shared, names=names)
-    for each in loaded:
-        undo.callback(each.close)
-    by_name = {each.name: each for each in loaded}
-    links: list[Link] = []
-    for spec, pick in zip(specs, picks, strict=True):
-        links += chain.place(spec, [by_name[pick]] if pick is not None else loaded)
-    return links
 
 
 def _core_of(shared: SharedMaps, links: list[Link]) -> Mount:

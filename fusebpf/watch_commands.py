@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fusebpf import checks, registry
+from fusebpf import registry
 from fusebpf.errors import UsageError
+from fusebpf.live_commands import JSON, TARGET, entry_at
 from fusebpf.tables import shown, table
 
 if TYPE_CHECKING:
@@ -28,22 +29,15 @@ if TYPE_CHECKING:
 # Each command imports what it needs, as those of cli.py do.
 # ruff: noqa: PLC0415
 
-_TARGET = click.argument("target", metavar="MNT|NAME")
-_JSON = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.05
 _HEADERS = ("filter", "phase", "op", "verdict", "count", "per second")
-
-
-def _entry(target: str) -> registry.Entry:
-    checks.check_root()
-    return registry.find(target)
 
 
 # ---------------------------------------------------------------------------------------- records
 
 
 @click.command("trace")
-@_TARGET
+@TARGET
 @click.option(
     "--op", "ops", multiple=True, metavar="OP", help="Only this op (`fusebpf ops`); more than once."
 )
@@ -51,7 +45,7 @@ def _entry(target: str) -> registry.Entry:
 @click.option("--verdict", "verdicts", multiple=True, metavar="VERDICT",
               help="Only this verdict: continue, backing, daemon, reply, negative, broken.")  # fmt: skip
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N records.")
-@_JSON
+@JSON
 def trace_command(
     target: str,
     *,
@@ -67,12 +61,17 @@ def trace_command(
     an object, {"missed": N} for those.
     """
     from fusebpf._core import OPS
+    from fusebpf.map_view import check_filter
     from fusebpf.watching import VERDICTS
 
     _check_known("op", ops, [name for name, *_, kind, _ in OPS if kind == "hook"])
     _check_known("verdict", verdicts, list(VERDICTS.values()))
+    entry = entry_at(target)
+    pins = registry.pins(entry.name)
+    for name in filters if pins.is_dir() else ():  # where there is none yet, what comes is waited for
+        check_filter(pins, name)
     left = count
-    for event in _follow(_entry(target)):
+    for event in _follow(entry):
         if event.missed:
             _say(json.dumps({"missed": event.missed}) if is_json else f"({event.missed} records missed)")
         is_wanted = (
@@ -147,13 +146,13 @@ def _follow(entry: registry.Entry) -> Iterator[Event]:
 
 
 @click.command("stats")
-@_TARGET
-@_JSON
+@TARGET
+@JSON
 def stats_command(target: str, *, is_json: bool) -> None:
     """Show how often each hook of a mount gave which verdict."""
     from fusebpf.watching import pinned_statistics
 
-    rows = pinned_statistics(registry.pins(_entry(target).name))
+    rows = pinned_statistics(registry.pins(entry_at(target).name))
     if is_json:
         click.echo(json.dumps([dict(zip(_HEADERS, row, strict=False)) for row in rows], indent=1))
     elif rows:
@@ -161,7 +160,7 @@ def stats_command(target: str, *, is_json: bool) -> None:
 
 
 @click.command("top")
-@_TARGET
+@TARGET
 @click.option("--interval", type=click.FloatRange(min=0.05), default=1.0, metavar="SECONDS",
               help="Between two looks; 1 if not said.")  # fmt: skip
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N looks.")
@@ -173,7 +172,7 @@ def top_command(target: str, *, interval: float, count: int | None) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    entry = _entry(target)
+    entry = entry_at(target)
     console = Console()
     looks = _looks(entry, interval, count)
     if not console.is_terminal:

@@ -79,7 +79,7 @@ def filter_names(filters_fd: int) -> dict[int, str]:
 
 def edit_names() -> dict[int, str]:
     """The bits of enum fb_edit, by their names without FB_EDIT_."""
-    header = (bpf_dir() / "fusebpf.h").read_text()
+    header = (bpf_dir() / "fusebpf.h").read_text("utf-8")
     return {1 << int(bit): name for name, bit in re.findall(r"FB_EDIT_(\w+) = 1 << (\d+)", header)}
 
 

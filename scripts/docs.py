@@ -6,7 +6,6 @@ A block stands between `<!-- NAME: written by make docs -->` and `<!-- NAME ends
 
 # ruff: noqa: INP001 - a program, no package
 
-import re
 import subprocess
 import sys
 import tempfile
@@ -14,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from fusebpf._core import OPS, SIZES
+from fusebpf._core import OP_FLAGS, OPS, SIZES
+from fusebpf.watching import edit_names
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-POST_ONLY, UNREFUSABLE = 1 << 10, 1 << 9
+POST_ONLY, UNREFUSABLE = OP_FLAGS["POST_ONLY"], OP_FLAGS["UNREFUSABLE"]
 
 
 class Told(NamedTuple):
@@ -30,7 +30,7 @@ class Told(NamedTuple):
 HERE = "tests/docs/test_operations.py"
 SEEN = "test_an_op_reaches_its_hooks"
 WHAT = {
-    "lookup": Told("openat(parent, name, O_PATH), statx"),
+    "lookup": Told("name_to_handle_at(parent, name), statx; openat(O_PATH) where there are no handles"),
     "forget": Told("takes lookups back; the last one frees the inode", "test_forgotten_inodes_are_freed"),
     "getattr": Told("statx"),
     "setattr": Told("fchownat, truncate or ftruncate, chmod, utimensat, in this order; statx"),
@@ -42,7 +42,7 @@ WHAT = {
     "rmdir": Told("unlinkat(AT_REMOVEDIR)"),
     "rename": Told("renameat2 as the caller; the kernel sends it where there are no flags"),
     "link": Told("linkat, lookup"),
-    "open": Told("open by /proc/self/fd; passthrough where no hook needs the data"),
+    "open": Told("open_by_handle_at, or by /proc/self/fd; passthrough where no hook needs the data"),
     "read": Told("pread; not sent for files that are passed through"),
     "write": Told("pwrite, pwritev2(RWF_APPEND) for appends; not sent for files that are passed through"),
     "statfs": Told("fstatfs"),
@@ -158,12 +158,6 @@ def op_table() -> str:
         test = shown_by(told.test or f"{SEEN}[{name}]")
         rows.append((str(opcode), name.upper(), hook, phases, names, told.does, test))
     return table(("no.", "request", "hook", "phases", "names", "what the mount does", "shown by"), rows)
-
-
-def edit_names() -> dict[int, str]:
-    """The bits of enum fb_edit and their names without FB_EDIT_."""
-    header = (CHECKOUT / "bpf/fusebpf.h").read_text()
-    return {1 << int(bit): name for name, bit in re.findall(r"FB_EDIT_(\w+) = 1 << (\d+)", header)}
 
 
 def masks() -> dict[str, tuple[int, int, int]]:

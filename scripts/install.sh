@@ -25,6 +25,7 @@ if $is_removal; then
 	if [ -x "$home/bin/fusebpf" ]; then
 		rm -r "$home"
 	fi
+	rm -rf /var/cache/fusebpf # compiled filters, which any other fusebpf compiles again
 	exit 0
 fi
 
@@ -36,7 +37,8 @@ for path in "$command" "$helper"; do
 done
 mkdir -p "$prefix/lib" "$prefix/bin" "$sbin"
 /usr/bin/python3 -m venv --clear --system-site-packages "$home"
-"$home/bin/python" -m pip -qq --disable-pip-version-check --no-input install "$(dirname "$0")"/../dist/*.whl
+wheel=$(echo "$(dirname "$0")"/../dist/*.whl)
+"$home/bin/python" -m pip -qq --disable-pip-version-check --no-input install "$wheel[daemon,testing]"
 ln -sfn "$home/bin/fusebpf" "$command"
 printf '%s\n' "$helper_text" >"$helper"
 chmod 755 "$helper"

@@ -94,6 +94,15 @@ def clients(*argvs: tuple[str | os.PathLike[str], ...]) -> Iterator[list[subproc
             client.wait(20)
 
 
+def refused(call: Callable[..., object], *arguments: object) -> int | None:
+    """The errno of a call that is refused; None: it succeeds."""
+    try:
+        call(*arguments)
+    except OSError as error:
+        return error.errno
+    return None
+
+
 def umount(path: Path, flags: int) -> bool:
     """umount2(2) without a child process; False if it was refused."""
     return bool(_libc.umount2(os.fsencode(path), flags) == 0)

@@ -33,12 +33,13 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def shortened(text: str, n_lines: int, rest: str) -> str:
-    """The first lines, indented, and what `rest` says of the others."""
+def shortened(text: str, n_lines: int) -> str:
+    """The first lines, indented, and how many more there are."""
     lines = text.splitlines()
     shown = ["    " + line for line in lines[:n_lines]]
     if len(lines) > n_lines:
-        shown.append("    … " + rest.format(len(lines) - n_lines))
+        n_left = len(lines) - n_lines
+        shown.append(f"    … {n_left} more {'line' if n_left == 1 else 'lines'}")
     return "\n".join(shown)
 
 
@@ -66,7 +67,7 @@ class Demo:
         )
         did = story.read_stats(self.pins) - before
         if done.stdout:
-            say(shortened(done.stdout, N_LINES, "{} more lines"))
+            say(shortened(done.stdout, N_LINES))
         for name in FILTERS:
             say(f"  {name + ':':10}{story.tell(name, did)}")
 
@@ -75,7 +76,7 @@ class Demo:
         command = ["bpftool", *map(str, words)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         say(f"\n{BOLD}$ {shlex.join(command)}{PLAIN}")
-        say(shortened(done.stdout, n_lines, "{} more lines"))
+        say(shortened(done.stdout, n_lines))
 
     def show_pins(self) -> None:
         """The same through bpftool: a program, the counts, and of the traffic the last op that failed."""

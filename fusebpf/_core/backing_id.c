@@ -246,7 +246,8 @@ bool passthrough_share(struct request *rq, int flags, struct fb_fuse_open_out *o
 	struct inode *inode = rq->inode;
 
 	// Read without the lock, to turn most away: below it is read again.
-	if (atomic_load_explicit(&inode->backing_id, memory_order_relaxed) <= 0 || flags & ~harmless || flags_rewritten(rq) || data_is_hooked(rq->worker->chain) || daemon_has_data(m) ||
+	if (atomic_load_explicit(&inode->backing_id, memory_order_relaxed) <= 0 || flags & ~harmless ||
+	    flags_rewritten(rq) || data_is_hooked(rq->worker->chain) || daemon_has_data(m) ||
 	    *io_mode_of(rq) > FB_IO_PASSTHROUGH || !m->default_permissions || !inode->mnt || inode->mnt->is_remote ||
 	    inode_fd_get(m, inode) < 0)
 		return false;
@@ -389,7 +390,8 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 	struct inode *inode = h->inode;
 	const struct chain *chain = rq->worker->chain;
 	bool by_filter = data_is_hooked(chain), by_daemon = daemon_has_data(m) && !h->leaves_data;
-	struct opening o = { .h = h, .is_hooked = by_filter || by_daemon, .is_stream = is_direct_stream(rq), .rewritten = flags_rewritten(rq) };
+	struct opening o = { .h = h, .is_hooked = by_filter || by_daemon, .is_stream = is_direct_stream(rq),
+			     .rewritten = flags_rewritten(rq) };
 
 	o.is_plain = !inode->is_append_only && !has_privilege_bits(rq, h->fd);
 	out->open_flags = flush_flag(rq);

@@ -102,7 +102,6 @@ bool chain_hooks(const struct chain *c, uint8_t opcode);
 /* live.c */
 uint32_t chain_drain(struct mount *m, uint32_t revision, uint32_t timeout_ms);
 uint32_t chain_oldest(struct mount *m);
-ssize_t inodes_passed_through(struct mount *m, struct inode ***out);
 
 /* joined.c */
 bool chain_join(struct mount *m, uint32_t revision, uint8_t opcode, enum fb_phase phase, uint32_t first, uint32_t n, int fd);

@@ -3,7 +3,8 @@
  * The engine's types and the functions that its files offer one another: the mount itself and what every file uses
  * are here, the rest in the header of its part. Nothing here knows Python; module.c is the border.
  *
- * Threads: the thread that calls mount_* (control path), the workers (op path), one janitor (janitor.c).
+ * Threads: the thread that calls mount_* (control path), the workers (op path), the janitor (janitor.c), the notifier
+ * (notify.c), the watch (watch.c); with a daemon Python's, which calls daemon_*.
  * Errors: the op path returns 0 or -errno; the control path returns -errno and puts the failing call into
  * mount->failed_call.
  */
@@ -153,6 +154,7 @@ bool creds_have(int cap);
 void creds_enter(const struct request *rq, uint32_t uid, uint32_t gid, bool keep_rights);
 void creds_leave(void);
 bool creds_are_users(void);
+uid_t creds_caller_uid(const struct request *rq);
 void creds_lift(void);
 void creds_unlift(void);
 /* Has the caller CAP_FSETID? Where the request does not say so, root is taken to have it. */

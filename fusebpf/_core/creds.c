@@ -140,6 +140,12 @@ static uint32_t caller_id(const struct request *rq, uint32_t told, const char *w
 	return id;
 }
 
+/** The uid by which the caller acts on files, also where the request does not tell it. */
+uid_t creds_caller_uid(const struct request *rq)
+{
+	return caller_id(rq, rq->in->uid, "Uid:");
+}
+
 /* Take the caller's groups: all that he has, where the backing file system is to judge him and he is who a filter left him;
  * else the one that the kernel says matters. */
 static void groups_enter(const struct request *rq, bool is_judged)

@@ -45,7 +45,7 @@ static void waiters_init(struct daemon *d)
 	pthread_mutex_init(&d->backing_lock, NULL);
 }
 
-/** Make the leg, before the mount starts; *peer_fd, pyfuse3's end, is the caller's. */
+/** Make the leg, before the mount starts; *peer_fd, pyfuse3's end, is the caller's. 0 or -errno: then there is no leg. */
 int daemon_start(struct mount *m, const uint8_t routes[256], int64_t timeout_ms, bool falls_back, int *peer_fd)
 {
 	struct timeval slice = { .tv_usec = SLICE_MS * 1000 };
@@ -78,7 +78,12 @@ int daemon_start(struct mount *m, const uint8_t routes[256], int64_t timeout_ms,
 			setsockopt(fds[i], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
 	setsockopt(d->fd, SOL_SOCKET, SO_RCVTIMEO, &slice, sizeof(slice));
 	setsockopt(d->fd, SOL_SOCKET, SO_SNDTIMEO, &slice, sizeof(slice));
-	return send_init(d);
+	int e = send_init(d);
+	if (e) {
+		close(*peer_fd);
+		daemon_destroy(m);
+	}
+	return e;
 }
 
 /** The daemon is gone: whoever waits for it fails at once. */
@@ -188,26 +193,13 @@ static void call_free(struct daemon *d, struct daemon_waiter *w)
 	d->first_free = index;
 }
 
-/* The second inode of an op that has two, NULL without. */
-static struct inode *other_inode(const struct request *rq)
-{
-	switch (rq->op->canonical) {
-	case FB_OP_rename:
-		return inodes_get(rq->mount, rq->image->args.rename.newdir);
-	case FB_OP_link:
-		return inodes_get(rq->mount, rq->image->args.link.inode);
-	default:
-		return NULL;
-	}
-}
-
 /** Begin a call of the daemon for an op. NULL: more ops wait for it than the table has room for. */
 struct daemon_call *daemon_call_begin(struct request *rq, enum fb_phase phase, struct daemon_waiter **waiter)
 {
 	struct daemon *d = rq->mount->daemon;
 	const struct fb_slot *image = rq->image;
 	struct handle *h = daemon_handle(rq);
-	const struct inode *other = other_inode(rq);
+	const struct inode *other = op_other(rq);
 
 	pthread_mutex_lock(&d->lock);
 	int index = call_take(d, rq->op, CALL_WAITING);
@@ -241,11 +233,10 @@ struct daemon_call *daemon_call_begin(struct request *rq, enum fb_phase phase, s
 }
 
 /** Give a call's entry back; one that was given up keeps it until its late answer has come. */
-void daemon_call_end(struct request *rq, struct daemon_call *call, struct daemon_waiter *w)
+void daemon_call_end(struct request *rq, struct daemon_waiter *w)
 {
 	struct daemon *d = rq->mount->daemon;
 
-	(void)call;
 	atomic_fetch_sub(&d->n_waiting, 1);
 	pthread_mutex_lock(&d->lock);
 	struct inode **held = w->held;
@@ -416,12 +407,11 @@ int daemon_await(struct request *rq, struct daemon_call *call, struct daemon_wai
 
 /* ------------------------------------------------------------------------------------- sending */
 
-/** Send a request whose answer `waiter` waits for; while the socket is full it waits as for the answer. */
+/** Send a request whose answer `w` waits for; while the socket is full it waits as for the answer. */
 int daemon_send(struct request *rq, struct daemon_waiter *w, const struct iovec *iov, int n)
 {
 	struct daemon *d = rq->mount->daemon;
 	struct msghdr message = { .msg_iov = (struct iovec *)iov, .msg_iovlen = (size_t)n };
-
 	int e = 0;
 
 	atomic_store(&w->by_socket, true);

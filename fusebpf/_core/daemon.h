@@ -22,7 +22,7 @@ enum daemon_call_flags {
 	DAEMON_CALL_LEAVES_DATA = 1 << 2, /* open, create: reads and writes are the backing root's */
 };
 
-/* One call of a handler, as Python sees it: fusebpf/daemon.py has the same layout. */
+/* One call of a handler, as Python sees it: fusebpf/daemon_calls.py has the same layout. */
 struct daemon_call {
 	uint32_t token; /* index | generation << 10; 0: free */
 	uint32_t op, phase, flags;
@@ -96,7 +96,7 @@ void daemon_drain(struct mount *m);
 uint64_t daemon_next_event(struct daemon *d);
 bool daemon_finish(struct daemon *d, uint32_t token);
 struct daemon_call *daemon_call_begin(struct request *rq, enum fb_phase phase, struct daemon_waiter **waiter);
-void daemon_call_end(struct request *rq, struct daemon_call *call, struct daemon_waiter *waiter);
+void daemon_call_end(struct request *rq, struct daemon_waiter *waiter);
 int daemon_await(struct request *rq, struct daemon_call *call, struct daemon_waiter *waiter);
 int daemon_send(struct request *rq, struct daemon_waiter *waiter, const struct iovec *iov, int n);
 void daemon_tell(struct daemon *d, enum daemon_event_kind kind, uint32_t token);
@@ -119,7 +119,6 @@ bool daemon_sees_result(const struct request *rq);
 int daemon_op(struct request *rq);
 void daemon_see_result(struct request *rq);
 void daemon_virtual(struct request *rq);
-bool daemon_can_express(const struct op *op);
 const char *daemon_refuses(const struct request *rq, const struct chain_filter *filter);
 
 /* daemon_request.c */
@@ -133,6 +132,7 @@ int daemon_entry(struct request *rq, const struct fuse_entry_out *in, const char
 void daemon_late_reply(struct daemon *d, const struct op *op, const char *body, size_t len);
 
 /* daemon_dir.c */
+enum { DAEMON_ASK_ON = 2 };
 int daemon_listing(struct request *rq, bool goes_on, const char *body, size_t len);
 void daemon_listing_late(struct daemon *d, const char *body, size_t len);
 bool daemon_listed(const struct handle *h, const char *name);

@@ -83,11 +83,12 @@ static size_t entry_len(const char *at, size_t left)
 struct target {
 	struct handle *h;
 	char *out;
-	size_t len;
+	size_t len, size;
+	uint64_t next; /* behind the last entry that was taken */
 	bool is_plus, with_inodes;
 };
 
-/* Put one entry into the reply. Returns 0 or -errno. */
+/* Take one entry: put it into the reply, unless filters drop it. Returns 1, 0 if it does not fit, or -errno. */
 static int entry_put(struct request *rq, struct target *t, const struct fuse_direntplus *in)
 {
 	struct daemon *d = rq->mount->daemon;
@@ -103,30 +104,49 @@ static int entry_put(struct request *rq, struct target *t, const struct fuse_dir
 	memcpy(original, in->dirent.name, len);
 	original[len] = 0;
 	bool dots = is_dots(original, len);
-	uint64_t offset = in->dirent.off;
-	if (!t->h->inode->is_virtual && !(offset = entry_note(t->h, original, len, offset)))
-		return -ENOMEM;
 	const char *name = original;
 	bool is_listed = dirent_allowed(rq, in->dirent.ino, in->dirent.type, &name, &len);
+	size_t size = FUSE_DIRENT_ALIGN(head + len);
+	if (is_listed && t->size - t->len < size)
+		return 0; // a filter made its name longer
+	uint64_t offset = in->dirent.off;
+	if (!t->h->inode->is_virtual && !(offset = entry_note(t->h, original, in->dirent.namelen, offset)))
+		return -ENOMEM;
+	t->next = offset;
 	memset(plus, 0, head);
 	if (is_listed && id && !dots && t->is_plus && t->with_inodes)
 		e = daemon_entry(rq, &in->entry_out, original, &plus->entry_out, &inode);
 	else if (id && !dots)
 		daemon_forget(d, id, 1); // pyfuse3 counts each entry that it lists
 	if (rq->error || e || !is_listed)
-		return rq->error ? -rq->error : e;
+		return rq->error ? -rq->error : e ? e : 1;
 	dirent->ino = in->dirent.ino;
 	if (inode)
 		dirent->ino = plus->entry_out.attr.ino;
 	dirent->off = offset;
 	dirent->type = in->dirent.type;
 	dirent->namelen = len;
-	size_t size = FUSE_DIRENT_ALIGN(head + len);
 	memcpy(dirent->name, name, len);
 	memset(dirent->name + len, 0, size - head - len);
 	t->len += size;
 	rq->n_listed++;
-	return 0;
+	return 1;
+}
+
+/* Take the entries of an answer. Returns 0 or -errno. */
+static int entries_put(struct request *rq, struct target *t, const char *body, size_t len)
+{
+	int taken = 1;
+
+	for (size_t at = 0, n; at < len && taken == 1; at += n) {
+		n = entry_len(body + at, len - at);
+		taken = n ? entry_put(rq, t, (const void *)(body + at)) : -EPROTO;
+		if (!taken) {
+			daemon_listing_late(rq->mount->daemon, body + at, len - at); // they come again, with the next part
+			return t->len ? 0 : -EINVAL; // as getdents(2) says it, and no end
+		}
+	}
+	return taken < 0 ? taken : 0;
 }
 
 /* As much memory as a reply may need, where neither the request nor the daemon's answer lies. */
@@ -136,7 +156,8 @@ static char *spare_memory(const struct worker *w)
 }
 
 /**
- * Take the daemon's listing. Returns 0 or -errno, or 1: it listed nothing more, and the backing's entries follow.
+ * Take the daemon's listing. Returns 0 or -errno; 1: it listed nothing more, and the backing's entries follow; or
+ * DAEMON_ASK_ON: filters dropped all of it, which is no end, so it is to be asked for what follows.
  */
 int daemon_listing(struct request *rq, bool goes_on, const char *body, size_t len)
 {
@@ -144,30 +165,31 @@ int daemon_listing(struct request *rq, bool goes_on, const char *body, size_t le
 	struct fb_rw args = rq->image->args.rw;
 	struct target t = { .h = handle_find(rq->mount, args.fh, true),
 			    .out = spare_memory(rq->worker),
+			    .size = args.size,
+			    .next = args.offset,
 			    .is_plus = rq->op->opcode == FB_OP_readdirplus,
 			    .with_inodes = !chain || !chain_hooks(chain, FB_OP_lookup) };
-	int e = t.h ? 0 : -EBADF;
 
-	if (e)
-		return e;
+	if (!t.h)
+		return -EBADF;
+	if (len > args.size)
+		return -EPROTO;
 	pthread_mutex_lock(&t.h->dir_lock);
 	if (!args.offset)
 		daemon_entries_free(t.h);
-	for (size_t at = 0, n; !e && at < len; at += n) {
-		n = entry_len(body + at, len - at);
-		e = !n ? -EPROTO : t.len + n + FB_NAME_SIZE > args.size + (size_t)FB_NAME_SIZE ? -EPROTO
-										       : entry_put(rq, &t, (const void *)(body + at));
-		if (!n)
-			break;
-	}
+	int e = entries_put(rq, &t, body, len);
 	pthread_mutex_unlock(&t.h->dir_lock);
 	rq->image->args.rw = args; // dirent hooks saw theirs there
 	if (!e && !len && goes_on) {
 		rq->image->args.rw.offset = 0;
 		return 1;
 	}
+	if (!e && !t.len && t.next != args.offset) {
+		rq->image->args.rw.offset = t.next;
+		return DAEMON_ASK_ON;
+	}
 	rq->payload = t.out;
-	rq->payload_len = t.len;
+	rq->payload_len = rq->count = t.len;
 	rq->has_plus_entries = t.is_plus && t.with_inodes;
 	return e;
 }

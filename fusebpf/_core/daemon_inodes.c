@@ -5,21 +5,6 @@
  */
 #include "core.h"
 
-/** For those who serve no op: the inode may go at any time, so it comes with a reference. */
-struct inode *inodes_get_held(struct mount *m, uint64_t nodeid)
-{
-	struct inode_shard *s = &m->inodes.by_id[nodeid % N_SHARDS];
-
-	pthread_mutex_lock(&s->lock);
-	struct inode *inode = s->buckets[nodeid / N_SHARDS & (s->n_buckets - 1)];
-	while (inode && inode->nodeid != nodeid)
-		inode = inode->next_by_id;
-	if (inode)
-		inode_hold(inode); // it leaves the table before its last reference goes
-	pthread_mutex_unlock(&s->lock);
-	return inode;
-}
-
 /** An inode of the daemon's own, counted once more for the kernel and for the daemon. It is made if it is not known. */
 int inodes_enter_virtual(struct mount *m, uint64_t daemon_id, uint32_t type, struct inode *parent, const char *name,
 			 struct inode **out)
@@ -59,31 +44,55 @@ void inodes_pair(struct mount *m, struct inode *inode, uint64_t daemon_id)
 	pthread_mutex_unlock(inode_name_lock(m, inode));
 }
 
-static struct inode *child_held(struct inode_shard *s, const struct inode *parent, const char *name)
+/* Inodes that somebody holds. */
+struct children {
+	struct inode **all;
+	uint32_t n;
+};
+
+static void children_add(struct children *c, struct inode *inode)
 {
-	for (uint32_t b = 0; b < s->n_buckets; b++) {
-		for (struct inode *inode = s->buckets[b]; inode; inode = inode->next_by_key) {
-			if (inode->parent == parent && inode->name && !strcmp(inode->name, name)) {
-				inode_hold(inode);
-				return inode;
-			}
-		}
-	}
-	return NULL;
+	struct inode **more = realloc(c->all, (c->n + 1) * sizeof(*more));
+
+	if (!more)
+		return;
+	inode_hold(inode);
+	more[c->n++] = inode;
+	c->all = more;
 }
 
-/** Note a rename that the daemon did. It says names alone, so all inodes are looked through. */
-void inodes_moved_child(struct mount *m, struct inode *parent, const char *name, struct inode *to, const char *to_name)
+/* All that were last seen under a name: beside the one that has it those that lost it, and are open still. */
+static void children_find(struct mount *m, const struct inode *parent, const char *name, struct children *found)
 {
 	for (int i = 0; i < N_SHARDS; i++) {
 		struct inode_shard *s = &m->inodes.by_key[i];
 		pthread_mutex_lock(&s->lock);
-		struct inode *inode = child_held(s, parent, name);
+		for (uint32_t b = 0; b < s->n_buckets; b++)
+			for (struct inode *inode = s->buckets[b]; inode; inode = inode->next_by_key)
+				if (inode->parent == parent && inode->name && !strcmp(inode->name, name))
+					children_add(found, inode);
 		pthread_mutex_unlock(&s->lock);
-		if (inode) {
-			inode_moved(m, inode, to, to_name);
-			inode_release(m, inode);
-			return;
-		}
 	}
+}
+
+static void children_move(struct mount *m, struct children *moved, struct inode *to, const char *name)
+{
+	for (uint32_t i = 0; i < moved->n; i++) {
+		inode_moved(m, moved->all[i], to, name);
+		inode_release(m, moved->all[i]);
+	}
+	free(moved->all);
+}
+
+/** Note a rename that the daemon did. It says names alone, so all inodes are looked through. */
+void inodes_moved_child(struct mount *m, struct inode *parent, const char *name, struct inode *to, const char *to_name,
+			bool is_exchange)
+{
+	struct children there = { .n = 0 }, back = { .n = 0 };
+
+	children_find(m, parent, name, &there);
+	if (is_exchange)
+		children_find(m, to, to_name, &back);
+	children_move(m, &there, to, to_name);
+	children_move(m, &back, parent, name);
 }

@@ -198,7 +198,8 @@ static int take_rename(struct request *rq)
 	struct inode *newdir = inodes_get(rq->mount, rq->image->args.rename.newdir);
 
 	if (newdir)
-		inodes_moved_child(rq->mount, rq->inode, rq->name, newdir, rq->name2);
+		inodes_moved_child(rq->mount, rq->inode, rq->name, newdir, rq->name2,
+				   rq->image->args.rename.flags & RENAME_EXCHANGE);
 	return 0;
 }
 

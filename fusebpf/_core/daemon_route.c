@@ -5,8 +5,8 @@
  */
 #include "core.h"
 
-/** Can the op go to pyfuse3 at all? statx goes as getattr. */
-bool daemon_can_express(const struct op *op)
+/* Can the op go to pyfuse3 at all? statx goes as getattr. */
+static bool can_express(const struct op *op)
 {
 	return op->flags & FB_OP_DAEMON || op->canonical == FB_OP_statx;
 }
@@ -18,7 +18,7 @@ const char *daemon_refuses(const struct request *rq, const struct chain_filter *
 		return "it says FB_DAEMON, and the mount has no daemon";
 	if (!(filter->wants & FB_WANTS_DAEMON))
 		return "it says FB_DAEMON, and does not declare FB_WANTS_DAEMON";
-	return daemon_can_express(rq->op) ? NULL : "it says FB_DAEMON, and pyfuse3 cannot express this op";
+	return can_express(rq->op) ? NULL : "it says FB_DAEMON, and pyfuse3 cannot express this op";
 }
 
 static uint8_t routes_of(const struct request *rq)
@@ -39,7 +39,7 @@ bool daemon_takes(const struct request *rq)
 	const struct handle *h;
 	uint64_t unused;
 
-	if (!daemon_can_express(rq->op) || rq->verdict == FB_BACKING)
+	if (!can_express(rq->op) || rq->verdict == FB_BACKING)
 		return false;
 	if (rq->route == FB_ROUTE_REPLY)
 		return false;
@@ -94,7 +94,7 @@ bool daemon_keeps_data(const struct request *rq)
 
 bool daemon_sees_result(const struct request *rq)
 {
-	return daemon_can_express(rq->op) && routes_of(rq) & DAEMON_POST && !(rq->op->flags & FB_OP_UNREFUSABLE);
+	return can_express(rq->op) && routes_of(rq) & DAEMON_POST && !(rq->op->flags & FB_OP_UNREFUSABLE);
 }
 
 /* ------------------------------------------------------------------------------- the daemon asked */
@@ -159,7 +159,7 @@ static int without_acl(const struct request *rq, int error)
 	return asks_acl && error == EOPNOTSUPP ? ENODATA : error;
 }
 
-/* What pyfuse3 said. Returns 1: the op goes on; 0 or -errno. */
+/* What pyfuse3 said. Returns 1: the op goes on; 0 or -errno; or, of a listing, DAEMON_ASK_ON. */
 static int take_answer(struct request *rq, struct daemon_call *call, struct daemon_waiter *w)
 {
 	const struct fuse_out_header *header = (const void *)rq->worker->payload;
@@ -263,23 +263,46 @@ static int ask(struct request *rq, struct daemon_call *call, struct daemon_waite
 	return e;
 }
 
+/* Call the handler. Returns as take_answer. */
+static int handler_call(struct request *rq)
+{
+	struct daemon_waiter *w;
+	struct daemon_call *call = daemon_call_begin(rq, FB_PRE, &w);
+
+	if (!call)
+		return -EBUSY;
+	int e = ask(rq, call, w, true);
+	if (e == 1 && take_changes(rq, call))
+		e = -EIO;
+	daemon_call_end(rq, w);
+	return e;
+}
+
+/* Call it for the part of a listing that is asked for, and on, as long as filters drop all that it says. */
+static int listing_call(struct request *rq)
+{
+	uint64_t offset = rq->image->args.rw.offset;
+	int e;
+
+	do {
+		e = handler_call(rq);
+	} while (e == DAEMON_ASK_ON);
+	if (e != 1)
+		rq->image->args.rw.offset = offset; // as post hooks are to see it
+	return e;
+}
+
 /**
  * Let the daemon answer the op. Returns 0: rq has the result; 1: it goes on to the backing root.
  */
 int daemon_op(struct request *rq)
 {
 	struct daemon *d = rq->mount->daemon;
-	struct daemon_waiter *w;
 
 	rq->route = FB_ROUTE_DAEMON;
 	if (atomic_load(&d->is_dead))
 		return without_daemon(rq);
-	struct daemon_call *call = daemon_call_begin(rq, FB_PRE, &w);
-	int killed, e = call ? ask(rq, call, w, true) : -EBUSY;
-	if (e == 1)
-		e = take_changes(rq, call) ? -EIO : 1;
-	if (call)
-		daemon_call_end(rq, call, w);
+	int killed, e = rq->op->canonical == FB_OP_readdir ? listing_call(rq) : handler_call(rq);
 	if ((e == 0 || (e == 1 && rq->op->canonical == FB_OP_setattr)) && kills_bits(rq) && (killed = kill_bits(rq)))
 		e = killed;
 	if (e == 1)
@@ -412,7 +435,7 @@ void daemon_see_result(struct request *rq)
 				  rq->op->name, why);
 			e = -EIO;
 		}
-		daemon_call_end(rq, call, w);
+		daemon_call_end(rq, w);
 	}
 	explain(rq, e);
 	if (e)

@@ -66,7 +66,8 @@ static void window_release(struct request *rq)
 
 /* ------------------------------------------------------------------------------- the payload */
 
-static bool brings_data(const struct op *op)
+/** Does the op bring a payload, rather than answer with one? */
+bool data_is_brought(const struct op *op)
 {
 	return op->canonical == FB_OP_write || op->canonical == FB_OP_setxattr;
 }
@@ -165,7 +166,7 @@ static bool show_room(struct request *rq, const struct chain_hook *hook)
 bool data_before(struct request *rq, const struct chain_hook *hook)
 {
 	window_acquire(rq);
-	bool goes_on = brings_data(rq->op) ? show_input(rq, hook) : show_room(rq, hook);
+	bool goes_on = data_is_brought(rq->op) ? show_input(rq, hook) : show_room(rq, hook);
 	window_release(rq);
 	return goes_on;
 }
@@ -213,7 +214,7 @@ const char *data_edit(struct request *rq, enum fb_phase phase)
 	if (!shown->window)
 		return "it edited data, and was shown none: say .wants = FB_WANTS_DATA";
 	uint32_t len = __atomic_load_n(&slot_of(rq)->data_len, __ATOMIC_RELAXED);
-	bool is_answer = phase == FB_PRE && !brings_data(rq->op);
+	bool is_answer = phase == FB_PRE && !data_is_brought(rq->op);
 	if (len > shown->most)
 		return "rewritten data is longer than what there was, or than the caller's buffer";
 	if (len < shown->len && !shown->is_last && !is_answer)

@@ -27,6 +27,7 @@ struct shown {
 /* data.c */
 int windows_init(struct windows *w, int map_fd);
 void windows_deinit(struct windows *w);
+bool data_is_brought(const struct op *op);
 bool data_before(struct request *rq, const struct chain_hook *hook);
 void data_after(struct request *rq, const struct chain_hook *hook);
 const char *data_edit(struct request *rq, enum fb_phase phase);

@@ -429,7 +429,8 @@ static const char *edit_common(struct request *rq, const struct fb_slot *slot, b
 }
 
 /**
- * Take the fields over that a hook, or the daemon, says it edited in `slot`. `op` is rq->op, or dirent; with `is_reply` a pre hook answers.
+ * Take the fields over that a hook, or the daemon, says it edited in `slot`. `op` is rq->op, or dirent; with `is_reply` a pre
+ * hook answers.
  *
  * Returns NULL, or why they are refused; then the op must fail.
  */

@@ -14,9 +14,8 @@
 #define FB_FUSE_CREATE_SUPP_GROUP (1ULL << 34)	  /* 7.38 */
 #define FB_FUSE_DIRECT_IO_ALLOW_MMAP (1ULL << 36) /* 7.39 */
 #define FB_FUSE_PASSTHROUGH (1ULL << 37)	  /* 7.40 */
-#define FB_FUSE_OVER_IO_URING (1ULL << 41)	  /* 7.42 */
-
 #define FB_FUSE_ALLOW_IDMAP (1ULL << 40)	  /* 7.41 */
+#define FB_FUSE_OVER_IO_URING (1ULL << 41)	  /* 7.42 */
 
 #define FB_FOPEN_NOFLUSH (1 << 5)		  /* 7.35 */
 #define FB_FOPEN_PARALLEL_DIRECT_WRITES (1 << 6)  /* 7.36 */
@@ -105,6 +104,15 @@ struct fb_fuse_statx_out {
 	uint32_t flags;
 	uint64_t spare[2];
 	struct fb_fuse_statx stat;
+};
+
+/* 7.45; kernels before answer EINVAL. `count` nodeids follow. */
+enum { FB_FUSE_NOTIFY_PRUNE = 9 };
+
+struct fb_fuse_notify_prune_out {
+	uint32_t count;
+	uint32_t padding;
+	uint64_t spare;
 };
 
 /* 7.42: FUSE over io_uring. What an entry's first buffer holds: */

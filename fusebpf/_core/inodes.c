@@ -317,7 +317,7 @@ int inodes_enter(struct mount *m, int fd, uint32_t type, uint32_t view, struct i
 	if (!e && id >= 0 && !(key.mnt = backing_mount_get(m, id, fd, type)))
 		e = -ENOMEM;
 	if (!e && !adopt_fd && !(key.mnt && key.mnt->can_reopen)) {
-		e = fd = reopen_as_path(fd); // no way back by handle: it needs a descriptor of its own
+		fd = reopen_as_path(fd); // no way back by handle: it needs a descriptor of its own
 		e = fd < 0 ? fd : 0;
 		adopt_fd = !e;
 	}
@@ -344,10 +344,8 @@ struct inode *inodes_find_at(struct mount *m, int parent_fd, const char *name)
 	if (inode_key_of(parent_fd, name, &key, &id))
 		return NULL;
 	key.mnt = NULL;
-	if (id >= 0) {
-		if (!(key.mnt = backing_mount_find(m, id)))
-			return NULL;
-	}
+	if (id >= 0 && !(key.mnt = backing_mount_find(m, id)))
+		return NULL;
 	return find_held(m, &key, 0);
 }
 
@@ -400,21 +398,6 @@ int inodes_enter_view(struct mount *m, struct inode *like, uint32_t view, struct
 	return inode ? 0 : -ENOMEM;
 }
 
-/** The nodeids of one shard of the table as of now, for walking it without its lock; the caller frees them. */
-uint64_t *inodes_of_shard(struct mount *m, uint32_t shard, uint32_t *n)
-{
-	struct inode_shard *s = &m->inodes.by_id[shard];
-
-	*n = 0;
-	pthread_mutex_lock(&s->lock);
-	uint64_t *nodeids = calloc(s->n_inodes + 1, sizeof(*nodeids));
-	for (uint32_t i = 0; nodeids && i < s->n_buckets; i++)
-		for (const struct inode *inode = s->buckets[i]; inode; inode = inode->next_by_id)
-			nodeids[(*n)++] = inode->nodeid;
-	pthread_mutex_unlock(&s->lock);
-	return nodeids;
-}
-
 /** Take back lookups: a FORGET, or a reply that did not arrive. */
 void inodes_forget(struct mount *m, struct inode *inode, uint64_t n_lookup)
 {
@@ -459,11 +442,13 @@ int inodes_init(struct mount *m)
 	t->next_nodeid = ROOT_NODEID;
 	if (shards_init(t->by_id) || shards_init(t->by_key))
 		return -ENOMEM;
-	int fd = openat(m->root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	struct stat st;
-	if (fd < 0 || fstat(fd, &st) < 0)
+	if (fstat(m->root_fd, &st) < 0)
 		return -errno;
 	t->root_dev = st.st_dev;
+	int fd = openat(m->root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
 	return inodes_enter(m, fd, S_IFDIR, 0, NULL, "", true, &t->root);
 }
 

@@ -5,10 +5,10 @@
 
 #include "core.h"
 
-/* A mount of the backing tree that inodes were found on. Never freed before the fusebpf mount is. */
-/* Are names that differ in case alone the same there? */
+/* Are names that differ in case alone the same on a file system? */
 enum case_folding { FOLDS_NOT, FOLDS_BY_DIRECTORY, FOLDS_PERHAPS };
 
+/* A mount of the backing tree that inodes were found on. Never freed before the fusebpf mount is. */
 struct backing_mount {
 	struct backing_mount *next;
 	int id;		 /* as name_to_handle_at(2) gives it; not reused while fd is open */
@@ -21,12 +21,12 @@ struct backing_mount {
 	uint64_t fsid;	 /* statfs(2)'s, as fanotify names its file system */
 };
 
-/* What one lock owner (a process's files, or an open file) holds on one inode: OFD locks of a descriptor of its own. */
 struct lock_range {
-	uint64_t start, end;
+	uint64_t start, end; /* the last byte */
 	uint32_t type, pid;
 };
 
+/* What one lock owner (a process's files, or an open file) holds on one inode: OFD locks of a descriptor of its own. */
 struct lock_owner {
 	struct lock_owner *next; /* of the same inode */
 	uint64_t owner;
@@ -176,8 +176,6 @@ struct inode *inodes_view_from(struct mount *m, const struct inode *like, uint32
 struct inode *inodes_find_handle(struct mount *m, struct backing_mount *b, const struct file_handle *handle,
 				 uint32_t view);
 struct inode *inodes_find_at(struct mount *m, int parent_fd, const char *name);
-uint64_t *inodes_of_shard(struct mount *m, uint32_t shard, uint32_t *n);
-struct inode *inodes_get_held(struct mount *m, uint64_t nodeid);
 void inodes_forget(struct mount *m, struct inode *inode, uint64_t n_lookup);
 void inode_hold(struct inode *inode);
 void inode_release(struct mount *m, struct inode *inode);
@@ -185,12 +183,18 @@ void inode_moved(struct mount *m, struct inode *inode, struct inode *parent, con
 void inode_seen(struct mount *m, struct inode *inode, struct inode *parent, const char *name);
 pthread_mutex_t *inode_name_lock(struct mount *m, const struct inode *inode);
 
+/* inodes_walk.c */
+struct inode *inodes_get_held(struct mount *m, uint64_t nodeid);
+uint64_t *inodes_of_shard(struct mount *m, uint32_t shard, uint32_t *n);
+ssize_t inodes_passed_through(struct mount *m, struct inode ***out);
+
 /* daemon_inodes.c */
 int inodes_enter_virtual(struct mount *m, uint64_t daemon_id, uint32_t type, struct inode *parent, const char *name,
 			 struct inode **out);
 int inodes_count(struct mount *m, struct inode *inode);
 void inodes_pair(struct mount *m, struct inode *inode, uint64_t daemon_id);
-void inodes_moved_child(struct mount *m, struct inode *parent, const char *name, struct inode *to, const char *to_name);
+void inodes_moved_child(struct mount *m, struct inode *parent, const char *name, struct inode *to, const char *to_name,
+			bool is_exchange);
 
 /* paths.c */
 uint64_t inode_place(struct mount *m, uint64_t nodeid, char name[FB_NAME_SIZE]);

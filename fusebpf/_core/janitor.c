@@ -196,7 +196,6 @@ static void look_after(struct mount *m)
 	struct workers *p = &m->workers;
 	bool is_urgent = atomic_load(&p->n_interrupted) || atomic_load(&p->has_early) ||
 			 atomic_load(&p->n_returning) || starved(m);
-
 	bool is_soon = placement_look(m) | is_active(m);
 
 	clock_wait(&p->changed, &p->lock, is_urgent ? INTERRUPT_PERIOD_NS : is_soon ? ACTIVE_PERIOD_NS : JANITOR_PERIOD_NS);

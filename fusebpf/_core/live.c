@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the control path asks of a mount that serves: that ops in flight leave the snapshots that they began with, and
- * which inodes are passed through to the kernel. Any thread but a worker's; ops go on meanwhile.
+ * What the control path asks of a mount that serves: that ops in flight leave the snapshots that they began with. Any
+ * thread but a worker's; ops go on meanwhile.
  */
 #include "core.h"
 
@@ -37,19 +37,16 @@ static void wake_idle(struct workers *p)
 /** Wait until no op uses a snapshot older than `revision`, at most so long. Returns how many still do. */
 uint32_t chain_drain(struct mount *m, uint32_t revision, uint32_t timeout_ms)
 {
-	struct timespec now, pause = { .tv_nsec = FIRST_PAUSE_NS };
-	int64_t end_ms;
+	struct timespec pause = { .tv_nsec = FIRST_PAUSE_NS };
+	int64_t end_ms = now_ms() + timeout_ms;
 	uint32_t n;
 
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	end_ms = now.tv_sec * 1000 + now.tv_nsec / 1000000 + timeout_ms;
 	while ((n = n_holders(m, revision))) {
 		// A signal that comes just before the read is lost, so it is sent again.
 		wake_idle(&m->workers);
 		nanosleep(&pause, NULL);
 		pause.tv_nsec = pause.tv_nsec * 2 < LONGEST_PAUSE_NS ? pause.tv_nsec * 2 : LONGEST_PAUSE_NS;
-		clock_gettime(CLOCK_MONOTONIC, &now);
-		if (now.tv_sec * 1000 + now.tv_nsec / 1000000 >= end_ms)
+		if (now_ms() >= end_ms)
 			return n_holders(m, revision);
 	}
 	return 0;
@@ -66,43 +63,4 @@ uint32_t chain_oldest(struct mount *m)
 			oldest = c->revision;
 	pthread_mutex_unlock(&m->chain_lock);
 	return oldest;
-}
-
-/**
- * The inodes whose data is passed through to the kernel now, each with a reference that the caller releases. Returns how
- * many there are, or -ENOMEM; *out is the caller's to free.
- */
-ssize_t inodes_passed_through(struct mount *m, struct inode ***out)
-{
-	size_t n = 0, capacity = 0;
-	struct inode **found = NULL;
-
-	for (int i = 0; i < N_SHARDS; i++) {
-		struct inode_shard *s = &m->inodes.by_id[i];
-		pthread_mutex_lock(&s->lock);
-		for (uint32_t b = 0; b < s->n_buckets && s->buckets; b++) {
-			for (struct inode *inode = s->buckets[b]; inode; inode = inode->next_by_id) {
-				// A hint without its stripe's lock: whoever opens or closes it meanwhile races with us anyway.
-				if (!__atomic_load_n(&inode->n_passthrough, __ATOMIC_RELAXED))
-					continue;
-				if (n == capacity) {
-					capacity = capacity ? 2 * capacity : 64;
-					struct inode **grown = realloc(found, capacity * sizeof(*found));
-					if (!grown) {
-						pthread_mutex_unlock(&s->lock);
-						while (n)
-							inode_release(m, found[--n]);
-						free(found);
-						return -ENOMEM;
-					}
-					found = grown;
-				}
-				inode_hold(inode);
-				found[n++] = inode;
-			}
-		}
-		pthread_mutex_unlock(&s->lock);
-	}
-	*out = found;
-	return (ssize_t)n;
 }

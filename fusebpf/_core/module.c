@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The border to Python: the class Mount. With module_tables.c the only file with Python.h.
+ * The border to Python: the class Mount and the module; module_daemon.c and module_tables.c have the rest of it.
  * The core never calls Python; what it has to say leaves by the event and log descriptors and the shared maps.
  */
 #include "module.h"
@@ -76,10 +76,8 @@ static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 					 &mountpoint, PyUnicode_FSConverter, &source, &flags, &allow_other,
 					 &default_permissions, &max_read, &passthrough, &max_workers, &ttl_ns,
 					 &backing_locks, &watch, &transport, &max_descriptors, &one_file_system,
-					 &idmap, &small, &more_roots)) {
-		Py_XDECREF(mountpoint);
+					 &idmap, &small, &more_roots))
 		return -1;
-	}
 	struct mount *m = mount_create();
 	int e = m ? 0 : ENOMEM;
 	if (!e) {
@@ -471,15 +469,9 @@ static int module_exec(PyObject *module)
 		return -1;
 	}
 	Py_DECREF(type);
-	PyObject *ops_table = module_ops(), *sizes = module_sizes(), *args = module_args();
-	int e = !ops_table || !sizes || !args || PyModule_AddObjectRef(module, "OPS", ops_table) < 0 ||
-		PyModule_AddObjectRef(module, "SIZES", sizes) < 0 ||
-		PyModule_AddObjectRef(module, "ARGS", args) < 0 || add_call_fields(module) < 0 ||
-		PyModule_AddIntConstant(module, "ABI_VERSION", FB_ABI_VERSION) < 0;
-	Py_XDECREF(ops_table);
-	Py_XDECREF(sizes);
-	Py_XDECREF(args);
-	return e ? -1 : 0;
+	if (add_tables(module) < 0 || add_call_fields(module) < 0)
+		return -1;
+	return PyModule_AddIntConstant(module, "ABI_VERSION", FB_ABI_VERSION);
 }
 
 static PyModuleDef_Slot module_slots[] = {

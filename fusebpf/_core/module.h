@@ -27,9 +27,7 @@ PyObject *Mount_daemon_backing(MountObject *self, PyObject *number);
 PyObject *Mount_daemon_hold(MountObject *self, PyObject *args);
 int add_call_fields(PyObject *module);
 
-/* module_tables.c: new references, or NULL with an exception set */
-PyObject *module_ops(void);
-PyObject *module_args(void);
-PyObject *module_sizes(void);
+/* module_tables.c */
+int add_tables(PyObject *module);
 
 #endif

@@ -70,12 +70,14 @@ void notify_all(struct mount *m, bool by_filters);
 void notify_unknown(struct mount *m);
 void notify_prune(struct mount *m);
 
+/* On the notifier's thread. */
+void notifier_drop(struct mount *m, uint64_t parent, const char *name);
+
 /* prune.c: the notifier's, and a worker's. */
 void prune(struct mount *m);
 bool prune_wait(struct request *rq, uint32_t *n_waits);
-void notifier_drop(struct mount *m, uint64_t parent, const char *name);
 
-/* The control path's. */
+/* notify.c: the control path's. */
 bool notify_wait(struct mount *m, int timeout_ms);
 void notifier_init(struct mount *m);
 int notifier_start(struct mount *m);

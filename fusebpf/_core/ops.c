@@ -24,9 +24,7 @@ static int take_text(struct request *rq, size_t most, const char **out)
 	const char *at = rq->body + rq->body_at;
 	size_t left = rq->body_len - rq->body_at, len = strnlen(at, left);
 
-	if (len == left)
-		return -EINVAL;
-	if (len == 0)
+	if (len == left || len == 0)
 		return -EINVAL;
 	if (len > most)
 		return -ENAMETOOLONG;
@@ -143,7 +141,6 @@ static int decode_link(struct request *rq)
 	rq->image->args.link = (struct fb_link){ .inode = in->oldnodeid };
 	return 0;
 }
-
 
 static int decode_open(struct request *rq)
 {

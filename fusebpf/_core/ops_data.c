@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Open files: open, read, write, flush, fsync, release. Reads and writes come here only for files that are not passed
- * through by the kernel.
+ * Open files: open, read, write, flush, lseek, fallocate, copy_file_range, fsync, release. Reads and writes come here
+ * only for files that are not passed through by the kernel.
  */
 #include "core.h"
 

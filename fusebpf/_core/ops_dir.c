@@ -273,9 +273,9 @@ static int list(struct request *rq, bool is_plus)
 		rq->image->name_len = 0;
 	}
 	rq->payload = l.out;
-	rq->payload_len = l.len;
+	rq->payload_len = rq->count = l.len;
 	rq->has_plus_entries = is_plus && l.with_inodes;
-	return e; // then the lookups are taken back (route.c: result_undo)
+	return e; // then the lookups are taken back (result.c: result_undo)
 }
 
 int op_readdir(struct request *rq)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Ops on names: lookup, what makes entries and what removes them, and the kernel's forgetting. Every backing call is
- * relative to a descriptor of the parent, so a rename race cannot lead out of the backing root.
+ * Ops on names: lookup, what makes entries and what removes them, readlink; the kernel's forgetting and interrupting.
+ * Every backing call is relative to a descriptor of the parent, so a rename race cannot lead out of the backing root.
  */
 #include "core.h"
 
@@ -24,8 +24,8 @@
 		result;                                                                    \
 	})
 
-/** Answer with the entry of a name. */
-int reply_entry(struct request *rq, int parent_fd, const char *name)
+/* Answer with the entry of a name. */
+static int reply_entry(struct request *rq, int parent_fd, const char *name)
 {
 	int e = entry_at(rq, parent_fd, name, &rq->out.create.entry, &rq->entry);
 

@@ -62,9 +62,9 @@ static size_t value_size(const struct request *rq)
 	return size < FB_DATA_SIZE ? size : FB_DATA_SIZE;
 }
 
-/* The kernel asks so for security.capability before the first write to a file, which is open then: that takes a tenth of the way
- * by /proc, which has no entry yet for a descriptor that is new. Not where a close(2) of the duplicate would flush what was written, and
- * take the error that FLUSH is to tell of. */
+/* The kernel asks so for security.capability before the first write to a file, which is open then: that takes a tenth of the
+ * way by /proc, which has no entry yet for a descriptor that is new. Not where a close(2) of the duplicate would flush what
+ * was written, and take the error that FLUSH is to tell of. */
 static bool get_opened(struct request *rq, ssize_t *n)
 {
 	bool is_local = rq->inode->mnt && !rq->inode->mnt->is_remote;

@@ -7,9 +7,8 @@
 
 #include <sched.h>
 #include <signal.h>
-#include <time.h>
 
-#define STOP_TIMEOUT_S 10
+#define STOP_TIMEOUT_MS 10000
 
 static void on_kick(int signal)
 {
@@ -59,7 +58,7 @@ static int start_for_cores(struct mount *m)
 		return transport_refuse_uring(m, "a worker for each core and one for /dev/fuse are more than max_workers");
 	int e = create_for_cores(m, first, n);
 	if (e)
-		return transport_refuse_uring(m, e == -EPERM ? "this process may not make an io_uring" : strerror(-e));
+		return transport_refuse_uring(m, e == -EPERM ? "this process may not use io_uring" : strerror(-e));
 	pthread_mutex_lock(&p->lock);
 	for (uint32_t i = 0; i < n; i++) {
 		if (!e)
@@ -85,6 +84,24 @@ static int handle_kicks(void)
 	return 0;
 }
 
+static void *act(void *error)
+{
+	*(int *)error = creds_init_thread();
+	return NULL;
+}
+
+/* Try in a thread what every worker begins with: seccomp or a user namespace may forbid it. */
+static int try_creds(void)
+{
+	pthread_t thread;
+	int error = 0;
+	int e = -pthread_create(&thread, NULL, act, &error);
+
+	if (!e)
+		pthread_join(thread, NULL);
+	return e ? e : error;
+}
+
 /** Start the first workers and the janitor. They wait until workers_open. */
 int workers_start(struct mount *m)
 {
@@ -99,6 +116,12 @@ int workers_start(struct mount *m)
 	if (e)
 		return e;
 	block_signals(&old);
+	e = try_creds();
+	if (e) {
+		m->failed_call = "a thread cannot act as its callers here (unshare, setgroups)";
+		pthread_sigmask(SIG_SETMASK, &old, NULL);
+		return e;
+	}
 	e = start_for_cores(m);
 	for (int i = 0; !e && i < (m->n_queues > 1 ? 1 : KEEP_IDLE); i++)
 		e = worker_start(m, &m->queues[0]);
@@ -123,19 +146,16 @@ void workers_open(struct mount *m)
 void workers_stop(struct mount *m)
 {
 	struct workers *p = &m->workers;
-	struct timespec now, end;
+	int64_t end_ms = now_ms() + STOP_TIMEOUT_MS;
 
 	atomic_store(&p->is_stopping, true);
-	clock_gettime(CLOCK_MONOTONIC, &end);
-	end.tv_sec += STOP_TIMEOUT_S;
 	pthread_mutex_lock(&p->lock);
 	pthread_cond_broadcast(&p->changed);
 	do {
 		workers_kick(p, true);
 		if (p->n)
 			clock_wait(&p->changed, &p->lock, INTERRUPT_PERIOD_NS);
-		clock_gettime(CLOCK_MONOTONIC, &now);
-	} while (p->n && now.tv_sec < end.tv_sec);
+	} while (p->n && now_ms() < end_ms);
 	uint32_t left = p->n;
 	pthread_mutex_unlock(&p->lock);
 	if (left)

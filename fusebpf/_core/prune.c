@@ -9,14 +9,6 @@
 #define PAUSE_US 2000
 #define MAX_WAITS 500 /* a second */
 
-/* include/uapi/linux/fuse.h, protocol 7.45. Kernels before answer EINVAL. */
-enum { FB_FUSE_NOTIFY_PRUNE = 9 };
-struct fb_fuse_notify_prune_out {
-	uint32_t count;
-	uint32_t padding;
-	uint64_t spare;
-};
-
 /* Does the inode hold a descriptor for as long as the kernel knows it, and may the kernel not know it? */
 static bool is_held_by_kernel(const struct inode *inode)
 {

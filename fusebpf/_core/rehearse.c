@@ -18,11 +18,6 @@ struct rehearsed {
 	char *memory; // of a worker: the request's bytes, and the reply's
 };
 
-static bool brings_data(const struct op *op)
-{
-	return op->canonical == FB_OP_write || op->canonical == FB_OP_setxattr;
-}
-
 static uint32_t at_most(uint32_t len, size_t size)
 {
 	return len < size ? len : (uint32_t)size - 1;
@@ -50,7 +45,7 @@ static int answer(struct request *rq)
 		image->text_len = at_most(described->slot.text_len, sizeof(image->text));
 	}
 	result_from_slot(rq, results);
-	if (described->data && !brings_data(rq->op)) {
+	if (described->data && !data_is_brought(rq->op)) {
 		memcpy(rq->worker->payload, described->data, described->data_len);
 		rq->count = rq->payload_len = described->data_len;
 	}
@@ -133,7 +128,7 @@ static void request_describe(struct rehearsed *run, struct mount *m, const struc
 	rq->name = op->n_names >= 1 ? run->image.name.text : NULL;
 	rq->name2 = op->n_names >= 2 ? run->image.name2.text : NULL;
 	rq->text = op->canonical == FB_OP_symlink ? run->image.text : NULL;
-	if (brings_data(op))
+	if (data_is_brought(op))
 		input_describe(run, r);
 	hooks_describe(run, r->skips);
 	for (uint32_t i = 0; i < FB_MAX_FILTERS && r->skips & 1U << FB_PRE; i++)
@@ -177,10 +172,10 @@ static void outcome(struct rehearsal *r, const struct request *rq)
 static int data_outcome(struct rehearsal *r, const struct request *rq)
 {
 	const struct fb_slot *image = rq->image;
-	const char *data = brings_data(rq->op) ? rq->input : rq->payload;
+	const char *data = data_is_brought(rq->op) ? rq->input : rq->payload;
 	size_t len = rq->payload_len;
 
-	if (brings_data(rq->op))
+	if (data_is_brought(rq->op))
 		len = rq->op->canonical == FB_OP_write ? image->args.rw.size : image->args.xattr.size;
 	if (rq->error || !data)
 		len = 0;
@@ -198,6 +193,9 @@ static void listing_ask(struct request *rq, struct rehearsal *r)
 	const char *name = given.text;
 	uint32_t name_len = rq->image->name_len;
 
+	// What is described is the entry's path; dirent_allowed wants the directory's, and puts the name behind it.
+	const char *slash = memrchr(rq->image->path, '/', rq->image->path_len);
+	rq->image->path_len = slash ? (uint32_t)(slash - rq->image->path) : 0;
 	rq->reach = rq->chain->n_filters;
 	worker_enter_backing(rq->worker);
 	r->is_listed = dirent_allowed(rq, entry.ino, entry.type, &name, &name_len);
@@ -210,7 +208,8 @@ int rehearse(struct mount *m, struct rehearsal *r)
 {
 	const struct op *op = (uint32_t)r->slot.op < 256 ? &ops[r->slot.op] : NULL;
 
-	if (!op || !op->is_hook || r->data_len > (op->canonical == FB_OP_setxattr ? FB_DATA_SIZE : MAX_WRITE) || !m->has_shared || !atomic_load(&m->chain))
+	if (!op || !op->is_hook || r->data_len > (op->canonical == FB_OP_setxattr ? FB_DATA_SIZE : MAX_WRITE) ||
+	    !m->has_shared || !atomic_load(&m->chain))
 		return -EINVAL;
 	struct rehearsed *run = calloc(1, sizeof(*run));
 	if (!run || !(run->memory = calloc(2, REQUEST_BUFFER_SIZE))) {

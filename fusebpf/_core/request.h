@@ -77,7 +77,6 @@ struct request {
 	struct chain *chain;
 	const struct op_hooks *hooks;
 	uint32_t slot;
-	bool has_path;
 	uint64_t delay_ns; /* to be waited for, 0: nothing */
 	enum fb_route route;
 	uint32_t reach;		   /* filters at positions below this one get their post hooks */
@@ -102,7 +101,6 @@ int request_decode(struct request *rq);
 const void *request_take(struct request *rq, size_t size);
 /* ops_*.c share these */
 void names_expire(struct request *rq);
-int reply_entry(struct request *rq, int parent_fd, const char *name);
 int entry_of_fd(struct request *rq, int fd, const char *name, bool adopt_fd, struct fuse_entry_out *out,
 		struct inode **inode);
 void statx_finish(struct request *rq);
@@ -139,7 +137,7 @@ int errno_for_kernel(uint32_t error);
 bool data_is_seen(const struct op *op, enum fb_phase phase, uint32_t wants);
 
 /* state.c */
-struct inode *op_subject(const struct request *rq, const struct op *op, enum fb_phase phase);
+struct inode *op_other(const struct request *rq);
 void tags_to_slot(struct request *rq, const struct op *op, enum fb_phase phase, uint32_t owner);
 const char *tag_edit(struct request *rq, uint64_t tag, const struct op *op, enum fb_phase phase);
 

@@ -7,6 +7,13 @@
 
 /* ---------------------------------------------------------------------------- before the op */
 
+/* Is it one that a pre hook may have? An errno whose minus was forgotten is none. */
+static bool is_pre_verdict(enum fb_verdict verdict)
+{
+	return verdict == FB_CONTINUE || verdict == FB_BACKING || verdict == FB_DAEMON || verdict == FB_REPLY ||
+	       verdict == FB_NEGATIVE;
+}
+
 /** Act on a pre hook's verdict. Returns true if the op goes on to the filter below. */
 bool pre_decide(struct request *rq, const struct chain_hook *hook, const struct fb_verdict_record *v)
 {
@@ -32,8 +39,8 @@ bool pre_decide(struct request *rq, const struct chain_hook *hook, const struct 
 		why = daemon_refuses(rq, filter);
 	if (!why && v->verdict == FB_NEGATIVE && op->canonical != FB_OP_lookup)
 		why = "it says FB_NEGATIVE, which is for lookup";
-	if (!why && (v->verdict == FB_DROP || v->verdict > FB_DROP))
-		why = "its verdict is none that a pre hook has";
+	if (!why && !is_pre_verdict(v->verdict))
+		why = "its verdict is none that a pre hook has (an errno wants a minus)";
 	if (!why && is_reply && !v->error)
 		why = result_missing(rq, edits);
 	if (why) {
@@ -125,7 +132,7 @@ void post_decide(struct request *rq, const struct chain_hook *hook, const struct
 	else if (v->verdict == FB_DAEMON)
 		why = daemon_refuses(rq, filter);
 	else if (v->verdict != FB_CONTINUE && v->verdict != FB_REPLY)
-		why = "its verdict is none that a post hook has";
+		why = "its verdict is none that a post hook has (an errno wants a minus)";
 	else if (edits & FB_EDIT_ERROR && !v->error && rq->error && rq->op->flags & with_result)
 		why = "it made a failed op a success that has no result";
 	else if (edits)
@@ -192,7 +199,26 @@ static void post_run(struct request *rq)
 	}
 }
 
-static bool dirent_ask(struct request *rq, uint64_t ino, uint32_t type, const char **name, uint32_t *name_len)
+/* The path of the entry that is asked about, for filters that want it: that of the directory is there already. */
+static void dirent_path(struct request *rq, uint32_t directory_len)
+{
+	struct fb_slot *image = rq->image;
+	uint32_t slash = directory_len ? 1 : 0;
+
+	if (!(image->flags & FB_HAS_PATH) || image->flags & FB_PATH_LOST)
+		return;
+	if (directory_len + slash + image->name_len >= FB_PATH_SIZE) {
+		image->flags |= FB_PATH_LOST;
+		image->path_len = 0;
+		return;
+	}
+	memcpy(image->path + directory_len, "/", slash);
+	memcpy(image->path + directory_len + slash, image->name.text, image->name_len);
+	image->path_len = directory_len + slash + image->name_len;
+}
+
+static bool dirent_ask(struct request *rq, uint64_t ino, uint32_t type, uint32_t directory_len, const char **name,
+		       uint32_t *name_len)
 {
 	const struct op *dirent = &ops[FB_OP_dirent];
 	const struct op_hooks *hooks = rq->chain->ops[FB_OP_dirent];
@@ -214,6 +240,7 @@ static bool dirent_ask(struct request *rq, uint64_t ino, uint32_t type, const ch
 		if (hook->position >= rq->reach)
 			continue;
 		rq->post_ran |= bit;
+		dirent_path(rq, directory_len);
 		if (hook_run(rq, dirent, FB_POST, hook, &v)) {
 			rq->error = EIO;
 			return false;
@@ -259,9 +286,12 @@ bool dirent_allowed(struct request *rq, uint64_t ino, uint32_t type, const char 
 
 	if (is_dots || !rq->chain || !rq->chain->ops[FB_OP_dirent])
 		return true;
+	uint32_t directory_len = rq->image->path_len, flags = rq->image->flags;
 	worker_leave_backing(rq->worker); // hooks need the thread's ring
-	bool is_allowed = dirent_ask(rq, ino, type, name, name_len);
+	bool is_allowed = dirent_ask(rq, ino, type, directory_len, name, name_len);
 	worker_enter_backing(rq->worker);
+	rq->image->path_len = directory_len;
+	rq->image->flags = flags;
 	return is_allowed;
 }
 

@@ -4,16 +4,16 @@
  */
 #include "core.h"
 
-/** The inode whose tag a hook sees and sets: the entry that the op answers with, else what it was asked of. */
-struct inode *op_subject(const struct request *rq, const struct op *op, enum fb_phase phase)
+/* The inode whose tag a hook sees and sets: the entry that the op answers with, else what it was asked of. */
+static struct inode *op_subject(const struct request *rq, const struct op *op, enum fb_phase phase)
 {
 	bool is_entry = phase == FB_POST && op == rq->op && !rq->error && rq->entry;
 
 	return is_entry ? rq->entry : rq->inode;
 }
 
-/* The second inode of an op that has one, or NULL. */
-static struct inode *other_inode(const struct request *rq)
+/** The second inode of an op that has one, or NULL. */
+struct inode *op_other(const struct request *rq)
 {
 	switch (rq->op->canonical) {
 	case FB_OP_rename:
@@ -40,7 +40,7 @@ void tags_to_slot(struct request *rq, const struct op *op, enum fb_phase phase, 
 	image->tag = tag_of(rq->mount, op_subject(rq, op, phase), owner, &is_mixed);
 	if (is_mixed)
 		image->flags |= FB_TAG_MIXED;
-	struct inode *other = other_inode(rq);
+	struct inode *other = op_other(rq);
 	if (other)
 		image->tag2 = tag_of(rq->mount, other, owner, &ignored);
 }

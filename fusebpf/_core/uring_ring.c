@@ -43,6 +43,15 @@ static int map(struct uring *r, const struct io_uring_params *p)
 	return 0;
 }
 
+/* May this process wait on rings at all? A seccomp profile can refuse this call alone, which would be found out when requests are
+ * on their way. A ring that is not enabled says EBADFD itself. */
+static int may_enter(const struct uring *r)
+{
+	long n = syscall(SYS_io_uring_enter, r->fd, 0, 0, 0, NULL, 0);
+
+	return n < 0 && errno != EBADFD ? -errno : 0;
+}
+
 /** Make a ring for commands on file_fd, not enabled yet. On error nothing is left to close. */
 int uring_open(struct uring *r, int file_fd)
 {
@@ -57,6 +66,8 @@ int uring_open(struct uring *r, int file_fd)
 	int e = p.features & IORING_FEAT_SINGLE_MMAP ? map(r, &p) : -EOPNOTSUPP;
 	if (!e && syscall(SYS_io_uring_register, r->fd, IORING_REGISTER_FILES, &file_fd, 1) < 0)
 		e = -errno;
+	if (!e)
+		e = may_enter(r);
 	if (e)
 		uring_close(r);
 	return e;

@@ -7,8 +7,8 @@
 
 /* ------------------------------------------------------------------------- all inodes of a file */
 
-/** The inodes of the same file as this one, whose reference is taken over. Where memory is short, that one alone. */
-void views_collect(struct mount *m, struct inode *inode, struct views *out)
+/* The inodes of the same file as this one, whose reference is taken over. Where memory is short, that one alone. */
+static void views_collect(struct mount *m, struct inode *inode, struct views *out)
 {
 	uint32_t capacity = 0;
 
@@ -59,8 +59,8 @@ uint32_t entry_view(const struct request *rq)
 	return rq->has_view ? rq->view : rq->inode->view;
 }
 
-/** Answer with another view of the entry than the one that was found. */
-int view_switch(struct request *rq, uint32_t view)
+/* Answer with another view of the entry than the one that was found. */
+static int view_switch(struct request *rq, uint32_t view)
 {
 	struct fuse_entry_out *out = &rq->out.create.entry;
 	struct inode *inode;
@@ -118,17 +118,11 @@ static void others_forget(struct mount *m, struct inode *changed)
 /** An op went through: the other views of what it changed forget pages and attributes. */
 void views_changed(struct request *rq)
 {
-	const struct fb_slot *image = rq->image;
 	struct mount *m = rq->mount;
-	bool truncates = rq->op->canonical == FB_OP_open && image->args.open.flags & O_TRUNC;
+	bool truncates = rq->op->canonical == FB_OP_open && rq->image->args.open.flags & O_TRUNC;
 
 	if (!m->inodes.has_views || rq->error || !(truncates || rq->op->flags & FB_OP_MUTATES))
 		return;
 	others_forget(m, rq->inode);
-	if (rq->op->canonical == FB_OP_rename)
-		others_forget(m, inodes_get(m, image->args.rename.newdir));
-	else if (rq->op->canonical == FB_OP_link)
-		others_forget(m, inodes_get(m, image->args.link.inode));
-	else if (rq->op->canonical == FB_OP_copy_file_range)
-		others_forget(m, inodes_get(m, image->args.copy.nodeid_out));
+	others_forget(m, op_other(rq));
 }

@@ -12,11 +12,9 @@ struct views {
 	struct inode **all; /* &one, or allocated */
 };
 
-void views_collect(struct mount *m, struct inode *inode, struct views *out);
 void views_at(struct mount *m, int parent_fd, const char *name, struct views *out);
 void views_release(struct mount *m, struct views *v);
 uint32_t entry_view(const struct request *rq);
-int view_switch(struct request *rq, uint32_t view);
 const char *view_edit(struct request *rq, uint32_t view, enum fb_phase phase);
 void views_forget(struct mount *m, const struct views *v);
 void views_changed(struct request *rq);

@@ -305,27 +305,11 @@ def test_a_write_appends_what_the_filter_left(data: Chained) -> None:
 
 
 URING = Path("/sys/module/fuse/parameters/enable_uring")
-SCRAMBLE = """
-FILTER(scramble, .altitude = FB_DATA, .wants = FB_WANTS_DATA, .doc = "no byte is stored as it is written")
-FB_ALWAYS_INLINE int scramble(struct fb_slot *ctx)
-{
-	struct fb_window *data = fb_data(ctx);
-	if (!data)
-		return FB_CONTINUE;
-	FB_EACH_WORD(i, ctx->data_len)
-		*fb_word(data, i) ^= FB_EVERY_BYTE(0x5a);
-	ctx->edits |= FB_EDIT_DATA;
-	return FB_REWRITE;
-}
-PRE(scramble, write) { return scramble(ctx); }
-POST(scramble, read) { return scramble(ctx); }
-PRE(scramble, setxattr) { return scramble(ctx); }
-"""
 
 
 @pytest.mark.skipif(not URING.exists(), reason="no FUSE over io_uring here")
-def test_payloads_that_come_by_io_uring_are_shown_too(run_directory: Path, directory: Path) -> None:
-    with chained(run_directory, [source(directory, SCRAMBLE)], options="transport=uring") as made:
+def test_payloads_that_come_by_io_uring_are_shown_too(run_directory: Path) -> None:
+    with chained(run_directory, [HERE / "scramble.c"], options="transport=uring") as made:
         through, behind = made.fresh()
 
         assert in_child(lambda: put(through / "name", BIG).read_bytes()) == BIG

@@ -81,6 +81,30 @@ POST(prefixed, dirent) { return prefixed_edit(ctx, &ctx->name, '_', '@', FB_EDIT
 """
 
 
+PUBLIC = """
+FILTER(public, .altitude = FB_POLICY, .wants = FB_WANTS_PATH)
+
+POST(public, dirent)
+{
+    static const char directory[] = "share/";
+    u32 i, difference = 0;
+
+#pragma clang loop unroll(full)
+    for (i = 0; i < sizeof(directory) - 1; i++)
+        difference |= ctx->path[i] ^ directory[i];
+    if (difference || ctx->path_len != sizeof(directory) - 1 + ctx->name_len)
+        return FB_CONTINUE;
+    return fb_name_starts(ctx, "pub-") ? FB_CONTINUE : FB_DROP;
+}
+
+/* The listing as a whole has the directory's path again. */
+POST(public, readdir)
+{
+    return ctx->path_len == 0 || ctx->path_len == 5 || ctx->path_len == 11 ? FB_CONTINUE : -EUCLEAN;
+}
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("dirent")
@@ -96,6 +120,29 @@ def facts_of(made: Chained, name: str) -> tuple[int, int, int, int, int]:
     assert value is not None, name
     ino, directory, wrong, kind, phase = struct.unpack("3Q2I", value)
     return ino, directory, wrong, kind, phase
+
+
+def test_an_entry_has_its_own_path(mount: support.Mounter, folder: Path) -> None:
+    mounted = mount(filters=[source(folder, PUBLIC, "public")])
+    for name in ("pub-a", "secret", "pub-b/secret", "share/pub-c", "share/secret", "share/share/secret"):
+        path = mounted.src / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    os.mkdir(mounted.src / "share/pub-d")
+    (mounted.src / "share/pub-d/secret").touch()
+
+    listed = names_below(mounted.path)
+
+    assert listed == [
+        "pub-a",
+        "pub-b",
+        "pub-b/secret",
+        "secret",
+        "share",
+        "share/pub-c",
+        "share/pub-d",
+        "share/pub-d/secret",
+    ]
 
 
 @pytest.mark.parametrize("has_attributes", [True, False])

@@ -10,23 +10,26 @@ from chain.chained import HERE, OPCODES, Chained, chained
 from chain.triggers import Trigger, prepared
 from core.table import attempt, in_child
 
-from fusebpf._core import OPS
+from fusebpf._core import OP_FLAGS, OPS
 
-CREATES, UNREFUSABLE, POST_ONLY = 1 << 6, 1 << 9, 1 << 10
+UNREFUSABLE, POST_ONLY = OP_FLAGS["UNREFUSABLE"], OP_FLAGS["POST_ONLY"]
 FLAGS = {name: flags for name, _, _, flags, kind, _ in OPS if kind == "hook"}
 PRE_OPS = [name for name, flags in FLAGS.items() if not flags & POST_ONLY and name != "access"]
 # poll(2) has no errno: what fails is POLLERR.
 REFUSABLE = [name for name in PRE_OPS if not FLAGS[name] & UNREFUSABLE and name != "poll"]
 OBSERVED = [name for name in PRE_OPS if FLAGS[name] & UNREFUSABLE]
 
-FB_BACKING, FB_DAEMON, FB_REPLY, FB_NEGATIVE, FB_DROP = 1, 2, 3, 4, 5
+FB_BACKING, FB_DAEMON, FB_REPLY, FB_NEGATIVE, FB_DROP = range(0xF1, 0xF6)
 REWRITE, NOPOST = 0x100, 0x200
 BROKEN_PRE = {
     "daemon": FB_DAEMON,
     "drop": FB_DROP,
-    "no such verdict": 6,
-    "the verdict that means broken": 15,
-    "verdict 255": 255,
+    "no such verdict": 0xF6,
+    "the verdict that means broken": 0xFF,
+    "EPERM without its minus": errno.EPERM,
+    "ENOENT without its minus": errno.ENOENT,
+    "EIO without its minus": errno.EIO,
+    "the last errno, without its minus": errno.ENOTRECOVERABLE,
     "no such flag": 0x400,
     "a high flag": 0x40000000,
     "rewrite of nothing": REWRITE,

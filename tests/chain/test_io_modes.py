@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import support
-from chain.chained import HERE, Chained, chained, source
+from chain.chained import HERE, Chained, chained
 from core.table import attempt, in_child, opened, put
 
 PASSTHROUGH, DIRECT, CACHE = 1, 2, 3
@@ -200,26 +200,8 @@ def test_a_file_whose_data_is_hooked_is_never_passed_through(
     assert (behind / "g").read_bytes() == b"\x5a" * 200_000
 
 
-SCRAMBLE = """
-FILTER(scramble, .altitude = FB_DATA, .wants = FB_WANTS_DATA, .doc = "No byte is stored as it is written.")
-FB_ALWAYS_INLINE int scramble(struct fb_slot *ctx)
-{
-	struct fb_window *data = fb_data(ctx);
-
-	if (!data)
-		return FB_CONTINUE;
-	FB_EACH_WORD(i, ctx->data_len)
-		*fb_word(data, i) ^= FB_EVERY_BYTE(0x5a);
-	ctx->edits |= FB_EDIT_DATA;
-	return FB_REWRITE;
-}
-PRE(scramble, write) { return scramble(ctx); }
-POST(scramble, read) { return scramble(ctx); }
-"""
-
-
 @pytest.fixture(scope="module")
 def hooked(run_directory: Path) -> Iterator[Chained]:
     """Through io.c, with a filter above it that scrambles data."""
-    with chained(run_directory, [HERE / "io.c", source(run_directory, SCRAMBLE, "scramble")]) as made:
+    with chained(run_directory, [HERE / "io.c", HERE / "scramble.c"]) as made:
         yield made

@@ -12,9 +12,9 @@ from chain.triggers import prepared
 from core.table import attempt, in_child
 
 from fusebpf import bpf
-from fusebpf._core import OPS
+from fusebpf._core import OP_FLAGS, OPS
 
-UNREFUSABLE = 1 << 9
+UNREFUSABLE = OP_FLAGS["UNREFUSABLE"]
 HOOKED = {name: flags for name, _, _, flags, kind, _ in OPS if kind == "hook" and name != "access"}
 HAS_PATH, PATH_LOST = 1 << 1, 1 << 2
 IN_DIRECTORY = {"statfs": "", "readdir": "", "tmpfile": "", "lookup": "/f", "readlink": "/link"}

@@ -45,6 +45,16 @@ POST(list, dirent)
 FILTER(count, .altitude = 400)
 BPF_ARRAY(seen, u64, 1);
 PRE(count, readdir) { ctx->cookie = 5; return FB_CONTINUE; }
+BPF_ARRAY(bytes, u64, 1);
+POST(count, readdir)
+{
+    u32 zero = 0;
+    u64 *n = bytes.lookup(&zero);
+
+    if (n)
+        __sync_fetch_and_add(n, ctx->result.count);
+    return FB_CONTINUE;
+}
 POST(count, dirent)
 {
     u32 zero = 0;
@@ -136,6 +146,17 @@ def test_entries_show_their_type_and_not_the_dots(listed: Chained) -> None:
 
     assert stream_names == [".", "..", "file"]
     assert seen[0] - before >= 2  # the lower hook saw both entries, with the cookie of its pre hook
+
+
+def test_a_post_hook_on_readdir_is_told_how_many_bytes_the_listing_has(listed: Chained) -> None:
+    n_bytes = listed.map("count/bytes", 8)
+    before = n_bytes[0]
+
+    found, _ = listing(listed, 0, 10)
+
+    # An entry and its name take 40 bytes at least (linux/fuse.h: struct fuse_dirent), with attributes more.
+    assert len(found) == 10
+    assert n_bytes[0] - before >= 10 * 40
 
 
 def test_a_listing_does_not_slip_past_a_lookup_hook(run_directory: Path, directory: Path) -> None:

@@ -88,18 +88,18 @@ def test_pre_hooks_run_from_high_to_low_and_post_hooks_from_low_to_high(tower: C
 
 
 @pytest.mark.parametrize(
-    ("verdict", "result"), [(3, None), (-17, "EEXIST"), (4, "EIO"), (2, "EIO"), (99, "EIO")]
+    ("verdict", "result"), [(0xF3, None), (-17, "EEXIST"), (0xF4, "EIO"), (0xF2, "EIO"), (99, "EIO")]
 )
 def test_whoever_completes_an_op_gets_no_post_and_those_above_do(
     tower: Chained, verdict: int, result: str | None
 ) -> None:
     with tower.map("f0/said").put(5, verdict):
-        expected = "EIO" if verdict == 3 else result  # success without an entry is no answer to mkdir
+        expected = "EIO" if verdict == 0xF3 else result  # success without an entry is no answer to mkdir
         assert [*pre(*range(6)), *post(4, 3, 2, 1, 0)] == order_of(tower, expected)
 
 
 def test_backing_asks_no_filter_below_and_its_own_post_runs(tower: Chained) -> None:
-    with tower.map("f0/said").put(5, 1):
+    with tower.map("f0/said").put(5, 0xF1):
         assert [*pre(*range(6)), *post(5, 4, 3, 2, 1, 0)] == order_of(tower)
 
 

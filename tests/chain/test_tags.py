@@ -13,11 +13,11 @@ from chain.triggers import prepared
 from core.table import attempt, checked, in_child, libc
 
 from fusebpf import bpf
-from fusebpf._core import OPS
+from fusebpf._core import OP_FLAGS, OPS
 
 SECRET = 7
 RENAME_EXCHANGE = 2
-ENTRY, UNREFUSABLE, POST_ONLY = 1 << 0, 1 << 9, 1 << 10
+ENTRY, UNREFUSABLE, POST_ONLY = (OP_FLAGS[name] for name in ("ENTRY", "UNREFUSABLE", "POST_ONLY"))
 HOOKED = {
     name: flags
     for name, _, _, flags, kind, _ in OPS

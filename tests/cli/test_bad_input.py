@@ -17,13 +17,16 @@ EVERYBODYS_MODE = 0o777
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ([], ["Missing argument 'SRC'"]),
+        ([], ["Missing argument 'SRC'", "usage: fusebpf mount [OPTIONS] SRC MNT"]),
         (["src"], ["MNT"]),
-        (["src", "mnt", "more"], ["more"]),
+        (["src", "mnt", "more"], ["more", "usage: fusebpf mount [OPTIONS] SRC MNT"]),
         (["src", "mnt", "--frobnicate"], ["--frobnicate"]),
         (["src", "mnt", "-o", "frobnicate"], ["unknown mount option 'frobnicate'"]),
         (["src", "mnt", "-o", "max_read=x"], ["max_read=x"]),
         (["src", "mnt", "--name", "a/b"], ["'a/b' cannot be a mount's name"]),
+        (["src", "mnt", "--name", ""], ["'' cannot be a mount's name"]),
+        (["src", "mnt", "--daemon-timeout", "5"], ["--daemon-timeout", "has no daemon"]),
+        (["src", "mnt", "--on-daemon-failure", "fail"], ["--on-daemon-failure", "has no daemon"]),
         (["src", "mnt", "--filter", "nosuch"], ["no stock filter 'nosuch'", "hide"]),
         (["src", "mnt", "--filter", "hide@0"], ["'0' is not a number from 1 to 999"]),
         (["src", "mnt", "--filter", "hide@top"], ["'top' is not a number"]),
@@ -343,6 +346,13 @@ def test_an_unexpected_error_is_one_line_that_says_that_it_is_a_bug(tree: Path) 
 
     assert_refused(done, 1, "ZeroDivisionError: two lines", "this is a bug")
     assert "line 2, in broken" in told.stderr
+
+
+@pytest.mark.parametrize("words", ["ops", "--help"])
+def test_a_full_disk_is_no_bug(words: str) -> None:
+    done = support.run("sh", "-c", f'exec "$0" {words} >/dev/full', support.COMMAND, check=False)
+
+    assert_refused(done, 1, "cannot write: No space left on device")
 
 
 def test_a_current_directory_that_has_been_removed_is_said_to_be_so(tree: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from fusebpf import chain
+from fusebpf._core import WANTS
 from fusebpf.chain import FilterSpec, Link, MapSetting
 from fusebpf.errors import ChainError, UsageError
 
@@ -92,7 +93,7 @@ def test_the_nearest_free_altitude_at_the_end_is_one_only() -> None:
 
 def test_a_filter_that_uses_the_daemon_is_refused_by_name() -> None:
     with pytest.raises(ChainError, match="'asks' uses the daemon"):
-        chain.arrange([link("asks", 500, chain.WANTS_DAEMON)], 32)
+        chain.arrange([link("asks", 500, WANTS["DAEMON"])], 32)
 
 
 def test_too_many_filters_are_refused_with_the_limit() -> None:

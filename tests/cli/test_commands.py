@@ -21,6 +21,18 @@ def test_the_module_is_the_command() -> None:
     assert done.stdout == fusebpf("--version").stdout
 
 
+def test_an_interrupt_while_the_command_is_imported_is_no_traceback() -> None:
+    program = (
+        "import runpy, sys\nclass Finder:\n    @staticmethod\n    def find_spec(name, *_):\n"
+        "        if name == 'fusebpf.cli': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder)\nrunpy.run_module('fusebpf', run_name='__main__')\n"
+    )
+
+    done = support.run(support.COMMAND.with_name("python"), "-c", program, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize("command", ["mount", "umount", "list", "check", "stock", "ops"])
 def test_every_command_is_helped_with(command: str) -> None:
     assert f"Usage: fusebpf {command}" in fusebpf(command, "--help").stdout
@@ -59,6 +71,29 @@ def test_a_checked_file_shows_each_filter_with_hooks_and_maps(tree: Path) -> Non
         "  does nothing",
         "  hooks  PRE(second, lookup)",
     ]
+
+
+def test_a_check_warns_of_what_one_chain_cannot_have(tree: Path) -> None:
+    write_filter(tree / "one.c", "one", "next")
+    write_filter(tree / "two.c", "two")
+    write_filter(tree / "next.c", "next", altitude=7)
+
+    done = fusebpf("check", "one.c", "two.c", "next.c", cwd=tree)
+
+    named, placed = (
+        "two filters are named 'next', one of 'one.c', one of 'next.c'",
+        "'one' and 'two' both stand",
+    )
+    assert done.returncode == 0
+    assert placed in done.stderr.splitlines()[0]
+    assert named in done.stderr.splitlines()[1]
+
+
+def test_a_check_of_a_name_that_is_neither_filter_nor_file_says_what_a_mount_says(tree: Path) -> None:
+    done = fusebpf("check", "hidee", cwd=tree)
+
+    assert_refused(done, 2, "there is no stock filter 'hidee', there are: audit")
+    assert done.stderr == fusebpf("mount", "src", "mnt", "--filter", "hidee", cwd=tree).stderr
 
 
 def test_a_check_of_several_files_ends_at_the_first_bad_one(tree: Path) -> None:

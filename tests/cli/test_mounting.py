@@ -5,6 +5,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
 import support
 from cli_support import assert_refused, fusebpf, left_behind, mount, processes, umount, write_filter
 
@@ -149,6 +150,43 @@ def test_filters_can_be_said_among_the_options(tree: Path) -> None:
     assert list((tree / "mnt").iterdir()) == []
     assert "hide@333" in support.run(support.COMMAND, "list").stdout
     umount("./mnt", cwd=tree)
+
+
+def test_a_map_that_is_set_several_times_holds_all_of_it(tree: Path) -> None:
+    for name in ("a", "b\\", "c", "d"):
+        (tree / "src" / name).touch()
+    sets = (
+        "--set",
+        "hide.names=a",
+        "--set",
+        "hide.names=b\\",
+        "--set",
+        "hide.names=",
+        "--set",
+        "hide.names=c",
+    )
+
+    mount("src", "mnt", "-o", "filter=hide,filter=deny,set=deny.rules=unlink:*:*:EPERM", *sets, "--set",
+          "deny.rules=mkdir:*:*:EROFS", cwd=tree)  # fmt: skip
+
+    assert {path.name for path in (tree / "mnt").iterdir()} & {"a", "b\\", "c", "d"} == {"d"}
+    with pytest.raises(PermissionError):
+        (tree / "mnt/d").unlink()
+    with pytest.raises(OSError, match="Read-only"):
+        (tree / "mnt/new").mkdir()
+    umount("./mnt", cwd=tree)
+
+
+def test_one_value_that_is_said_twice_is_refused(tree: Path) -> None:
+    sets = ("--set", "hide.ttl=1000", "--set", "hide.ttl=2000")
+
+    refused = support.run(
+        support.COMMAND, "mount", "src", "mnt", "--filter", "hide", *sets, cwd=tree, check=False
+    )
+
+    assert refused.returncode == 2
+    assert "hide.ttl" in refused.stderr
+    assert not os.path.ismount(tree / "mnt")
 
 
 def test_paths_may_hold_any_bytes(tree: Path) -> None:

@@ -14,6 +14,7 @@ def test_a_new_filter_passes_the_check_and_its_tests(directory: Path) -> None:
     assert (said.returncode, said.stderr) == (0, "")
     assert {path.name for path in directory.iterdir()} == {"mine.c", "test_mine.py"}
     assert "fusebpf mount SRC MNT --filter ./mine.c --set mine.names='*.bak'" in said.stdout
+    assert f"  {sys.executable} -m pytest test_mine.py\n" in said.stdout
     assert "mine@750" in fusebpf("check", "mine.c", cwd=directory).stdout
     words = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py")
     assert "2 passed" in support.run(*words, cwd=directory, seconds=60).stdout

@@ -81,6 +81,7 @@ def test_what_a_killed_server_left_goes_with_the_next_command(tree: Path, comman
     elif command == "list":
         (row,) = (line for line in fusebpf("list").stdout.splitlines() if str(tree) in line)
         assert row.endswith("dead")
+        assert f"`fusebpf umount {name}`" in fusebpf("list").stderr
         assert support.mountpoints(tree) == [tree / "mnt"]  # who only looks removes no protection
         umount(name, cwd=tree)
     else:
@@ -88,6 +89,24 @@ def test_what_a_killed_server_left_goes_with_the_next_command(tree: Path, comman
 
     assert left_behind(tree) == []
     assert not (support.PINS / name).exists()
+
+
+def test_a_mount_whose_server_was_killed_is_said_to_be_dead(tree: Path) -> None:
+    mount("src", "mnt", "--filter", "hide", cwd=tree)
+    ((name, pid),) = support.servers_below(tree)
+    os.kill(pid, signal.SIGKILL)
+    support.wait_until(lambda: not support.is_alive(pid))
+
+    for words in (
+        ("stats", "mnt"),
+        ("filters", name),
+        ("map", name, "hide", "names"),
+        ("attach", "mnt", "audit"),
+    ):
+        done = fusebpf(*words, cwd=tree)
+        assert_refused(done, 1, f"the server of '{name}' is dead", f"`fusebpf umount {name}`")
+
+    umount(name, cwd=tree)
 
 
 def test_a_killed_servers_mount_in_place_goes_too(tree: Path) -> None:

@@ -1,5 +1,6 @@
 """The mount as an async context manager, from Python."""
 
+import asyncio
 import logging
 import os
 import subprocess
@@ -240,6 +241,21 @@ def test_the_command_unmounts_a_stack_of_a_program_and_its_program_goes_on(tree:
     run(main)
 
 
+def test_a_stack_under_asyncio_is_refused_in_one_line(tree: Path) -> None:
+    async def main() -> None:
+        async with Stack(tree / "src", tree / "mnt"):
+            pass
+
+    with pytest.raises(fusebpf.FusebpfError, match=r"fusebpf\.Stack needs trio"):
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize("what", ["filters", "sets", "roots", "routes"])
+def test_one_text_where_several_may_stand_is_refused(tree: Path, what: str) -> None:
+    with pytest.raises(fusebpf.UsageError, match=rf"{what}='hide': a list is wanted, {what}=\['hide'\]"):
+        Stack(tree / "src", tree / "mnt", **{what: "hide"})  # type: ignore[arg-type]
+
+
 def test_a_stack_that_is_not_entered_has_nothing_to_say(tree: Path) -> None:
     stack = Stack(tree / "src", tree / "mnt")
 
@@ -247,3 +263,18 @@ def test_a_stack_that_is_not_entered_has_nothing_to_say(tree: Path) -> None:
         _ = stack.name
     with pytest.raises(fusebpf.MountError, match="is not there"):
         stack.counters()
+
+
+def test_a_stack_is_one_mount_and_no_second(tree: Path) -> None:
+    async def main() -> None:
+        stack = Stack(tree / "src", tree / "mnt")
+        async with stack:
+            with pytest.raises(fusebpf.UsageError, match="make another"):
+                await stack.__aenter__()
+            assert (tree / "mnt").is_mount()
+        with pytest.raises(fusebpf.UsageError, match="make another"):
+            await stack.__aenter__()
+
+    run(main)
+
+    assert left_behind(tree) == []

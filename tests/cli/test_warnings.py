@@ -38,6 +38,20 @@ def test_hooks_on_access_that_run_and_other_hooks_are_not_warned_of(tree: Path) 
     assert said(tree, "lookup", "PRE") == ""
 
 
+@pytest.mark.parametrize("op", ["getlk", "setlk"])
+def test_a_hook_on_locks_that_the_kernel_keeps_to_itself_is_warned_of(tree: Path, op: str) -> None:
+    line = said(tree, op, "PRE", "--locks", "local")
+
+    assert line.startswith("fusebpf: warning: ")
+    assert line.count("\n") == 1
+    assert all(part in line for part in ("watches.c", op, "locks=local"))
+
+
+def test_hooks_on_locks_that_run_are_not_warned_of(tree: Path) -> None:
+    assert said(tree, "setlk", "PRE") == ""
+    assert said(tree, "flock", "PRE", "--locks", "local") == ""
+
+
 def test_stock_filters_are_not_warned_of(tree: Path) -> None:
     cli_support.mount("src", "mnt", "--filter", "audit", "--filter", "deny", cwd=tree)
     cli_support.umount("mnt", cwd=tree)

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,23 @@ def another(path: Path, call: Callable[[int], Any]) -> Iterator[int]:
         os.waitpid(pid, 0)
 
 
-def is_waited_for(path: Path) -> bool:
-    """Whether somebody waits for a lock of the file: through the mount it is the server that does."""
+def lock_in_the_end(path: Path, lock: Lock) -> Any:
+    """What a second process finds that locks the file to write, when the last lock on it is to have gone.
+
+    RELEASE, by which an open file's own locks go, comes after close(2) has returned: so it may take a moment.
+    """
+    end = time.monotonic() + 5
+    while (said := elsewhere(path, lambda fd: lock(fd, WRITE))) and time.monotonic() < end:
+        time.sleep(0.01)
+    return said
+
+
+def n_waiting(path: Path) -> int:
+    """How many wait for a lock of the file: through the mount it is the server that does."""
     inode = os.stat(path).st_ino
-    return any(re.search(rf"->.*:{inode} ", line) for line in Path("/proc/locks").read_text().splitlines())
+    return len(re.findall(rf"->.*:{inode} ", Path("/proc/locks").read_text()))
+
+
+def is_waited_for(path: Path) -> bool:
+    """Whether somebody does."""
+    return n_waiting(path) > 0

@@ -14,7 +14,7 @@ libc.telldir.argtypes = [ctypes.c_void_p]
 libc.telldir.restype = ctypes.c_long
 libc.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
 
-D_TYPE, D_NAME = 18, 19  # offsets in struct dirent
+D_NAME = 19  # offset in struct dirent
 
 
 class Stream:

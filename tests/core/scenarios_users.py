@@ -241,6 +241,26 @@ def suid_and_sgid_are_cleared_by_a_users_write(p: Path) -> Any:
     return seen
 
 
+@scenario
+def a_chown_to_nobody_new_clears_suid_and_sgid(p: Path) -> Any:
+    seen = []
+    os.mkdir(p / "d")
+    for mode in (0o6777, 0o4755, 0o2755, 0o2767, 0o755):
+        for uid in (0, WHO):
+            path = _suid_file(p / f"f{mode:o}-{uid}", WHO, mode)
+            with user(uid):
+                os.chown(path, -1, -1)
+            seen.append(mode_of(path))
+        path = _suid_file(p / f"f{mode:o}-other", WHO, mode)
+        with user(OTHER):
+            attempt(os.chown, path, -1, -1)
+        seen.append(mode_of(path))
+    os.chmod(p / "d", 0o7777)
+    with user(OTHER):
+        os.chown(p / "d", -1, -1)
+    return seen, mode_of(p / "d")
+
+
 def mode_alone(path: Path) -> str:
     """The permission bits as stat(1) asks for them: by statx(2), and nothing else with them."""
     syscall_statx, statx_mode, mode_at = 332, 2, 28

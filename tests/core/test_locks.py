@@ -27,6 +27,8 @@ from core.locking import (
     elsewhere,
     getlk,
     is_waited_for,
+    lock_in_the_end,
+    n_waiting,
     ofd,
     posix,
     whole,
@@ -200,11 +202,7 @@ def test_locks_end_with_their_holder(variant: Variant, bare: Path, lock: Lock, w
         else:
             with another(p / "f", lambda fd: lock(fd, WRITE)):
                 assert elsewhere(p / "f", lambda other: lock(other, READ)) == "EAGAIN"
-        # RELEASE, by which an open file's own locks go, comes after close(2) has returned.
-        end = time.monotonic() + 5
-        while (said := elsewhere(p / "f", lambda other: lock(other, WRITE))) and time.monotonic() < end:
-            time.sleep(0.01)
-        return said
+        return lock_in_the_end(p / "f", lock)
 
     assert compare(variant, bare, act) is None
 
@@ -237,10 +235,7 @@ def test_the_last_of_those_who_share_an_open_file_lets_it_go(variant: Variant, b
         held = elsewhere(p / "f", lambda other: whole(other, WRITE))
         os.close(writer)
         os.waitpid(pid, 0)
-        end = time.monotonic() + 5
-        while (said := elsewhere(p / "f", lambda other: whole(other, WRITE))) and time.monotonic() < end:
-            time.sleep(0.01)
-        return held, said
+        return held, lock_in_the_end(p / "f", whole)
 
     assert compare(variant, bare, act) == ("EAGAIN", None)
 
@@ -314,10 +309,7 @@ def test_a_waiter_that_is_killed_leaves_nothing(variant: Variant, bare: Path, lo
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             lock(fd, UNLOCK)
-            end = time.monotonic() + 5
-            while (said := elsewhere(p / "f", lambda other: lock(other, WRITE))) and time.monotonic() < end:
-                time.sleep(0.01)
-            return said
+            return lock_in_the_end(p / "f", lock)
 
     assert compare(variant, bare, act) is None
 
@@ -456,7 +448,7 @@ def test_an_unmount_ends_those_who_wait(mount: support.Mounter) -> None:
     path = put(mounted.path / "f")
     put(mounted.path / "f.count", b"")
     with another(mounted.src / "f", lambda fd: posix(fd, WRITE)), waiters(path, "posix", 5) as clients:
-        time.sleep(0.3)
+        support.wait_until(lambda: n_waiting(mounted.src / "f") == 5)
         support.umount(mounted.path, support.MNT_FORCE | support.MNT_DETACH)
         assert all(client.wait(20) for client in clients)
     support.wait_until(lambda: not support.is_alive(mounted.pid), seconds=20)

@@ -37,7 +37,7 @@ def settled(served: serving.Served) -> int:
 
     def is_settled() -> dict[str, int]:
         before = served.counters()
-        time.sleep(0.1)
+        time.sleep(0.1)  # what comes in this time is what is looked for
         after = served.counters()
         same = all(before[key] == after[key] for key in ("requests", "notifications", "changes_behind"))
         return after if same else {}

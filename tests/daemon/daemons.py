@@ -231,8 +231,11 @@ class Nodes(Telling):
             raise fusebpf.Continue
         if parent_inode_old != parent_inode_new:
             raise FUSEError(errno.EXDEV)
+        there = self.files.get(name_new)
         self.files[name_new] = self._file(name_old)
         del self.files[name_old]
+        if flags & pyfuse3.RENAME_EXCHANGE and there is not None:
+            self.files[name_old] = there
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for inode, n_lookup in inode_list:

@@ -39,6 +39,34 @@ def test_a_name_that_the_daemon_lists_hides_the_real_one(mount: Mounter) -> None
     assert (mounted.path / "own").is_dir()
 
 
+def filtered(mount: Mounter) -> Path:
+    """The directory `own` below the filter entries.c."""
+    words = ["--daemon", f"{DAEMONS}:Nodes"]
+    return mount(filters=[DAEMONS.with_name("entries.c")], arguments=words).path / "own"
+
+
+def test_all_are_listed_where_a_filter_makes_their_names_longer(mount: Mounter) -> None:
+    own = filtered(mount)
+    made = [f"{number:02}" for number in range(100)]
+    support.run("touch", *made, cwd=own)
+
+    assert names(own) == [name + "x" * 200 for name in made]
+
+
+def test_those_that_a_filter_drops_do_not_end_a_listing(mount: Mounter) -> None:
+    own = filtered(mount)
+    support.run("touch", *(f"{number:03}" for number in range(1000)), "last", cwd=own)
+
+    assert names(own) == ["last"]
+
+
+def test_the_backings_entries_follow_where_a_filter_drops_all_of_the_daemons(mount: Mounter) -> None:
+    own = filtered(mount)
+    (own.parent / "a-file").touch()
+
+    assert names(own.parent) == ["a-file"]
+
+
 def test_they_are_written_read_renamed_and_removed(mount: Mounter) -> None:
     mounted = nodes(mount)
     own = mounted.path / "own"

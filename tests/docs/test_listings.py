@@ -17,6 +17,7 @@ from fusebpf.cli import cli
 
 STORIES = [story for document in TRIED for story in transcripts(document)]
 MARK = "\x01"
+INSTALLED_PYTHON = "/usr/local/lib/fusebpf/bin/python"
 
 
 def shell_lines() -> list[tuple[str, str]]:
@@ -94,7 +95,9 @@ def play(transcript: Transcript, directory: Path) -> list[list[str]]:
         seconds=90,
         env={"LC_ALL": "C"},
     )
-    return [said.splitlines()[1:] for said in done.stdout.replace(name, "data").split(MARK)[1:]]
+    # What `make install` makes stands for the checkout's.
+    as_installed = done.stdout.replace(name, "data").replace(sys.executable, INSTALLED_PYTHON)
+    return [said.splitlines()[1:] for said in as_installed.split(MARK)[1:]]
 
 
 PROGRAMS = [block for document in TRIED for block in blocks(document) if block.kind == "python"]

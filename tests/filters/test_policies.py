@@ -32,27 +32,18 @@ def overwrite(path: Path) -> None:
         file.write(b"X")
 
 
-def refused(function: object, *arguments: object) -> int | None:
-    assert callable(function)
-    try:
-        function(*arguments)
-    except OSError as error:
-        return error.errno
-    return None
-
-
 @pytest.mark.parametrize("name", ["log/old", "a.rec"])
 def test_worm_keeps_a_file(kept: support.Mounted, name: str) -> None:
     path, before = kept.path / name, (kept.src / name).read_text()
 
     ways = {
-        "unlink": refused(path.unlink),
-        "rename": refused(path.rename, kept.path / "moved"),
-        "rename over": refused((kept.path / "free").replace, path),
-        "link": refused(os.link, path, kept.path / "second"),
-        "truncate": refused(os.truncate, path, 1),
-        "open to truncate": refused(path.write_text, "new"),
-        "overwrite": refused(overwrite, path),
+        "unlink": support.refused(path.unlink),
+        "rename": support.refused(path.rename, kept.path / "moved"),
+        "rename over": support.refused((kept.path / "free").replace, path),
+        "link": support.refused(os.link, path, kept.path / "second"),
+        "truncate": support.refused(os.truncate, path, 1),
+        "open to truncate": support.refused(path.write_text, "new"),
+        "overwrite": support.refused(overwrite, path),
     }
 
     over = errno.EEXIST if name.startswith("log") else errno.EPERM
@@ -72,7 +63,7 @@ def test_worm_lets_a_file_grow(kept: support.Mounted, name: str) -> None:
         file.write(" and more")
     fd = os.open(path, os.O_WRONLY)
     os.pwrite(fd, b"!", len(before) + 13)
-    assert refused(os.pwrite, fd, b"?", len(before) + 13) == errno.EPERM
+    assert support.refused(os.pwrite, fd, b"?", len(before) + 13) == errno.EPERM
     os.close(fd)
 
     assert (kept.src / name).read_text() == before + "more and more!"
@@ -81,8 +72,8 @@ def test_worm_lets_a_file_grow(kept: support.Mounted, name: str) -> None:
 def test_worm_leaves_the_rest_alone(kept: support.Mounted) -> None:
     (kept.path / "free").write_text("changed")
     (kept.path / "free").rename(kept.path / "log" / "came-in")
-    assert refused((kept.path / "log" / "came-in").unlink) == errno.EPERM
-    assert refused((kept.path / "log").rename, kept.path / "other") == errno.EPERM
+    assert support.refused((kept.path / "log" / "came-in").unlink) == errno.EPERM
+    assert support.refused((kept.path / "log").rename, kept.path / "other") == errno.EPERM
     (kept.path / "d").mkdir()
     (kept.path / "d").rmdir()
 
@@ -104,7 +95,7 @@ def test_worm_does_not_let_go_by_another_name(kept: support.Mounted) -> None:
     os.link(kept.src / "free", kept.src / "free2")
 
     with (kept.path / "log" / "old").open():
-        assert refused(overwrite, kept.path / "other") == errno.EPERM
+        assert support.refused(overwrite, kept.path / "other") == errno.EPERM
     overwrite(kept.path / "free")
     overwrite(kept.path / "free2")
 

@@ -13,15 +13,6 @@ def used(mounted: support.Mounted) -> tuple[int, int]:
     return row["bytes"], row["files"]
 
 
-def refused(function: object, *arguments: object) -> int | None:
-    assert callable(function)
-    try:
-        function(*arguments)
-    except OSError as error:
-        return error.errno
-    return None
-
-
 def test_bytes_and_files_below_a_path(mount: support.Mounter) -> None:
     mounted = mount(filters=["quota"], sets={"quota.rules": "home:1000:5:100:1"})
     home = mounted.path / "home"
@@ -31,22 +22,22 @@ def test_bytes_and_files_below_a_path(mount: support.Mounter) -> None:
 
     (home / "a").write_bytes(bytes(600))
     assert used(mounted) == (700, 2)
-    assert refused((home / "b").write_bytes, bytes(301)) == errno.EDQUOT
+    assert support.refused((home / "b").write_bytes, bytes(301)) == errno.EDQUOT
     (home / "b").unlink()
     assert used(mounted) == (700, 2)
     os.truncate(home / "a", 100)
     assert used(mounted) == (200, 2)
-    assert refused(os.truncate, home / "a", 901) == errno.EDQUOT
+    assert support.refused(os.truncate, home / "a", 901) == errno.EDQUOT
     with (home / "a").open("ab") as file:
         file.write(bytes(50))
     assert used(mounted) == (250, 2)
     (home / "d").mkdir()
     (home / "d" / "e").symlink_to("x")
     (home / "a").rename(home / "d" / "a")
-    assert refused(os.rename, home / "d" / "a", mounted.path / "other" / "a") == errno.EXDEV
+    assert support.refused(os.rename, home / "d" / "a", mounted.path / "other" / "a") == errno.EXDEV
     (home / "f").write_bytes(b"12345")
     assert used(mounted) == (255, 5)
-    assert refused((home / "g").touch) == errno.EDQUOT
+    assert support.refused((home / "g").touch) == errno.EDQUOT
     (home / "f").rename(home / "d" / "a")
     assert used(mounted) == (105, 4)
     (mounted.path / "other" / "big").write_bytes(bytes(5000))
@@ -62,7 +53,7 @@ def test_slashes_at_the_ends_of_a_rules_path_do_not_count(mount: support.Mounter
 
     (mounted.path / "home" / "a").touch()
 
-    assert refused((mounted.path / "home" / "b").touch) == errno.EDQUOT
+    assert support.refused((mounted.path / "home" / "b").touch) == errno.EDQUOT
 
 
 @pytest.mark.parametrize("path", ["/", "..", "home/../x", "home//in", "./home"])
@@ -84,8 +75,8 @@ def test_a_rule_that_is_taken_out_leaves_those_behind_it(mount: support.Mounter)
     support.run(support.COMMAND, "map", mounted.name, "quota", "rules", "set", "0", ":0:0:0:0")
     (mounted.path / "home" / "a").touch()
 
-    assert refused((mounted.path / "home" / "b").touch) == errno.EDQUOT
-    assert refused(os.rename, mounted.path / "home", mounted.path / "moved") == errno.EXDEV
+    assert support.refused((mounted.path / "home" / "b").touch) == errno.EDQUOT
+    assert support.refused(os.rename, mounted.path / "home", mounted.path / "moved") == errno.EXDEV
 
 
 def test_a_rules_own_directory_counts_where_it_lies(mount: support.Mounter) -> None:
@@ -124,11 +115,11 @@ def test_a_tree_does_not_move_to_where_it_would_have_to_count(mount: support.Mou
         (mounted.src / name).mkdir(parents=True)
     path = mounted.path
 
-    assert refused(os.rename, path / "full" / "home", path / "a" / "home") == errno.EXDEV
+    assert support.refused(os.rename, path / "full" / "home", path / "a" / "home") == errno.EXDEV
     (path / "a" / "home").mkdir()
-    assert refused(os.rename, path / "a" / "home", path / "a" / "b") == errno.EXDEV
-    assert refused(os.rename, path / "a", path / "b") == errno.EXDEV
-    assert refused(os.rename, path / "a" / "home", path / "homes") == errno.EXDEV
+    assert support.refused(os.rename, path / "a" / "home", path / "a" / "b") == errno.EXDEV
+    assert support.refused(os.rename, path / "a", path / "b") == errno.EXDEV
+    assert support.refused(os.rename, path / "a" / "home", path / "homes") == errno.EXDEV
     (path / "homes").rename(path / "a" / "home2")
     (path / "full").rename(path / "b")
 

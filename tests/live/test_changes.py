@@ -38,6 +38,7 @@ def test_filters_shows_the_chain_and_its_revisions(mount: support.Mounter) -> No
     fusebpf("attach", mounted.name, "audit")
 
     shown = fusebpf("filters", mounted.path).stdout.splitlines()
+    assert max(map(len, shown)) < 160
     told = chain_of(mounted)
 
     assert shown[0] == "revision 2"
@@ -80,18 +81,23 @@ def hidden(run_directory: Path) -> Iterator[support.Mounted]:
     ("words", "exit_code", "parts"),
     [
         (["attach", "readonly@710"], 1, ["'hide' and 'readonly'", "710", "709 and 711"]),
-        (["attach", "hide@5"], 1, ["two filters are named 'hide'"]),
+        (
+            ["attach", "hide@5"],
+            1,
+            ["'hide' is in the chain already", "`fusebpf replace ", "`fusebpf detach "],
+        ),
         (["attach", "nosuch"], 2, ["no stock filter 'nosuch'"]),
         (["attach", "./nosuch.c"], 1, ["nosuch.c", "no such file"]),
         (["attach", "deny@1000"], 2, ["'1000' is not a number"]),
         (["attach", "deny@above:nobody"], 1, ["above 'nobody'", "audit, hide"]),
-        (["attach", "deny", "--set", "hide.names=x"], 2, ["'hide.names'", "no filter of"]),
+        (["attach", "deny", "--set", "hide.names=x"], 2, ["'hide' is in the chain", " hide names set …`"]),
+        (["attach", "deny", "--set", "hid.names=x"], 2, ["no filter of this attach (its filters are: deny)"]),
         (["attach", "deny", "--set", "deny.rules=x"], 2, ["deny.rules", "'x' has 1 field"]),
         (["attach", "deny", "--revision", "7"], 1, ["revision 1", "saw 7"]),
         (["attach"], 2, ["FILTER"]),
-        (["detach", "nobody"], 1, ["'nobody' is no filter", "audit@900, hide@710"]),
+        (["detach", "nobody"], 2, ["'nobody' is no filter", "audit@900, hide@710"]),
         (["detach", "hide", "--revision", "0"], 1, ["revision 1", "saw 0"]),
-        (["replace", "nobody", "hide"], 1, ["'nobody' is no filter"]),
+        (["replace", "nobody", "hide"], 2, ["'nobody' is no filter"]),
         (["replace", "hide", "hide@900"], 1, ["'audit' and 'hide'", "900"]),
         (["replace", "hide", "hide", "--revision", "2"], 1, ["revision 1", "saw 2"]),
         (["replace", "hide", "hide", "--open-files", "perhaps"], 2, ["perhaps"]),

@@ -180,7 +180,7 @@ def test_what_bpftool_writes_counts_as_much(mounted: support.Mounted) -> None:
         (["typed", "pairs", "set", "1:2", "EPERM:yes:00:x"], 2, ["'00' has 1 bytes, 4 are wanted"]),
         (["typed", "nosuch"], 2, ["no map 'nosuch'", "limits, names, pairs, seen, users"]),
         (["typed", "pre_mkdir"], 2, ["no map 'pre_mkdir'"]),
-        (["nosuch", "names"], 1, ["no filter 'nosuch'", "deny, hide, readonly, typed"]),
+        (["nosuch", "names"], 2, ["no filter 'nosuch'", "deny, hide, readonly, typed"]),
         (["typed", "users", "empty"], 2, ["empty"]),
         (["typed", "limits", "set", "5"], 2, ["it is an array of 4"]),
     ],

@@ -108,7 +108,7 @@ def test_an_open_that_comes_while_the_last_one_is_being_closed_waits_for_that(di
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: trio.to_thread.run_sync(path.read_text))
-            await trio.sleep(0.02)
+            await trio.sleep(0.02)  # so that the open has come and waits, which it does for 250 ms at most
             os.close(fd)
 
     in_stack(directory, work)

@@ -173,6 +173,7 @@ def test_stats_and_top_show_the_counts(mount: support.Mounter) -> None:
 @pytest.mark.parametrize(
     ("words", "part"),
     [
+        (["trace", "--filter", "nosuch"], "the mount has no filter 'nosuch', it has: audit"),
         (["trace", "--op", "nosuch"], "there is no op 'nosuch', there are: lookup"),
         (["trace", "--verdict", "nosuch"], "there is no verdict 'nosuch', there are: continue"),
         (["top", "--interval", "0"], "--interval"),
@@ -180,6 +181,6 @@ def test_stats_and_top_show_the_counts(mount: support.Mounter) -> None:
     ],
 )
 def test_words_that_are_not_known_are_named(mount: support.Mounter, words: list[str], part: str) -> None:
-    mounted = mount()
+    mounted = mount(filters=["audit"])
 
     assert_refused(fusebpf(words[0], mounted.name, *words[1:], check=False), 2, part)

@@ -1,5 +1,6 @@
 """What the compiler made is kept, and used again only while everything that it was made of is the same."""
 
+import os
 from pathlib import Path
 from typing import NoReturn
 
@@ -95,3 +96,13 @@ def test_the_forms_that_were_used_longest_ago_go_first(cache: Path, monkeypatch:
 
     assert sorted(path.name[0] for path in cache.iterdir()) in (["b", "c"], ["a", "c"])
     assert compile_cache.load("c" * 64) == b"data"
+
+
+def test_what_is_no_file_is_passed_over(cache: Path, source: Path) -> None:
+    """A FIFO would make the mount wait for a writer."""
+    compiler.compile_source(source)
+    (kept,) = cache.iterdir()
+    kept.unlink()
+    os.mkfifo(kept)
+
+    assert "kept" in compiler.compile_source(source).filters

@@ -316,7 +316,11 @@ def test_clear_empties_a_map(one: Filter) -> None:
             "unlink:*:*:EPREM",
             r"f\.rules: error in '.*': 'EPREM' is no errno; say for example .*EPERM",
         ),
-        ("rules", "unlink:*:*:*", r"f\.rules: error in '.*': '\*' is no errno"),
+        (
+            "rules",
+            "unlink:*:*:*",
+            r"f\.rules: error in '.*': '\*' is no errno; say for example EPERM, EACCES, EROFS, ENOENT",
+        ),
         ("rules", "unlink:*:*:600", r"f\.rules: error in '.*': '600' is no errno"),
         ("rules", "unlink:-1:*:EPERM", r"f\.rules: uid in '.*': '-1' is out of range, 0 to 4294967295"),
         ("rules", "unlink:root:*:EPERM", r"f\.rules: uid in '.*': 'root' is not a number"),

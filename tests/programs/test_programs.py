@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import support
 from core.table import in_child, tree
-from core.variants import VARIANTS, Variant
+from core.variants import SMALL, VARIANTS, Variant
 from programs.recipes import POSTGRES, RECIPES, Recipe
 
 _numbers = itertools.count()
@@ -54,13 +54,14 @@ def compare(variant: Variant, bare: Path, name: str, recipe: Recipe) -> str:
 
 
 SLOW = {"git", "pip"}
+LATER = {"served", *SMALL}
 CASES = [
     pytest.param(
         variant,
         name,
-        marks=[pytest.mark.soak] if variant == "served" or (variant == "audited" and name in SLOW) else [],
+        marks=[pytest.mark.soak] if variant in LATER or (variant == "audited" and name in SLOW) else [],
     )
-    for variant in VARIANTS
+    for variant in (*VARIANTS, *SMALL)
     for name in RECIPES
 ]
 

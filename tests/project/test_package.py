@@ -74,7 +74,12 @@ def test_install_and_uninstall_leave_nothing(built: Path, directory: Path) -> No
     run("bash", script, prefix, sbin, seconds=100)
     assert run(prefix / "bin/fusebpf", "--version").stdout.startswith("fusebpf ")
     assert "mount-helper" in run(sbin / "mount.fuse.fusebpf", "--help").stdout
+    own = "import sys, pytest, pyfuse3; print(pyfuse3.__file__.startswith(sys.prefix))"
+    assert run(prefix / "lib/fusebpf/bin/python", "-c", own).stdout == "True\n"
 
-    run("bash", script, "--remove", prefix, sbin)
+    # With a cache of its own: that of the machine goes too.
+    script_text = 'mount -t tmpfs none /var/cache && mkdir /var/cache/fusebpf && bash "$@" && ls /var/cache'
+    words = ("unshare", "-m", "sh", "-c", script_text, "sh", script, "--remove", prefix, sbin)
+    assert run(*words).stdout == ""
 
     assert [path for top in (prefix, sbin) for path in top.rglob("*") if not path.is_dir()] == []

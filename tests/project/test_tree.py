@@ -67,6 +67,18 @@ def test_every_c_source_names_its_licence() -> None:
     assert [p.name for p in bare if "SPDX-License-Identifier" not in p.read_text().partition("\n")[0]] == []
 
 
+@pytest.mark.parametrize(
+    ("directory", "page"),
+    [("fusebpf", "README.md"), ("fusebpf/_core", "docs/design.md"), ("bpf", "README.md")],
+)
+def test_a_reader_is_told_what_each_file_is_for(directory: str, page: str) -> None:
+    text = (CHECKOUT / page).read_text()
+    names = [path.name for path in tracked(SOURCES) if path.parent == CHECKOUT / directory]
+
+    assert names != []
+    assert [name for name in names if name != "__main__.py" and not re.search(rf"[`/]{name}`", text)] == []
+
+
 def readme_commands() -> list[str]:
     """What README.md tells to type: the lines of its shell blocks that begin with make or fusebpf."""
     blocks = re.findall(

@@ -288,6 +288,16 @@ def test_nothing_stays_open(sources: Path) -> None:
     assert descriptors() == before
 
 
+def test_a_filter_stands_beside_another_and_brings_values_for_its_maps_as_on_a_mount(sources: Path) -> None:
+    spec = FilterSpec(str(sources / "mine.c"), beside=("above", "hide"), sets={"seen": "7=40"})
+
+    with Chain(["hide", spec], maps={"hide.names": "A*"}) as chain:
+        said = chain.run("lookup", name=b"b", uid=7)
+
+        assert said.decider == "hide"  # which saw the name that mine, above it, made of that one
+        assert dict(chain.map("mine.seen").items()) == {7: 41}
+
+
 def test_only_root_can(directory: Path) -> None:
     code = "from fusebpf.testing import run\nrun('hide', 'lookup', name=b'a')"
 

@@ -13,13 +13,14 @@ from transport.conftest import SWITCH
 has_uring = pytest.mark.skipif(not SWITCH.exists(), reason="no FUSE over io_uring here")
 N_CORES = os.cpu_count()
 
-# Runs the rest of its command line without io_uring_setup(2): seccomp's answer is EPERM, as where an
+SETUP, ENTER, REGISTER = 425, 426, 427
+# Runs the rest of its command line without one call of io_uring: seccomp's answer is EPERM, as where an
 # administrator has turned io_uring off.
 WITHOUT_IO_URING = """
 import ctypes, os, struct, sys
 filter = b"".join(struct.pack("HBBI", *step) for step in (
     (0x20, 0, 0, 0),             # the call's number
-    (0x15, 0, 1, 425),           # io_uring_setup?
+    (0x15, 0, 1, int(sys.argv[1])),
     (0x06, 0, 0, 0x00050001),    # EPERM
     (0x06, 0, 0, 0x7FFF0000),    # else: go on
 ))
@@ -27,7 +28,7 @@ buffer = ctypes.create_string_buffer(filter)
 program = struct.pack("HxxxxxxP", 4, ctypes.addressof(buffer))
 libc = ctypes.CDLL(None, use_errno=True)
 assert libc.prctl(22, 2, program, 0, 0) == 0, os.strerror(ctypes.get_errno())
-os.execv(sys.argv[1], sys.argv[1:])
+os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
@@ -50,14 +51,14 @@ def its_log() -> Iterator[Path]:
     path.unlink(missing_ok=True)
 
 
-def _mount_without_io_uring(directory: Path, transport: str) -> tuple[str, int]:
+def _mount_without_io_uring(directory: Path, transport: str, call: int) -> tuple[str, int]:
     for name in ("src", "mnt"):
         (directory / name).mkdir()
     (directory / "src" / "f").write_text("there")
     name = f"test{os.getpid()}-no"
     words = [str(support.COMMAND), "mount", str(directory / "src"), str(directory / "mnt")]
     words += ["--transport", transport, "--name", name]
-    done = support.run(sys.executable, "-c", WITHOUT_IO_URING, *words, check=False, seconds=30)
+    done = support.run(sys.executable, "-c", WITHOUT_IO_URING, str(call), *words, check=False, seconds=30)
     return done.stderr, done.returncode
 
 
@@ -100,8 +101,9 @@ def test_dev_leaves_it_off(mount: support.Mounter) -> None:
     assert not mount(options="transport=dev").log
 
 
-def test_auto_does_without_where_there_can_be_none(directory: Path, its_log: Path) -> None:
-    said, status = _mount_without_io_uring(directory, "auto")
+@pytest.mark.parametrize("call", [SETUP, ENTER, REGISTER])
+def test_auto_does_without_where_there_can_be_none(directory: Path, its_log: Path, call: int) -> None:
+    said, status = _mount_without_io_uring(directory, "auto", call)
 
     assert (said, status) == ("", 0)
     assert support.run("cat", directory / "mnt" / "f").stdout == "there"
@@ -110,8 +112,9 @@ def test_auto_does_without_where_there_can_be_none(directory: Path, its_log: Pat
 
 
 @pytest.mark.usefixtures("its_log")
-def test_uring_fails_clearly_where_there_can_be_none(directory: Path) -> None:
-    said, status = _mount_without_io_uring(directory, "uring")
+@pytest.mark.parametrize("call", [SETUP, ENTER, REGISTER])
+def test_uring_fails_clearly_where_there_can_be_none(directory: Path, call: int) -> None:
+    said, status = _mount_without_io_uring(directory, "uring", call)
 
     assert status == 1
     assert said.count("\n") == 1

@@ -1,0 +1,106 @@
+"""Machines, and places on them, not as expected: one clear line, or a mount that works."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import support
+from cli_support import assert_refused, fusebpf, mount, umount
+
+MOUNT = ("mount", "src", "mnt", "--filter", "hide")
+
+
+def in_namespace(tree: Path, script: str, *words: str, flags: str = "-m") -> subprocess.CompletedProcess[str]:
+    """Run the command in namespaces of its own, after a script has changed what is there."""
+    wrapper = ["unshare", flags, "--propagation", "private", "sh", "-c", f'{script} && exec "$0" "$@"']
+    return support.run(*wrapper, support.COMMAND, *words, cwd=tree, check=False)
+
+
+@pytest.mark.parametrize("words", [MOUNT, ("umount", "mnt"), ("list",), ("check", "hide")])
+def test_a_machine_without_proc_is_told_so(tree: Path, words: tuple[str, ...]) -> None:
+    done = in_namespace(tree, "umount -l /proc", *words)
+
+    assert_refused(done, 1, "/proc", "mount -t proc proc /proc")
+
+
+@pytest.mark.parametrize("place", ["/run/fusebpf", "/sys/fs/bpf"])
+def test_a_place_of_ours_that_is_read_only_is_named(tree: Path, place: str) -> None:
+    fusebpf("list")  # makes the directory of the registry
+
+    done = in_namespace(
+        tree, f"mount -o remount,ro,bind {place} || mount --bind -o ro {place} {place}", *MOUNT
+    )
+
+    assert_refused(done, 1, f"'{place}/", "Read-only file system")
+    assert "bug" not in done.stderr
+
+
+def test_a_process_that_may_have_few_descriptors_is_told_so(tree: Path) -> None:
+    done = support.run(
+        "sh", "-c", 'ulimit -n 8; exec "$0" "$@"', support.COMMAND, *MOUNT, cwd=tree, check=False
+    )
+
+    assert_refused(done, 1, "Too many open files", "ulimit -n")
+    assert "bug" not in done.stderr
+
+
+def test_output_that_finds_no_room_is_told_so(tree: Path) -> None:
+    done = support.run("sh", "-c", '"$0" ops >/dev/full', support.COMMAND, check=False, cwd=tree)
+
+    assert_refused(done, 1, "No space left on device")
+    assert "bug" not in done.stderr
+
+
+def test_threads_that_cannot_act_as_their_callers_are_no_mount(tree: Path) -> None:
+    """In a user namespace that denies setgroups(2) no worker could serve."""
+    done = in_namespace(tree, "true", *MOUNT[:3], flags="-Urm")
+
+    assert_refused(done, 1, "cannot be mounted", "act as its callers", "Operation not permitted")
+
+
+@pytest.mark.parametrize("place", ["/run", "/run/fusebpf", "/sys/fs/bpf", "/dev", "/proc"])
+def test_what_fusebpf_itself_works_with_is_not_hidden(tree: Path, place: str) -> None:
+    for src in ("src", place):
+        done = in_namespace(tree, "true", "mount", src, place)
+
+        assert_refused(done, 1, f"mount point '{place}' would hide")
+    assert sorted(path.name for path in (tree / "src").iterdir()) == ["file"]
+
+
+def test_texts_of_ours_are_read_in_a_locale_of_any_kind(tree: Path) -> None:
+    env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    support.run(support.COMMAND, *MOUNT, "--set", "hide.names=é*", cwd=tree, env=env)
+
+    umount("./mnt", cwd=tree)
+
+
+def test_pins_are_roots_alone_whatever_the_umask_is(tree: Path) -> None:
+    name = f"masked-{os.getpid()}"
+    mine = support.PINS / name
+    script = f'umask 0; "$0" {" ".join(MOUNT)} --name {name}'
+    is_first = not support.PINS.exists()
+
+    support.run("sh", "-c", script, support.COMMAND, cwd=tree)
+
+    assert mine.stat().st_mode & 0o777 == 0o700
+    assert not is_first or support.PINS.stat().st_mode & 0o022 == 0
+    umount(name)
+
+
+def test_a_mount_whose_directory_was_renamed_is_listed_where_it_is(tree: Path) -> None:
+    (tree / "old" / "mnt").mkdir(parents=True)
+    mount("src", "old/mnt", "--name", f"moved-{os.getpid()}", cwd=tree)
+    (tree / "old").rename(tree / "new")
+
+    listed = fusebpf("list").stdout
+
+    assert str(tree / "new" / "mnt") in listed
+    assert str(tree / "old") not in listed
+    umount("new/mnt", cwd=tree)
+
+
+def test_an_empty_name_is_none(tree: Path) -> None:
+    for words in (["--name", ""], ["-o", "name="]):
+        assert_refused(fusebpf("mount", "src", "mnt", *words, cwd=tree), 2, "''", "cannot be a mount's name")
