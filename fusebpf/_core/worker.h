@@ -28,8 +28,8 @@ struct worker {
 	struct uring uring;
 	struct iovec entry[2]; /* the buffers that the kernel was given */
 	bool is_registered, is_unanswered;
-	bool can_yield; /* placement.c: may be SCHED_IDLE, */
-	_Atomic bool is_yielding; /* and is it */
+	bool is_placed, can_yield; /* placement.c chooses how it is scheduled; it may be SCHED_IDLE */
+	_Atomic int policy;	    /* and what it is */
 	struct splice splice;
 	struct fb_slot *image;
 	struct known_path directory; /* the last one whose path a filter wanted */
@@ -66,6 +66,7 @@ struct workers {
 	uint32_t n, limit;
 	int policy; /* of scheduling, of who started the mount */
 	int load_fd; /* /proc/loadavg */
+	_Atomic bool is_quiet; /* little else wants to run */
 	_Atomic uint32_t n_returning; /* parked ones that wait for a ring */
 	uint32_t n_parked; /* of n: blocked for as long as it takes; not counted against the limit */
 	bool is_open; /* requests may come */
