@@ -100,7 +100,7 @@ def _is_batch(mounted: support.Mounted, core: int) -> bool:
     return os.SCHED_BATCH in _policies(mounted)
 
 
-def _hogs() -> list[tuple[str, ...]]:
+def _hogs() -> list[tuple[str, str, str]]:
     """Programs that compute, more than there are cores."""
     return [("sh", "-c", "ulimit -t 60; while :; do :; done")] * 2 * (os.cpu_count() or 1)
 
