@@ -16,6 +16,9 @@ OP_FLAGS: dict[str, int]
 WANTS: dict[str, int]
 """The bits of a filter's `wants`: enum fb_wants, {"PATH": 1, …}."""
 
+VERDICTS: dict[int, str]
+"""What hooks say, by number: enum fb_verdict, {0: "continue", 0xf1: "backing", …}."""
+
 ARGS: dict[str, str]
 """Which member of `args` of struct fb_slot each op has: {"open": "open", "lookup": "nothing", …}."""
 

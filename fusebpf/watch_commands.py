@@ -60,9 +60,8 @@ def trace_command(
     Where they come faster than they are printed, a line says how many were missed. With --json each line is
     an object, {"missed": N} for those.
     """
-    from fusebpf._core import OPS
+    from fusebpf._core import OPS, VERDICTS
     from fusebpf.map_view import check_filter
-    from fusebpf.watching import VERDICTS
 
     _check_known("op", ops, [name for name, *_, kind, _ in OPS if kind == "hook"])
     _check_known("verdict", verdicts, list(VERDICTS.values()))

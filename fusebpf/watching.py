@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import trio
 
 from fusebpf import bpf
-from fusebpf._core import OPS, SIZES
+from fusebpf._core import OPS, SIZES, VERDICTS
 from fusebpf.btf import Btf, Kind
 from fusebpf.paths import bpf_dir
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-VERDICTS = {0: "continue", 1: "backing", 2: "daemon", 3: "reply", 4: "negative", 5: "drop", 15: "broken"}
 PHASES = ("pre", "post")
 
 _OP_NAMES = {opcode: name for name, opcode, *_ in OPS}

@@ -55,6 +55,13 @@ static PyObject *filter_wants(void)
 	return Py_BuildValue("{s:i,s:i,s:i,s:i,s:i}", WANT(PATH), WANT(DAEMON), WANT(IDS), WANT(DATA), WANT(CALLER));
 }
 
+/* What a hook can say, and what stats and recent call it. */
+static PyObject *verdicts(void)
+{
+	return Py_BuildValue("{i:s,i:s,i:s,i:s,i:s,i:s,i:s}", FB_CONTINUE, "continue", FB_BACKING, "backing", FB_DAEMON, "daemon",
+			     FB_REPLY, "reply", FB_NEGATIVE, "negative", FB_DROP, "drop", FB_BROKEN, "broken");
+}
+
 /* The sizes and counts of the ABI. */
 static PyObject *abi_sizes(void)
 {
@@ -86,7 +93,7 @@ static int add(PyObject *module, const char *name, PyObject *table)
 int add_tables(PyObject *module)
 {
 	bool is_added = !add(module, "OPS", op_table()) && !add(module, "OP_FLAGS", op_flags()) &&
-			!add(module, "ARGS", op_args()) && !add(module, "WANTS", filter_wants()) &&
+			!add(module, "ARGS", op_args()) && !add(module, "WANTS", filter_wants()) && !add(module, "VERDICTS", verdicts()) &&
 			!add(module, "SIZES", abi_sizes());
 
 	return is_added ? 0 : -1;
