@@ -105,7 +105,7 @@ def test_one_that_refuses_is_the_last_that_is_asked(joined: Eight) -> None:
 
 
 def test_one_that_goes_straight_to_the_backing_root_passes_the_others_by(joined: Eight) -> None:
-    joined.say(5, 1)
+    joined.say(5, 0xF1)
 
     assert joined.asked() == (0, ALL[:6], ALL[:6])
 
