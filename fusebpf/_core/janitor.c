@@ -12,6 +12,8 @@
 #define JANITOR_PERIOD_NS 500000000L
 #define ACTIVE_PERIOD_NS 50000000L /* over io_uring, while there are requests: placement_look */
 #define BLOCKED_MS 20 /* an op that takes longer blocks: its worker is parked where the pool is at its limit */
+#define KEEP_OF_CORE 4 /* idle workers of a core that stay */
+#define MOST_LEAVE 16  /* and how many leave in one round */
 #define EARLY_MS 1000 /* how long an interrupt waits for its request to be taken up */
 #define LOST_MS 100   /* how long an op takes before its caller is looked at for a signal */
 #define LOOK_MS 300   /* and how often: many may wait */
@@ -158,6 +160,20 @@ static void retire(struct mount *m)
 	}
 }
 
+/* Let those of cores go that have been idle ever since the last round. */
+static void retire_of_cores(struct mount *m)
+{
+	for (uint32_t i = 1; i < m->n_queues; i++) {
+		struct queue *q = &m->queues[i];
+		uint32_t least = atomic_exchange(&q->least_idle, atomic_load(&q->n_idle));
+		uint32_t n = least > KEEP_OF_CORE ? least - KEEP_OF_CORE : 0;
+
+		atomic_store(&q->n_surplus, 0);
+		if (n && !m->workers.has_deadline)
+			uring_let_leave(m, q, n < MOST_LEAVE ? n : MOST_LEAVE);
+	}
+}
+
 /* All workers are busy and there may be no more, or all rings are taken: park those that block. Without it the requests that
  * would end the blocking (INTERRUPT, an unlock, a release) would wait behind it. Called with the lock held. */
 static void relieve(struct workers *p)
@@ -202,6 +218,7 @@ static void look_after(struct mount *m)
 	pthread_mutex_unlock(&p->lock);
 	passthrough_sweep(m);
 	daemon_drain(m);
+	retire_of_cores(m);
 	pthread_mutex_lock(&p->lock);
 	if (atomic_load(&p->has_early))
 		retry_early(p);

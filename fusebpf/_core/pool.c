@@ -111,6 +111,7 @@ int workers_start(struct mount *m)
 	m->n_queues = 1;
 	m->failed_call = "starting the workers";
 	m->workers.policy = sched_getscheduler(0);
+	m->workers.has_deadline = transport_has_deadline();
 	m->workers.load_fd = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
 	int e = handle_kicks();
 	if (e)
@@ -161,6 +162,8 @@ void workers_stop(struct mount *m)
 	if (left)
 		mount_log(m, "ERROR", "%u workers are held by the backing file system and were left behind", left);
 	janitor_stop(m);
+	for (uint32_t i = 1; !left && i < m->n_queues; i++)
+		uring_free_spares(&m->queues[i]);
 	if (!left && m->workers.load_fd >= 0) {
 		close(m->workers.load_fd);
 		m->workers.load_fd = -1;

@@ -28,6 +28,24 @@ void transport_enable_uring(struct mount *m)
 	close(fd);
 }
 
+static uint64_t number_in(const char *path)
+{
+	char text[32];
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+
+	if (fd >= 0)
+		close(fd);
+	text[n < 0 ? 0 : n] = 0;
+	return strtoull(text, NULL, 10);
+}
+
+/** Does the kernel end connections that leave a request unanswered for some time? (Documentation/admin-guide/sysctl/fs.rst) */
+bool transport_has_deadline(void)
+{
+	return number_in("/proc/sys/fs/fuse/default_request_timeout") || number_in("/proc/sys/fs/fuse/max_request_timeout");
+}
+
 /** How many queues the kernel has: one for each core that there may be (num_possible_cpus). 0: it cannot be found out. */
 uint32_t transport_n_cores(void)
 {

@@ -38,14 +38,22 @@ struct transport {
 struct queue {
 	const struct transport *transport;
 	int core; /* that its workers are pinned to; -1: none */
-	_Atomic uint32_t n_idle;
+	_Atomic uint32_t n_idle, least_idle; /* the second: since the janitor looked last */
+	_Atomic uint32_t n_surplus; /* how many of those that get a message of ours may leave: uring.c */
+	struct spare *spares;	    /* under workers.lock */
 	/* placement.c: how many of the next answers are given as SCHED_IDLE, */
 	_Atomic uint32_t n_yielding;
 	uint32_t n_seen; /* and what that was when the janitor looked */
 	_Atomic uint64_t n_requests, n_hook_runs, n_program_runs;
 	_Atomic bool is_in_use; /* has a worker that was registered */
 	_Atomic bool is_closed; /* the kernel wants nothing to do with it */
-	uint64_t padding[9];	/* so that cores do not share cache lines */
+	uint64_t padding[7];	/* so that cores do not share cache lines */
+};
+
+/* An entry whose worker has left, and that the next one of the core goes on with. */
+struct spare {
+	struct spare *next;
+	char *buffer;
 };
 
 extern const struct transport device_transport; /* device.c */
@@ -77,7 +85,12 @@ void placement_note(struct worker *w, uint32_t tid);
 void placement_begin(struct worker *w);
 void placement_choose(struct worker *w);
 
+/* uring.c */
+void uring_let_leave(struct mount *m, struct queue *q, uint32_t n);
+void uring_free_spares(struct queue *q);
+
 /* transport.c */
+bool transport_has_deadline(void);
 enum transport_choice transport_named(const char *name);
 void transport_enable_uring(struct mount *m);
 uint32_t transport_n_cores(void);

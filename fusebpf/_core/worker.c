@@ -2,8 +2,8 @@
 /*
  * The threads that serve a mount. A worker takes a request from its queue, runs it to its reply, and takes the next. When
  * the last idle one of a queue takes a request, another is started, up to the limit, so a worker that blocks does not
- * stop the mount. Those of /dev/fuse retire when idle; those of a core stay, since the kernel has no way to take an entry
- * back without losing the request that may just be on its way to it.
+ * stop the mount. They retire when idle; those of a core, whose entries the kernel does not give back, in a way of their own
+ * (uring.c).
  * Lock: workers.lock guards the list and the ring indexes.
  */
 #include "core.h"
@@ -288,7 +288,10 @@ static void begin_request(struct worker *w)
 	placement_note(w, in->pid);
 	placement_begin(w);
 	bool was_parked = !atomic_compare_exchange_strong(&w->state, &expected, WORKER_RUNS);
-	if (atomic_fetch_sub(&w->queue->n_idle, 1) == 1 && worker_start(w->mount, w->queue))
+	uint32_t n_left = atomic_fetch_sub(&w->queue->n_idle, 1) - 1;
+	if (n_left < atomic_load_explicit(&w->queue->least_idle, memory_order_relaxed))
+		atomic_store_explicit(&w->queue->least_idle, n_left, memory_order_relaxed);
+	if (!n_left && worker_start(w->mount, w->queue))
 		pthread_cond_broadcast(&p->changed); // the janitor sees to it
 	if (was_parked)
 		unpark(w);

@@ -67,6 +67,7 @@ struct workers {
 	int policy; /* of scheduling, of who started the mount */
 	int load_fd; /* /proc/loadavg */
 	_Atomic bool is_quiet; /* little else wants to run */
+	bool has_deadline; /* the kernel's, for answers: a worker must not leave one unanswered */
 	_Atomic uint32_t n_returning; /* parked ones that wait for a ring */
 	uint32_t n_parked; /* of n: blocked for as long as it takes; not counted against the limit */
 	bool is_open; /* requests may come */

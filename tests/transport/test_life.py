@@ -72,6 +72,25 @@ def test_ops_that_block_do_not_stop_the_mount(directory: Path, transport: str, o
         os.sched_setaffinity(0, before)
 
 
+def test_workers_that_blocked_leave_again_and_others_come_when_they_are_needed(
+    directory: Path, transport: str
+) -> None:
+    (directory / "src").mkdir()
+    waiter = ("timeout", "-s", "KILL", "60", "flock", "-x", directory / "mnt/file", "true")
+    few = 5 * (os.cpu_count() or 1) + 2  # those of each core and of /dev/fuse that stay
+    with serving.serve(directory, "shrink", options=f"transport={transport}") as served:
+        (served.path / "file").write_text("")
+        for number in range(3):
+            with (served.path / "file").open() as held:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                with support.clients(*[waiter] * 40) as clients:
+                    support.wait_until(lambda: served.counters()["workers"] >= 40, seconds=30)
+                    fcntl.flock(held, fcntl.LOCK_UN)
+                    assert [client.wait(30) for client in clients] == [0] * 40
+            support.wait_until(lambda: served.counters()["workers"] <= few, seconds=30)
+            assert _ends(_clients(served.path, 4, 50)) == [(0, b"")] * 4, number
+
+
 def test_who_waits_for_a_lock_lets_the_holder_go_on(directory: Path, transport: str) -> None:
     (directory / "src").mkdir()
     (directory / "src" / "f").write_text("locked")
