@@ -229,13 +229,13 @@ def test_audit_records_every_op_and_decides_nothing(
 def test_stats_counts_what_each_filter_said(
     filters: dict[str, Filter], hide: Filter, runner: HookRunner, shared: SharedMaps
 ) -> None:
-    before = _count(shared, "lookup", 4)
+    before = _count(shared, "lookup", 0xF4)
 
     for name in (".ssh", "a", ".ssh"):
         runner.run(hide, "pre", "lookup", name=name)
 
     assert filters
-    assert _count(shared, "lookup", 4) - before == 2
+    assert _count(shared, "lookup", 0xF4) - before == 2
 
 
 def _count(shared: SharedMaps, op: str, verdict: int) -> int:
