@@ -18,6 +18,10 @@
 #define N_ENTRIES 1
 #define SQE_SIZE 128 /* IORING_SETUP_SQE128 */
 
+/* Of Linux 6.15 (include/uapi/linux/io_uring.h); older headers do not have them. */
+#define FEAT_NO_IOWAIT (1U << 17)
+#define ENTER_NO_IOWAIT (1U << 7)
+
 static int map(struct uring *r, const struct io_uring_params *p)
 {
 	size_t sq_size = p->sq_off.array + p->sq_entries * sizeof(uint32_t);
@@ -63,6 +67,9 @@ int uring_open(struct uring *r, int file_fd)
 	r->fd = (int)syscall(SYS_io_uring_setup, N_ENTRIES, &p);
 	if (r->fd < 0)
 		return -errno;
+	// Without GETEVENTS the kernel would not run what completes commands. Waiting for a request is no waiting for a disk: else an
+	// idle mount would have the machine at 100% iowait, and at as much I/O pressure.
+	r->enter_flags = IORING_ENTER_GETEVENTS | (p.features & FEAT_NO_IOWAIT ? ENTER_NO_IOWAIT : 0);
 	int e = p.features & IORING_FEAT_SINGLE_MMAP ? map(r, &p) : -EOPNOTSUPP;
 	if (!e && syscall(SYS_io_uring_register, r->fd, IORING_REGISTER_FILES, &file_fd, 1) < 0)
 		e = -errno;
@@ -108,8 +115,7 @@ struct io_uring_sqe *uring_prepare(struct uring *r)
  * not be sent, and goes with the next call. */
 int uring_submit(struct uring *r, bool waits)
 {
-	// Without GETEVENTS the kernel would not run what completes commands.
-	long n = syscall(SYS_io_uring_enter, r->fd, r->n_prepared, waits ? 1 : 0, IORING_ENTER_GETEVENTS, NULL, 0);
+	long n = syscall(SYS_io_uring_enter, r->fd, r->n_prepared, waits ? 1 : 0, r->enter_flags, NULL, 0);
 
 	if (n < 0)
 		return -errno;

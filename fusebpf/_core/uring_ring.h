@@ -11,6 +11,7 @@
 
 struct uring {
 	int fd;
+	uint32_t enter_flags; /* of each io_uring_enter(2) */
 	uint32_t n_prepared; /* submission entries that the kernel has not been told of */
 	void *memory;	     /* both rings' indexes and the completion entries */
 	size_t memory_size;

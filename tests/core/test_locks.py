@@ -394,7 +394,7 @@ def waiters(path: Path, kind: str, count: int) -> Iterator[list["subprocess.Pope
 def test_a_hundred_waiters_do_not_stop_the_mount_and_all_get_the_lock(
     directory: Path, kind: str, filters: tuple[str, ...]
 ) -> None:
-    options = "max_workers=8,transport=dev"  # over io_uring workers stay: tests/transport/test_life.py
+    options = "max_workers=8,transport=dev"  # over io_uring: tests/transport/test_life.py
     with serving.serve(directory, f"waiters-{kind}", filters=filters, options=options) as served:
         path = put(served.path / "f")
         put(served.path / "f.count", b"")

@@ -1,6 +1,6 @@
 """Workers that block do not stop the mount; the pool shrinks again; whoever waits can be interrupted.
 
-Over /dev/fuse; tests/transport has it for io_uring, where the pool does not shrink.
+Over /dev/fuse; tests/transport has it for io_uring.
 """
 
 import fcntl

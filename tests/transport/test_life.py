@@ -191,3 +191,22 @@ def test_a_core_whose_worker_may_not_run_there_is_served(directory: Path) -> Non
 
         assert time.monotonic() - start < 10
         assert len(list(served.src.iterdir())) == len(os.sched_getaffinity(0))
+
+
+def _idle_and_waiting_for_disks() -> tuple[int, int]:
+    """Of all cores, in clock ticks (proc_stat(5))."""
+    words = Path("/proc/stat").read_text().split()
+    return int(words[4]), int(words[5])
+
+
+def test_an_idle_mount_is_not_counted_as_waiting_for_a_disk(mount: support.Mounter, transport: str) -> None:
+    if transport == "uring" and tuple(int(n) for n in os.uname().release.split(".")[:2]) < (6, 15):
+        pytest.skip("before Linux 6.15 whoever waits on an io_uring counts so (IORING_ENTER_NO_IOWAIT)")
+    mounted = mount(options=f"transport={transport}")
+    assert list(mounted.path.iterdir()) == []
+    idle, waiting = _idle_and_waiting_for_disks()
+
+    support.wait_until(lambda: sum(_idle_and_waiting_for_disks()) >= idle + waiting + 100)
+
+    idle_after, waiting_after = _idle_and_waiting_for_disks()
+    assert waiting_after - waiting < (idle_after - idle) / 2
