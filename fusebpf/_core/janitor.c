@@ -8,6 +8,7 @@
 
 #include <signal.h>
 #include <stdio.h>
+#include <sys/prctl.h>
 
 #define JANITOR_PERIOD_NS 500000000L
 #define ACTIVE_PERIOD_NS 50000000L /* over io_uring, while there are requests: placement_look */
@@ -244,6 +245,7 @@ static void *janitor_main(void *argument)
 	struct mount *m = argument;
 	struct workers *p = &m->workers;
 
+	prctl(PR_SET_NAME, "fusebpf/janitor");
 	pthread_mutex_lock(&p->lock);
 	while (!atomic_load(&p->is_stopping))
 		look_after(m);

@@ -8,6 +8,7 @@
 
 #include <poll.h>
 #include <signal.h>
+#include <sys/prctl.h>
 
 #define QUEUE_SIZE 1024
 #define MAX_LEASES 65536
@@ -229,6 +230,7 @@ static void *notifier_main(void *argument)
 	struct mount *m = argument;
 	struct notifier *n = &m->notifier;
 
+	prctl(PR_SET_NAME, "fusebpf/notify");
 	pthread_mutex_lock(&n->lock);
 	while (!n->is_stopping) {
 		tell_done(n);

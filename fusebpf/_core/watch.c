@@ -11,6 +11,7 @@
 #include <sys/eventfd.h>
 #include <sys/fanotify.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 
@@ -213,6 +214,7 @@ static void *watch_main(void *argument)
 				   { .fd = m->watch.fd, .events = POLLIN },
 				   { .fd = m->is_one_file_system ? -1 : table_fd, .events = POLLPRI } };
 
+	prctl(PR_SET_NAME, "fusebpf/watch");
 	while (buffer) {
 		if (poll(polled, 3, -1) < 0 && errno != EINTR)
 			break;

@@ -9,7 +9,9 @@
 #include "core.h"
 
 #include <sched.h>
+#include <stdio.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 
 #define MAX_PARKED 1024
 
@@ -333,6 +335,16 @@ static void pin(int core)
 	pthread_setaffinity_np(pthread_self(), sizeof(cores), &cores);
 }
 
+/* What top(1) shows of it. */
+static void name_thread(const struct queue *q)
+{
+	char name[32] = "fusebpf/worker";
+
+	if (q->core >= 0)
+		snprintf(name, sizeof(name), "fusebpf/%d", q->core);
+	prctl(PR_SET_NAME, name); // 15 bytes of it
+}
+
 /* Serve until there is nothing more to serve. Returns whether the worker no longer counts as idle. */
 static bool serve_all(struct worker *w)
 {
@@ -364,6 +376,7 @@ static void *worker_main(void *argument)
 	struct queue *q = w->queue;
 	int e = creds_init_thread();
 
+	name_thread(q);
 	if (e)
 		connection_ended(w->mount, -e); // without a umask of its own it would change that of all
 	if (q->core >= 0)
