@@ -7,6 +7,7 @@
 #include "core.h"
 
 #define MOST_AT_ONCE 65536
+#define MOST_EVICTED 1024
 
 void fds_init(struct mount *m)
 {
@@ -32,6 +33,7 @@ int fds_limit(struct mount *m, uint32_t limit)
 
 	table_grow(m, most);
 	m->fds.limit = limit ? limit : most > 64 ? (uint32_t)most / 2 : 32;
+	m->fds.nearly_all = (int)(most - most / 16);
 	m->fds.clock = calloc(m->fds.limit, sizeof(*m->fds.clock));
 	return m->fds.clock ? 0 : -ENOMEM;
 }
@@ -116,13 +118,35 @@ static void clock_evict(struct mount *m)
 	}
 }
 
+/* Close a quarter of the descriptors: the numbers that come free are given next, and say nothing. Called with clock_lock held. */
+static void clock_evict_many(struct mount *m)
+{
+	uint32_t n = m->fds.n_clock / 4 + 1;
+
+	for (n = n < MOST_EVICTED ? n : MOST_EVICTED; n; n--)
+		clock_evict(m);
+}
+
+/** A file was opened, with that descriptor: where hardly any are left, those of what is only known make room. Called with no
+ * stripe held. */
+void fds_make_room(struct mount *m, int fd)
+{
+	if (fd < m->fds.nearly_all)
+		return;
+	pthread_mutex_lock(&m->fds.clock_lock);
+	clock_evict_many(m);
+	pthread_mutex_unlock(&m->fds.clock_lock);
+}
+
 /* Let the clock's hand find a descriptor, closing another one for it past the limit. Called with the inode's stripe held. */
 static void clock_insert(struct mount *m, struct inode *inode)
 {
 	struct fds *f = &m->fds;
 
 	pthread_mutex_lock(&f->clock_lock);
-	if (atomic_load(&f->n_open) > f->limit || f->n_clock == f->limit)
+	if (inode->fd >= f->nearly_all)
+		clock_evict_many(m);
+	else if (atomic_load(&f->n_open) > f->limit || f->n_clock == f->limit)
 		clock_evict(m);
 	if (f->n_clock < f->limit) {
 		inode->clock_index = (int32_t)f->n_clock;

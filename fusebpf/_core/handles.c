@@ -120,6 +120,7 @@ struct handle *handle_create(struct mount *m, struct inode *inode, int fd, bool 
 	pthread_mutex_unlock(&list->lock);
 	if (!h)
 		return NULL;
+	fds_make_room(m, fd);
 	inode_hold(inode);
 	h->generation++;
 	h->fd = fd;

@@ -127,12 +127,14 @@ struct fds {
 	pthread_mutex_t clock_lock;
 	struct inode **clock;
 	uint32_t n_clock, limit, hand;
+	int nearly_all; /* a descriptor of that number says that the process has hardly any left: the lowest free one is given */
 	_Atomic uint32_t n_open;
 };
 
 /* fds.c */
 void fds_init(struct mount *m);
 int fds_limit(struct mount *m, uint32_t limit);
+void fds_make_room(struct mount *m, int fd);
 void fds_deinit(struct mount *m);
 pthread_mutex_t *fds_stripe(struct mount *m, const struct inode *inode);
 int inode_fd_get(struct mount *m, struct inode *inode);

@@ -1,5 +1,6 @@
 """Many inodes, few descriptors; and nothing is left when the kernel forgets."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,29 @@ def test_stat_of_3000_files_leaves_half_of_the_descriptors(directory: Path) -> N
         assert counters["inodes"] > 3000
         assert counters["descriptors"] <= 256
         assert served.n_descriptors() <= 256 + 64
+
+
+@pytest.mark.parametrize("what", ["directories", "files"])
+def test_open_files_take_the_descriptors_of_what_is_only_known(directory: Path, what: str) -> None:
+    """A server that may have 256, half of them for what is known: 150 can be open at once."""
+    make_files(directory / "src", 1000)
+    for index in range(150):
+        (directory / "src" / f"d{index}").mkdir()
+        (directory / "src" / f"d{index}" / "f").write_bytes(b"%d" % index)
+
+    def open_all(p: Path) -> int:
+        stat_all(p)
+        with contextlib.ExitStack() as stack:
+            for index in range(150):
+                d = p / f"d{index}"
+                if what == "directories":
+                    stack.enter_context(opened(d, os.O_RDONLY | os.O_DIRECTORY))
+                else:
+                    stack.enter_context(opened(d / "f", os.O_RDWR))
+            return stat_all(p)
+
+    with serving.serve(directory, "open", n_files=256) as served:
+        assert in_child(open_all, served.path, seconds=30) == 1150
 
 
 def test_users_reach_files_whose_descriptors_were_closed(directory: Path) -> None:
