@@ -24,7 +24,8 @@ struct listing {
 	char *out;
 	size_t len, size;
 	bool is_plus;	       /* each entry with its attributes */
-	bool with_inodes;      /* no: plus entries go out with nodeid 0, since who is to be asked of each cannot be */
+	bool with_inodes;      /* no: plus entries go out with nodeid 0, since the kernel would not keep them or who is to be asked of each
+				  cannot be */
 	bool is_hooked;	       /* lookup is: its hooks are asked of each entry */
 	struct fb_slot *image; /* for that, or NULL */
 	int dir_fd;	       /* of the directory, for lookups */
@@ -244,6 +245,9 @@ static int list(struct request *rq, bool is_plus)
 			     .is_plus = is_plus,
 			     .is_hooked = chain && chain_hooks(chain, FB_OP_lookup),
 			     .with_inodes = !daemon_judges_entries(rq->mount) };
+
+	if (!l.is_hooked && !rq->entry_ttl_ns)
+		l.with_inodes = false;
 
 	if (!l.h)
 		return -errno;

@@ -111,6 +111,23 @@ def test_stat_of_3000_files_leaves_half_of_the_descriptors(directory: Path) -> N
         assert served.n_descriptors() <= 256 + 64
 
 
+@pytest.mark.parametrize(
+    ("options", "is_kept"), [("", True), ("cache=none", False), ("nodefault_permissions", False)]
+)
+def test_a_listing_looks_nothing_up_that_the_kernel_would_not_keep(
+    directory: Path, options: str, is_kept: bool
+) -> None:
+    make_files(directory / "src", 1000)
+
+    def list_one(p: Path) -> int:
+        return len(os.listdir(p / "part3"))
+
+    with serving.serve(directory, "list", options=options) as served:
+        assert in_child(list_one, served.path) == 100
+        assert (served.counters()["inodes"] > 100) == is_kept
+        assert in_child(stat_all, served.path, seconds=30) == 1000
+
+
 @pytest.mark.parametrize("what", ["directories", "files"])
 def test_open_files_take_the_descriptors_of_what_is_only_known(directory: Path, what: str) -> None:
     """A server that may have 256, half of them for what is known: 150 can be open at once."""
