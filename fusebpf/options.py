@@ -100,7 +100,7 @@ class MountOptions:
         fsname: What mount(8) shows as the device; None: SRC.
         max_read: The largest read in bytes; 0: the kernel's own limit.
         passthrough: Files that no filter hooks are read and written by the kernel alone, where it can.
-        max_workers: How many threads may serve the mount.
+        max_workers: How many threads may serve ops at a time, besides those that wait in a lock.
         ttl: For how many seconds the kernel may cache entries and attributes that no filter hooks.
         cache: "normal"; "none": the kernel caches no entries and attributes, whatever `ttl` says; "watch": it
             caches them without end, and is told of changes behind the mount; `ttl` is for the rest.

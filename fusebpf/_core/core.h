@@ -128,7 +128,7 @@ struct mount {
 	struct notifier notifier;
 	struct negatives negatives;
 	struct watch watch;
-	struct queue queues[1 + FB_MAX_WORKERS]; /* /dev/fuse, and of FUSE over io_uring one for each core */
+	struct queue queues[1 + MAX_CORES]; /* /dev/fuse, and of FUSE over io_uring one for each core */
 	uint32_t n_queues;
 	struct placement placements[N_PLACEMENTS];
 	_Atomic uint64_t n_nudges; /* messages of our own to them */

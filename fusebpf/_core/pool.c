@@ -46,7 +46,6 @@ static int create_for_cores(struct mount *m, struct worker *first[], uint32_t n_
 /* Choose the transport, and start the workers of the cores' queues if it is io_uring. */
 static int start_for_cores(struct mount *m)
 {
-	struct worker *first[FB_MAX_WORKERS];
 	struct workers *p = &m->workers;
 	uint32_t n = transport_n_cores();
 
@@ -54,11 +53,14 @@ static int start_for_cores(struct mount *m)
 		return 0;
 	if (!(m->offered & FB_FUSE_OVER_IO_URING))
 		return transport_refuse_uring(m, "the kernel does not offer it");
-	if (!n || n >= p->limit)
-		return transport_refuse_uring(m, "a worker for each core and one for /dev/fuse are more than max_workers");
-	int e = create_for_cores(m, first, n);
-	if (e)
+	if (!n || n > MAX_CORES)
+		return transport_refuse_uring(m, "how many cores there may be cannot be found out, or they are more than 1,024");
+	struct worker **first = calloc(n, sizeof(*first));
+	int e = first ? create_for_cores(m, first, n) : -ENOMEM;
+	if (e) {
+		free(first);
 		return transport_refuse_uring(m, e == -EPERM ? "this process may not use io_uring" : strerror(-e));
+	}
 	pthread_mutex_lock(&p->lock);
 	for (uint32_t i = 0; i < n; i++) {
 		if (!e)
@@ -67,6 +69,7 @@ static int start_for_cores(struct mount *m)
 			worker_destroy(first[i]);
 	}
 	pthread_mutex_unlock(&p->lock);
+	free(first);
 	m->n_queues = 1 + n;
 	return e;
 }

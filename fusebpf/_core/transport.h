@@ -5,6 +5,8 @@
 
 #include "core.h"
 
+#define MAX_CORES 1024 /* that FUSE over io_uring is used on */
+
 /* The pipes of a worker that has sent what a large read found; -1 before. */
 struct splice {
 	int data[2], reply[2];

@@ -13,7 +13,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 
-#define MAX_PARKED 1024
+#define MAX_PARKED (1024 + MAX_CORES)
 
 /* ------------------------------------------------------------------------- verdict rings */
 
@@ -132,20 +132,34 @@ int worker_create(struct mount *m, struct queue *q, struct worker **out)
 	return e;
 }
 
-/** Let a worker begin; it is gone if it cannot. Called with the lock held and a ring free. */
+/* It ends, with a ring or without. Called with the lock held. */
+static void give_back_ring(struct workers *p, const struct worker *w)
+{
+	if (atomic_load(&w->state) == WORKER_PARKED)
+		p->n_parked--;
+	else
+		p->rings_taken &= ~(1ULL << w->index);
+}
+
+/** Let a worker begin, parked if there is no room for one more; it is gone if it cannot. Called with the lock held. */
 int worker_begin(struct worker *w)
 {
 	struct workers *p = &w->mount->workers;
 	pthread_attr_t attr;
 
-	take_ring(w);
+	if (workers_are_full(p)) {
+		atomic_store(&w->state, WORKER_PARKED);
+		p->n_parked++;
+	} else {
+		take_ring(w);
+	}
 	pthread_attr_init(&attr);
 	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
 	pthread_attr_setstacksize(&attr, 256 * 1024);
 	int e = -pthread_create(&w->thread, &attr, worker_main, w);
 	pthread_attr_destroy(&attr);
 	if (e) {
-		p->rings_taken &= ~(1ULL << w->index);
+		give_back_ring(p, w);
 		worker_destroy(w);
 		return e;
 	}
@@ -191,10 +205,7 @@ static void worker_leave(struct worker *w)
 			break;
 		}
 	}
-	if (atomic_load(&w->state) == WORKER_PARKED)
-		p->n_parked--;
-	else
-		p->rings_taken &= ~(1ULL << w->index);
+	give_back_ring(p, w);
 	p->n--;
 	if (atomic_exchange(&w->interrupted, 0))
 		atomic_fetch_sub(&p->n_interrupted, 1);

@@ -124,12 +124,22 @@ def test_uring_fails_clearly_where_there_can_be_none(directory: Path, call: int)
     assert not (support.STATE / f"test{os.getpid()}-no.json").exists()
 
 
-def test_a_worker_for_each_core_must_be_allowed(directory: Path) -> None:
-    if not SWITCH.exists():
-        pytest.skip("no FUSE over io_uring here")
-    with serving.serve(directory, "few", options="transport=auto,max_workers=1") as served:
-        assert served.counters()["queues"] == 1
-        assert "max_workers" in served.log
+@has_uring
+@pytest.mark.parametrize("filters", [[], ["audit"]], ids=["plain", "audited"])
+def test_each_core_is_served_where_fewer_workers_than_cores_may_be_busy(
+    directory: Path, filters: list[str]
+) -> None:
+    """As on a machine with more cores than there are verdict rings: those that wait have none."""
+    cores = sorted(os.sched_getaffinity(0))
+    with serving.serve(directory, "few", filters=filters, options="transport=uring,max_workers=1") as served:
+        for count in range(3):
+            for core in cores:
+                support.run("taskset", "-c", str(core), "touch", served.path / f"{core}-{count}")
+            for core in cores:
+                support.run("taskset", "-c", str(core), "rm", served.path / f"{core}-{count}")
+
+        assert served.counters()["queues"] == 1 + os.sysconf("SC_NPROCESSORS_CONF")
+        assert list(served.src.iterdir()) == []
 
 
 def test_the_command_refuses_other_transports() -> None:
