@@ -2,6 +2,9 @@
 
 import fcntl
 import os
+import shutil
+import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +80,31 @@ def test_an_open_file_is_locked_by_who_may_not_open_it_any_more(judged: Variant,
                 return [attempt(lock, fd, fcntl.LOCK_EX) for lock in (fcntl.lockf, fcntl.flock)]
 
     assert compare(judged, bare, act) == [None, None]
+
+
+def test_a_program_that_cannot_be_read_cannot_be_executed_and_a_socket_is_not_judged(
+    judged: Variant, bare: Path
+) -> None:
+    """What the kernel decides or cannot be told: see docs/operations.md."""
+
+    def act(p: Path) -> Any:
+        shutil.copy("/bin/true", p / "true")
+        os.chmod(p / "true", 0o711)
+        with socket.socket(socket.AF_UNIX) as there, socket.socket(socket.AF_UNIX) as caller:
+            os.chdir(p)
+            there.bind("socket")
+            there.listen()
+            os.chmod("socket", 0o700)
+            with user(ALICE):
+                return [
+                    attempt(os.posix_spawn, "./true", ["true"], {}) != "EACCES",
+                    attempt(caller.connect, "socket"),
+                ]
+
+    for top, said in ((bare, [True, "EACCES"]), (judged.mounted.path, [False, None])):
+        with tempfile.TemporaryDirectory(dir=top) as place:
+            os.chmod(place, 0o755)
+            assert in_child(act, Path(place)) == said
 
 
 @pytest.mark.parametrize("options", ["", "nodefault_permissions", "nopassthrough"])

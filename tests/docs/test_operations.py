@@ -237,6 +237,21 @@ print(errno.errorcode[ctypes.get_errno()])
     assert client(code, cwd).split() == ["ENOTSUP", "-1", "ENOSYS"]
 
 
+def test_a_file_is_no_swap_space(plain: Mounted) -> None:
+    cwd = place(plain, "swap")
+    code = """
+page = os.sysconf("SC_PAGESIZE")
+with open("swap", "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+    file.write(bytes(1024) + struct.pack("=III", 1, 63, 0) + bytes(page - 1046) + b"SWAPSPACE2")
+    file.write(bytes(63 * page))
+    os.fsync(file.fileno())
+print(libc.swapon(b"swap", 0), errno.errorcode.get(ctypes.get_errno()))
+libc.swapoff(b"swap")
+"""
+
+    assert client(code, cwd).split() == ["-1", "EINVAL"]
+
+
 def test_syncfs_succeeds(plain: Mounted) -> None:
     cwd = place(plain, "syncfs")
 
