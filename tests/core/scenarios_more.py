@@ -1,4 +1,4 @@
-"""Scenarios of ops beside the classical ones: allocation, copies, unnamed files, ioctls, locks, capabilities."""
+"""Scenarios of ops beside the classical ones: allocation, copies, unnamed files, ioctls, locks, rights."""
 
 import ctypes
 import fcntl
