@@ -83,8 +83,8 @@ def _mount_of(entry: registry.Entry) -> mounts.Mounted:
     if entry.mount_id is None:
         raise MountError(f"{entry.name!r} is being mounted just now (pid {entry.pid})")
     raise MountError(
-        f"{entry.name!r} is not mounted here any more, but still in use (unmounted lazily, or in another "
-        f"mount namespace); its server, pid {entry.pid}, ends when nothing uses it"
+        f"{entry.name!r} is not mounted here any more, but still in use (unmounted lazily, by a bind "
+        f"mount, or in another mount namespace); its server, pid {entry.pid}, ends when nothing uses it"
     )
 
 
@@ -114,8 +114,9 @@ def _wait(entry: registry.Entry | None, watched: list[int], *, is_lazy: bool) ->
         is_over = _wait_for_release(entry, end)
     if not is_over and not is_lazy:
         raise MountError(
-            f"{entry.mnt!r} is unmounted, but its server (pid {entry.pid}) still serves it: it is in use in "
-            f"another mount namespace, or the server hangs (its log: {registry.log_path(entry.name)})"
+            f"{entry.mnt!r} is unmounted, but its server (pid {entry.pid}) still serves it: it is in use by "
+            f"a bind mount or in another mount namespace, or the server hangs (its log: "
+            f"{registry.log_path(entry.name)})"
         )
     with registry.locked():
         registry.clean_dead()

@@ -157,7 +157,7 @@ bool creds_are_users(void);
 uid_t creds_caller_uid(const struct request *rq);
 void creds_lift(void);
 void creds_unlift(void);
-/* Has the caller CAP_FSETID? Where the request does not say so, root is taken to have it. */
+/* Has the caller CAP_FSETID? Where the request does not say so, a root has it whose status says so. */
 enum creds_fsetid { HAS_FSETID, LACKS_FSETID, FSETID_IS_ROOTS };
 struct creds_bits {
 	bool has_raised, has_joined;

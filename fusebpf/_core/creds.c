@@ -107,23 +107,35 @@ static gid_t *ids_in(const char *line, size_t *n)
 	return ids;
 }
 
-/* The ids that a thread's status has in one line, which the caller frees; NULL with *n 0 where they are not known. It waits for
- * our answer, so it cannot end or change meanwhile. */
-static gid_t *ids_of_thread(uint32_t pid, const char *which, size_t *n)
+/* What a thread's status has behind a word, which the caller frees; NULL where it is not known. The thread waits for our answer,
+ * so it cannot end or change meanwhile. */
+static char *status_of_thread(uint32_t pid, const char *which)
 {
 	char path[32], *line = NULL;
 	size_t size = 0, len = strlen(which);
-	gid_t *ids = NULL;
+	bool found = false;
 
-	*n = 0;
 	snprintf(path, sizeof(path), "/proc/%u/status", pid);
 	FILE *file = pid ? fopen(path, "re") : NULL;
-	while (file && !ids && getline(&line, &size, file) > 0)
-		if (!strncmp(line, which, len))
-			ids = ids_in(line + len, n);
-	free(line);
+	while (file && !found && getline(&line, &size, file) > 0)
+		found = !strncmp(line, which, len);
 	if (file)
 		fclose(file);
+	if (found)
+		return memmove(line, line + len, strlen(line + len) + 1);
+	free(line);
+	return NULL;
+}
+
+/* The ids that a thread's status has in one line, which the caller frees; NULL with *n 0 where they are not known. */
+static gid_t *ids_of_thread(uint32_t pid, const char *which, size_t *n)
+{
+	char *text = status_of_thread(pid, which);
+	gid_t *ids;
+
+	*n = 0;
+	ids = text ? ids_in(text, n) : NULL;
+	free(text);
 	return ids;
 }
 
@@ -144,6 +156,17 @@ static uint32_t caller_id(const struct request *rq, uint32_t told, const char *w
 uid_t creds_caller_uid(const struct request *rq)
 {
 	return caller_id(rq, rq->in->uid, "Uid:");
+}
+
+/* Is the caller a root who has CAP_FSETID? Containers, and a mount that is stacked on this one, have roots without. */
+static bool caller_has_fsetid(const struct request *rq)
+{
+	if (creds_caller_uid(rq))
+		return false;
+	char *caps = status_of_thread(rq->in->pid, "CapEff:");
+	bool has = !caps || strtoull(caps, NULL, 16) & fsetid_bit;
+	free(caps);
+	return has;
 }
 
 /* Take the caller's groups: all that he has, where the backing file system is to judge him and he is who a filter left him;
@@ -287,7 +310,7 @@ struct creds_bits creds_bits_begin(const struct request *rq, int fd, enum creds_
 	if (is_user || fstat(fd, &st) < 0 || !(st.st_mode & (S_ISUID | S_ISGID)))
 		return begun;
 	if (fsetid == FSETID_IS_ROOTS)
-		fsetid = caller_id(rq, rq->in->uid, "Uid:") ? LACKS_FSETID : HAS_FSETID;
+		fsetid = caller_has_fsetid(rq) ? HAS_FSETID : LACKS_FSETID;
 	if (fsetid == HAS_FSETID) {
 		begun.has_raised = true;
 		creds_raise_fsetid();

@@ -7,11 +7,14 @@
 
 /**
  * The flags that a file is opened with on the backing root. Without O_DIRECT, since write-back of mapped pages is not
- * aligned, and without O_APPEND, since such a write carries its offset.
+ * aligned, and without O_APPEND, since such a write carries its offset. Without O_TMPFILE, with which the kernel opens such a file
+ * again, by its inode, for a mount that is stacked on this one and passes it through.
  */
 int backing_open_flags(uint32_t flags)
 {
-	return (int)(flags & ~(uint32_t)(O_CREAT | O_EXCL | O_NOCTTY | O_DIRECT | O_APPEND | O_NOFOLLOW)) | O_CLOEXEC;
+	const uint32_t dropped = O_CREAT | O_EXCL | O_NOCTTY | O_DIRECT | O_APPEND | O_NOFOLLOW | O_TMPFILE;
+
+	return (int)(flags & ~dropped) | O_CLOEXEC;
 }
 
 /** Make a handle that owns fd, and answer with it. On error fd is closed. With profile=small the kernel sends no RELEASE of

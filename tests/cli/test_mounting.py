@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import support
 from cli_support import assert_refused, fusebpf, left_behind, mount, processes, umount, write_filter
+from core.table import link_fd, opened
 
 
 def entry_of(mnt: Path) -> dict[str, object]:
@@ -244,6 +245,21 @@ def test_a_mount_can_be_stacked_on_a_mount(tree: Path) -> None:
     assert (tree / "mnt2" / "file").read_text() == "text\n"
 
     assert_refused(fusebpf("umount", "./mnt", cwd=tree), 1, "is busy", "--lazy")
+    umount("./mnt2", cwd=tree)
+    umount("./mnt", cwd=tree)
+
+
+def test_a_file_without_a_name_is_made_on_a_mount_that_is_stacked_on_a_mount(tree: Path) -> None:
+    (tree / "mnt2").mkdir()
+    mount("src", "mnt", cwd=tree)
+    mount("mnt", "mnt2", cwd=tree)
+
+    with opened(tree / "mnt2", os.O_TMPFILE | os.O_RDWR) as fd:
+        os.write(fd, b"nameless")
+        assert os.pread(fd, 100, 0) == b"nameless"
+        link_fd(fd, tree / "mnt2" / "made")
+
+    assert (tree / "src" / "made").read_text() == "nameless"
     umount("./mnt2", cwd=tree)
     umount("./mnt", cwd=tree)
 

@@ -1,5 +1,6 @@
-"""Scenarios of ops beside the classical ones: allocation, holes, copies, unnamed files, ioctls, locks."""
+"""Scenarios of ops beside the classical ones: allocation, copies, unnamed files, ioctls, locks, rights."""
 
+import ctypes
 import fcntl
 import os
 import struct
@@ -7,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from core.table import attempt, checked, facts, in_child, libc, link_fd, opened, put, scenario
+from core.table import attempt, checked, facts, in_child, libc, link_fd, mode_of, opened, put, scenario
 
 FICLONE = 0x40049409
+CAP_FSETID = 4
 FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
 
 
@@ -160,3 +162,23 @@ def lock_ends_with_its_descriptor(p: Path) -> Any:
     with opened(put(p / "f"), os.O_RDWR) as fd:
         fcntl.lockf(fd, fcntl.LOCK_EX)
     return _in_another_process(p, fcntl.lockf)
+
+
+@scenario
+def bits_go_when_a_root_without_the_capability_to_keep_them_changes_the_file(p: Path) -> Any:
+    source = put(p / "source")
+    paths = [put(p / f"f{number}", b"0123456789") for number in range(3)]
+    for path in paths:
+        os.chown(path, 1000, 777)
+        os.chmod(path, 0o2745)
+    header = struct.pack("=Ii", 0x20080522, 0)
+    caps = ctypes.create_string_buffer(24)
+    checked(libc.capget(header, caps))
+    effective, *others = struct.unpack("=6I", caps.raw)
+    checked(libc.capset(header, struct.pack("=6I", effective & ~(1 << CAP_FSETID), *others)))
+    os.chown(paths[0], 1000, 5)
+    with opened(paths[1], os.O_RDWR) as fd:
+        os.posix_fallocate(fd, 0, 100)
+    with opened(source, os.O_RDONLY) as old, opened(paths[2], os.O_RDWR) as new:
+        os.copy_file_range(old, new, 4)
+    return [mode_of(path) for path in paths]
