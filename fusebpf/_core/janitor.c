@@ -8,7 +8,6 @@
 
 #include <signal.h>
 #include <stdio.h>
-#include <sys/prctl.h>
 
 #define JANITOR_PERIOD_NS 500000000L
 #define ACTIVE_PERIOD_NS 50000000L /* over io_uring, while there are requests: placement_look */

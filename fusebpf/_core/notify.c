@@ -8,7 +8,6 @@
 
 #include <poll.h>
 #include <signal.h>
-#include <sys/prctl.h>
 
 #define QUEUE_SIZE 1024
 #define MAX_LEASES 65536

@@ -11,7 +11,6 @@
 #include <sched.h>
 #include <stdio.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 
 #define MAX_PARKED (1024 + MAX_CORES)
 

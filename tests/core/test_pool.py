@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import serving
@@ -20,11 +21,16 @@ DEV = "transport=dev"
 # A shell in the background ignores SIGINT, and what it starts does so too.
 OPEN = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "os.open(sys.argv[1], os.O_RDONLY)"
+    "print('ready', flush=True); os.open(sys.argv[1], os.O_RDONLY)"
 )
 
 
 Client = subprocess.Popen[bytes]
+
+
+def is_waiting(client: Client) -> bool:
+    """Does a client that was ready sleep, which it does in its open? Signals are to find it there."""
+    return Path(f"/proc/{client.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 @contextmanager
@@ -36,8 +42,12 @@ def blocked(served: serving.Served, count: int) -> Iterator[tuple[list[Client], 
     fd = os.open(path, os.O_RDWR)
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     words = [sys.executable, "-c", OPEN, str(served.path / "f")]
-    clients = [subprocess.Popen(words, stderr=subprocess.PIPE) for _ in range(count)]
+    clients = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(count)]
     try:
+        for client in clients:
+            assert client.stdout
+            assert client.stdout.readline() == b"ready\n"
+            support.wait_until(partial(is_waiting, client))
         yield clients, lambda: fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     finally:
         for client in clients:
