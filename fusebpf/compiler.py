@@ -269,11 +269,16 @@ def _segments(shown: str, text: str) -> list[tuple[str, int, str]]:
     ]
 
 
+def _headers() -> str:
+    """All of the ABI's headers: fusebpf_ops.h is included by the text, not part of it."""
+    return "".join(path.read_text("utf-8") for path in sorted(bpf_dir().glob("*.h")))
+
+
 def _compile(shown: str, segments: list[tuple[str, int, str]], flags: list[str]) -> Compiled:
     bpf.require()
     text = "".join(f"#line {line} {json.dumps(file)}\n{part}" for file, line, part in segments)
     # A kept one was compiled without a warning, so that those are said each time.
-    kept_as = compile_cache.key(segments[-1][2], text, [*flags, *_FLAGS])
+    kept_as = compile_cache.key(segments[-1][2], text + _headers(), [*flags, *_FLAGS])
     answer = compile_cache.load(kept_as) if kept_as else None
     messages = ""
     if answer is None:
