@@ -69,7 +69,7 @@ def cli(context: click.Context) -> None:
 @click.option("--profile", type=click.Choice(PROFILES),
               help="small: no opens are sent and pages are kept, for many small files.")  # fmt: skip
 @click.option("--one-file-system", is_flag=True, help="Leave out what is mounted below SRC.")
-@click.option("--root-fd", type=click.IntRange(min=0), metavar="N",
+@click.option("--root-fd", type=click.IntRange(min=3), metavar="N",
               help="The open directory N is the source: fusebpf mount --root-fd N MNT.")  # fmt: skip
 @click.option("--root", "roots", multiple=True, metavar="DIR",
               help="A further backing root, numbered from 1, to which filters can lead ops.")  # fmt: skip
