@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from fusebpf import checks, live_commands, registry, watch_commands
-from fusebpf.errors import FusebpfError, UsageError
+from fusebpf.errors import FilterError, FusebpfError, UsageError
 from fusebpf.options import CACHES, LOCKS, PROFILES, TRANSPORTS, parse
 from fusebpf.tables import shown, table
 
@@ -69,7 +69,7 @@ def cli(context: click.Context) -> None:
 @click.option("--profile", type=click.Choice(PROFILES),
               help="small: no opens are sent and pages are kept, for many small files.")  # fmt: skip
 @click.option("--one-file-system", is_flag=True, help="Leave out what is mounted below SRC.")
-@click.option("--root-fd", type=click.IntRange(min=0), metavar="N",
+@click.option("--root-fd", type=click.IntRange(min=3), metavar="N",
               help="The open directory N is the source: fusebpf mount --root-fd N MNT.")  # fmt: skip
 @click.option("--root", "roots", multiple=True, metavar="DIR",
               help="A further backing root, numbered from 1, to which filters can lead ops.")  # fmt: skip
@@ -208,39 +208,47 @@ def _chain_of(entry: registry.Entry) -> str:
 
 @cli.command("check")
 @click.argument("files", nargs=-1, required=True, metavar="FILE…")
-def check_command(files: tuple[str, ...]) -> None:
+def check_command(files: tuple[str, ...]) -> int:
     """Compile, load and verify filters without mounting, and show what is in them."""
     from fusebpf import chain
     from fusebpf.compiler import stock, stock_names
 
     names = stock_names()
     chain.check_stock([chain.FilterSpec(file) for file in files if not os.path.lexists(file)], names)
-    _check_and_show([stock(file) if file in names else file for file in files])
+    return _check_and_show([stock(file) if file in names else file for file in files])
 
 
 @cli.command("stock")
-def stock_command() -> None:
+def stock_command() -> int:
     """Show the stock filters."""
     from fusebpf.compiler import stock, stock_names
 
-    _check_and_show([stock(name) for name in stock_names()])
+    return _check_and_show([stock(name) for name in stock_names()])
 
 
-def _check_and_show(paths: Sequence[str | os.PathLike[str]]) -> None:
-    """Check files side by side; show what is in them in their order, up to the first bad one."""
+def _check_and_show(paths: Sequence[str | os.PathLike[str]]) -> int:
+    """Check files side by side and show, in order, what is in them or what is wrong. Returns an exit code."""
     from concurrent.futures import ThreadPoolExecutor
 
     from fusebpf import bpf, loader
+    from fusebpf.server import as_told
 
     checks.check_root()
     bpf.require()
     shown: list[CheckedFilter] = []
+    exit_code = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for found in pool.map(loader.check, paths):
+        for each in [pool.submit(loader.check, path) for path in paths]:
+            try:
+                found = each.result()
+            except FilterError as error:
+                exit_code = _tell(as_told(error))
+                continue
             for one in found:
                 click.echo(_summary(one))
             shown += found
     _warn_of_clashes(shown)
+    return exit_code
 
 
 def _warn_of_clashes(filters: Sequence[CheckedFilter]) -> None:

@@ -21,7 +21,9 @@ MAX_KEPT = 64
 """Files; the ones that were used longest ago go first."""
 
 _LIBRARIES = ("/usr/lib/*-linux-*/libbcc.so.0", "/usr/lib64/libbcc.so.0", "/usr/lib/libbcc.so.0")
-_OTHER_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include(?![ \t]*"fusebpf(?:_filter)?\.h"|[ \t]*<)', re.MULTILINE)
+_OTHER_INCLUDE = re.compile(
+    r'#[ \t]*include(?![ \t]*"fusebpf(?:_filter)?\.h"|[ \t]*<(?:linux|asm|asm-generic)/)'
+)
 _FORMAT = b"1"
 
 
@@ -30,7 +32,7 @@ def key(source: str, text: str, flags: list[str]) -> str | None:
 
     Args:
         source: What the author wrote.
-        text: What the compiler gets: the source with the ABI's headers before it.
+        text: What the compiler gets, with all of the ABI's headers.
         flags: What else decides over the result.
 
     Returns:

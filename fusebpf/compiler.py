@@ -269,11 +269,16 @@ def _segments(shown: str, text: str) -> list[tuple[str, int, str]]:
     ]
 
 
+def _headers() -> str:
+    """All of the ABI's headers: fusebpf_ops.h is included by the text, not part of it."""
+    return "".join(path.read_text("utf-8") for path in sorted(bpf_dir().glob("*.h")))
+
+
 def _compile(shown: str, segments: list[tuple[str, int, str]], flags: list[str]) -> Compiled:
     bpf.require()
     text = "".join(f"#line {line} {json.dumps(file)}\n{part}" for file, line, part in segments)
     # A kept one was compiled without a warning, so that those are said each time.
-    kept_as = compile_cache.key(segments[-1][2], text, [*flags, *_FLAGS])
+    kept_as = compile_cache.key(segments[-1][2], text + _headers(), [*flags, *_FLAGS])
     answer = compile_cache.load(kept_as) if kept_as else None
     messages = ""
     if answer is None:
@@ -281,6 +286,8 @@ def _compile(shown: str, segments: list[tuple[str, int, str]], flags: list[str])
         if code == compiler_child.EXIT_PLATFORM:
             raise PlatformError(messages.strip() or "the compiler's process lost its parent")
         if code != 0:
+            if _MESSAGE.search(messages):
+                messages = _with_own_lines(shown, segments[-1][2], text, flags, messages)
             raise _compile_error(shown, segments[-1][2], code, messages)
         if kept_as and not messages.strip():
             compile_cache.save(kept_as, answer)
@@ -325,6 +332,21 @@ def _run_child(text: str, flags: list[str], debug: int) -> tuple[int, bytes, str
                 child.kill()
                 raise
     return child.returncode, answer, messages.decode(errors="replace").replace(f"{stub}/", "")
+
+
+def _with_own_lines(shown: str, source: str, text: str, flags: list[str], messages: str) -> str:
+    """Errors that are found only in the text as bcc rewrote it have lines of that one: say the author's."""
+    listing = _run_child(text, flags, compiler_child.DEBUG_TEXT)[2]
+    _, is_shown, rewritten = listing.rpartition(f"#line 1 {json.dumps(shown)}\n")
+    if not is_shown or not _MESSAGE.search(rewritten):
+        return messages  # they stand before it: they are of the author's text
+    lines = _rewritten_lines(source.splitlines(), rewritten.splitlines())
+
+    def own(match: re.Match[str]) -> str:
+        line = lines.get(int(match[2]) - 1)
+        return match[0] if line is None else f"{match[1]}:{line + 1}:"
+
+    return re.sub(rf"^({re.escape(shown)}):(\d+):", own, messages, flags=re.MULTILINE)
 
 
 def _compile_error(shown: str, source: str, code: int, messages: str) -> CompileError:

@@ -96,15 +96,18 @@ def test_a_check_of_a_name_that_is_neither_filter_nor_file_says_what_a_mount_say
     assert done.stderr == fusebpf("mount", "src", "mnt", "--filter", "hidee", cwd=tree).stderr
 
 
-def test_a_check_of_several_files_ends_at_the_first_bad_one(tree: Path) -> None:
+def test_a_check_of_several_files_tells_of_each_bad_one_and_shows_the_others(tree: Path) -> None:
     write_filter(tree / "good.c", "good")
+    write_filter(tree / "last.c", "last", altitude=501)
     (tree / "bad.c").write_text("int x")
+    (tree / "empty.c").write_text("")
 
-    done = fusebpf("check", "good.c", "bad.c", cwd=tree)
+    done = fusebpf("check", "good.c", "bad.c", "./none.c", "empty.c", "last.c", cwd=tree)
 
     assert done.returncode == 1
-    assert done.stdout.startswith("good@500")
-    assert done.stderr.startswith("fusebpf: bad.c")
+    assert [line.split("@")[0] for line in done.stdout.splitlines() if "@" in line] == ["good", "last"]
+    told = [line.split(":")[1] for line in done.stderr.splitlines() if line.startswith("fusebpf:")]
+    assert told == [" bad.c", " none.c", " empty.c"]
 
 
 def test_a_reader_that_has_had_enough_is_no_error() -> None:

@@ -1,12 +1,14 @@
 """What the compiler made is kept, and used again only while everything that it was made of is the same."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 from fusebpf import compile_cache, compiler
+from fusebpf.paths import bpf_dir
 
 SOURCE = """#include "fusebpf.h"
 FILTER(kept, .altitude = 300, .doc = "{doc}")
@@ -55,6 +57,23 @@ def test_a_changed_text_is_compiled_anew(cache: Path, source: Path) -> None:
     assert len(list(cache.iterdir())) == 2
 
 
+@pytest.mark.parametrize("header", ["fusebpf.h", "fusebpf_filter.h", "fusebpf_ops.h"])
+def test_another_abi_is_compiled_anew(
+    cache: Path, source: Path, header: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newer version may number its ops otherwise; what was compiled for the older one would hook others."""
+    compiler.compile_source(source)
+    ours = tmp_path / "bpf"
+    shutil.copytree(bpf_dir(), ours)
+    with (ours / header).open("a") as file:
+        file.write("/* another */\n")
+    monkeypatch.setattr(compiler, "bpf_dir", lambda: ours)
+
+    compiler.compile_source(source)
+
+    assert len(list(cache.iterdir())) == 2
+
+
 @pytest.mark.parametrize("damage", ["cut", "changed", "writable"])
 def test_a_kept_form_that_cannot_be_trusted_is_not_used(cache: Path, source: Path, damage: str) -> None:
     compiler.compile_source(source)
@@ -68,9 +87,12 @@ def test_a_kept_form_that_cannot_be_trusted_is_not_used(cache: Path, source: Pat
     assert compiler.compile_source(source).filters["kept"].doc == "first"
 
 
-def test_a_text_that_includes_others_is_not_kept(cache: Path, source: Path) -> None:
+@pytest.mark.parametrize(
+    "include", ['#include "mine.h"', "#include <mine.h>", '/* ours */ # include "mine.h"']
+)
+def test_a_text_that_includes_others_is_not_kept(cache: Path, source: Path, include: str) -> None:
     (source.parent / "mine.h").write_text("#define MINE FB_CONTINUE\n")
-    source.write_text('#include "mine.h"\n' + SOURCE.format(doc="first").replace("FB_CONTINUE", "MINE"))
+    source.write_text(f"{include}\n" + SOURCE.format(doc="first").replace("FB_CONTINUE", "MINE"))
     compiler.compile_source(source)
 
     (source.parent / "mine.h").write_text("#define MINE FB_NEGATIVE\n")

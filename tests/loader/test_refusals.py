@@ -253,6 +253,20 @@ def test_the_detail_of_a_refusal_has_the_deciding_lines_and_no_statistics(
     assert not any("processed" in line or "verification time" in line for line in lines)
 
 
+def test_an_error_in_what_bcc_made_of_a_line_is_told_with_the_authors_line(tmp_path: Path) -> None:
+    source = tmp_path / "mine.c"
+    source.write_text(
+        '#include "fusebpf.h"\nBPF_HASH(seen, u32, u32, 8);\nFILTER(mine, .altitude = 500)\n'
+        "PRE(mine, getattr) { return 0; }\n"
+        "PRE(mine, open)\n{\n\tu32 key = 0;\n\treturn *seen.lookup(&key);\n}\n"
+    )
+
+    with pytest.raises(CompileError, match=r"mine\.c:8: returning 'void'") as caught:
+        compiler.compile_source(source)
+
+    assert f"{source}:8:9: error" in caught.value.detail
+
+
 def test_the_detail_of_a_compile_error_is_what_the_compiler_said(tmp_path: Path) -> None:
     path = loader_support.write(tmp_path, HEAD + "PRE(f, lookup) { return foo; }\n")
 
