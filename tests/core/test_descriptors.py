@@ -162,7 +162,7 @@ def test_open_files_take_the_descriptors_of_what_is_only_known(directory: Path, 
 
 
 def test_many_at_once_share_few_descriptors(directory: Path) -> None:
-    """What ops hold for a moment has room too: 8 processes with 4 open files each, of a server that may have 128."""
+    """What ops hold for a moment has room too: of 128, while 8 processes have 4 files open each."""
     make_files(directory / "src", 1000)
 
     with serving.serve(directory, "share", n_files=SMALL) as served:

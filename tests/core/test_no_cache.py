@@ -20,7 +20,7 @@ def _make_tree(directory: Path) -> None:
 def test_what_a_lookup_said_of_a_directory_is_not_asked_for_again_by_the_same_walk(
     directory: Path, filters: Sequence[str], n_most: int
 ) -> None:
-    """The root's attributes, three lookups, the file's; those of the two directories only for a hook to see it."""
+    """The root's attributes, three lookups, the file's; of the two directories only for a hook to see it."""
     _make_tree(directory)
     with serving.serve(directory, "walk", filters=filters, options="cache=none") as served:
 
