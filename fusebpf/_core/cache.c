@@ -56,7 +56,7 @@ static bool has_bits(const struct fuse_attr *attr)
 
 /* Where nothing is kept, each directory of a path costs a LOOKUP, and the kernel would ask at once for the attributes that it has
  * brought, to judge the caller. Who comes there again looks it up again. So that a directory's may last for the rest of the walk is
- * seen by nobody but who has it open already. Of files no: who takes a lock and asks for a size must not be told an old one. */
+ * seen by nobody but who has it open already, or whose lookup overlaps with another's. Of files no: who takes a lock and asks for a size must not be told an old one. */
 static bool lasts_for_a_walk(const struct request *rq, const struct fuse_attr *attr)
 {
 	const struct mount *m = rq->mount;

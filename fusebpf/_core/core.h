@@ -184,7 +184,7 @@ struct counter {
 	uint64_t value;
 };
 
-size_t mount_counters(const struct mount *m, struct counter out[MAX_COUNTERS]);
+size_t mount_counters(struct mount *m, struct counter out[MAX_COUNTERS]);
 struct mount *mount_create(void);
 void mount_destroy(struct mount *m);
 int mount_start(struct mount *m);

@@ -8,6 +8,7 @@
 
 #define MOST_AT_ONCE 65536
 #define MOST_EVICTED 1024
+#define FOR_A_MOMENT 32 /* what workers and their ops hold beside what is open or known */
 
 void fds_init(struct mount *m)
 {
@@ -33,7 +34,8 @@ int fds_limit(struct mount *m, uint32_t limit)
 
 	table_grow(m, most);
 	m->fds.limit = limit ? limit : most > 64 ? (uint32_t)most / 2 : 32;
-	m->fds.nearly_all = (int)(most - most / 16);
+	long left = most / 16 > FOR_A_MOMENT ? most / 16 : most / 4 < FOR_A_MOMENT ? most / 4 : FOR_A_MOMENT;
+	m->fds.nearly_all = (int)(most - left);
 	m->fds.clock = calloc(m->fds.limit, sizeof(*m->fds.clock));
 	return m->fds.clock ? 0 : -ENOMEM;
 }

@@ -109,6 +109,8 @@ static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 	m->max_read = max_read;
 	m->wants_passthrough = passthrough;
 	m->workers.limit = max_workers;
+	if (max_workers < FB_MAX_WORKERS)
+		m->workers.rings_taken = ~0ULL << max_workers; // who comes back from waiting waits for one of those, too
 	m->ttl_ns = ttl_ns;
 	m->wants_backing_locks = backing_locks;
 	m->wants_watch = watch;

@@ -169,10 +169,13 @@ void mount_destroy(struct mount *m)
 }
 
 /** What a mount counts, by name. Returns how many there are; the values need not be of one moment. */
-size_t mount_counters(const struct mount *m, struct counter out[MAX_COUNTERS])
+size_t mount_counters(struct mount *m, struct counter out[MAX_COUNTERS])
 {
 	uint64_t n_requests = 0, n_hook_runs = 0, n_program_runs = 0;
 
+	pthread_mutex_lock(&m->workers.lock);
+	uint32_t n_workers = m->workers.n, n_parked = m->workers.n_parked;
+	pthread_mutex_unlock(&m->workers.lock);
 	for (uint32_t i = 0; i < m->n_queues; i++) {
 		n_requests += m->queues[i].n_requests;
 		n_hook_runs += m->queues[i].n_hook_runs;
@@ -182,8 +185,8 @@ size_t mount_counters(const struct mount *m, struct counter out[MAX_COUNTERS])
 		{ "inodes", m->inodes.n_inodes },
 		{ "descriptors", m->fds.n_open },
 		{ "handles", handles_n_open(m) },
-		{ "workers", m->workers.n },
-		{ "workers_parked", m->workers.n_parked },
+		{ "workers", n_workers },
+		{ "workers_parked", n_parked },
 		{ "queues", m->n_queues },
 		{ "lock_owners", m->n_lock_owners },
 		{ "slots_in_use", m->has_shared ? FB_N_SLOTS - slots_n_free(m) : 0 },

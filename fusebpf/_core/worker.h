@@ -28,7 +28,8 @@ struct worker {
 	struct uring uring;
 	struct iovec entry[2]; /* the buffers that the kernel was given */
 	bool is_registered, is_unanswered;
-	bool is_placed, can_yield; /* placement.c chooses how it is scheduled; it may be SCHED_IDLE */
+	_Atomic bool is_placed;	    /* placement.c chooses how it is scheduled; it may be SCHED_IDLE */
+	bool can_yield;
 	_Atomic int policy;	    /* and what it is */
 	struct splice splice;
 	struct fb_slot *image;

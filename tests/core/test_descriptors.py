@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,15 @@ from core.table import OLD, attempt, facts, in_child, link_fd, opened, user
 
 SMALL = 128
 FORGET = Path("/proc/sys/vm/drop_caches")
+# Has 4 files open, and reads all there are.
+SHARE = """
+import os, sys
+path = sys.argv[1]
+held = [open(f"{path}/held{sys.argv[2]}-{index}", "w") for index in range(4)]
+for _ in range(5):
+    for top, _, names in os.walk(path):
+        for name in names: open(os.path.join(top, name)).read()
+"""
 
 
 def make_files(directory: Path, count: int) -> None:
@@ -149,6 +159,16 @@ def test_open_files_take_the_descriptors_of_what_is_only_known(directory: Path, 
 
     with serving.serve(directory, "open", n_files=256) as served:
         assert in_child(open_all, served.path, seconds=30) == 1150
+
+
+def test_many_at_once_share_few_descriptors(directory: Path) -> None:
+    """What ops hold for a moment has room too: of 128, while 8 processes have 4 files open each."""
+    make_files(directory / "src", 1000)
+
+    with serving.serve(directory, "share", n_files=SMALL) as served:
+        words = [(sys.executable, "-c", SHARE, served.path, str(number)) for number in range(8)]
+        with support.clients(*words) as clients:
+            assert [client.wait(60) for client in clients] == [0] * 8
 
 
 def test_users_reach_files_whose_descriptors_were_closed(directory: Path) -> None:

@@ -93,6 +93,19 @@ def test_workers_that_blocked_leave_again_and_others_come_when_they_are_needed(
             assert _ends(_clients(served.path, 4, 50)) == [(0, b"")] * 4, number
 
 
+def test_no_more_workers_serve_than_may(directory: Path, transport: str) -> None:
+    """Nor when they come back from waiting, or the kernel gives a parked one a request."""
+    with serving.serve(directory, "most", options=f"transport={transport},max_workers=1") as served:
+        clients = _clients(served.path, 12, 100)
+        n_busy = []
+        while any(client.poll() is None for client in clients):
+            counters = served.counters()
+            n_busy.append(counters["workers"] - counters["workers_parked"])
+
+        assert _ends(clients) == [(0, b"")] * 12
+        assert max(n_busy) <= 1
+
+
 def test_who_waits_for_a_lock_lets_the_holder_go_on(directory: Path, transport: str) -> None:
     (directory / "src").mkdir()
     (directory / "src" / "f").write_text("locked")
