@@ -7,17 +7,11 @@
 
 #define FOR_EVER_NS ((uint64_t)INT64_MAX)
 #define FOR_EVER_SECONDS (FOR_EVER_NS / 1000000000u)
-#define SHORTEST_NS 1 /* the kernel makes a tick of its clock of it (fs/fuse/dir.c: fuse_time_to_jiffies) */
 #define SHORTEST_LIST_MS 20 /* in which the last part of a listing is with the kernel */
 
 static bool is_watching(const struct mount *m)
 {
 	return m->watch.fd >= 0;
-}
-
-static bool attr_is_hooked(const struct chain *chain)
-{
-	return chain && (chain_hooks(chain, FB_OP_getattr) || chain_hooks(chain, FB_OP_statx));
 }
 
 /** Note what may be cached of an op by default; before it runs. */
@@ -35,7 +29,7 @@ void cache_begin(struct request *rq)
 	// Where the backing file system judges who looks, a name that one caller was led to is not another one's.
 	bool is_for_all = m->default_permissions && !(chain && chain_hooks(chain, FB_OP_lookup));
 	rq->entry_ttl_ns = is_for_all ? ttl_ns : 0;
-	rq->attr_ttl_ns = attr_is_hooked(chain) ? 0 : ttl_ns;
+	rq->attr_ttl_ns = chain && (chain_hooks(chain, FB_OP_getattr) || chain_hooks(chain, FB_OP_statx)) ? 0 : ttl_ns;
 }
 
 /* For ever is only for what we learn of when it changes: not on a mount that cannot be watched, and not while data that
@@ -52,16 +46,6 @@ static uint64_t ttl_of(const struct mount *m, const struct inode *inode, uint64_
 static bool has_bits(const struct fuse_attr *attr)
 {
 	return S_ISREG(attr->mode) && attr->mode & (S_ISUID | S_ISGID);
-}
-
-/* Where nothing is kept, each directory of a path costs a LOOKUP, and the kernel would ask at once for the attributes that it has
- * brought, to judge the caller. Who comes there again looks it up again. So that a directory's may last for the rest of the walk is
- * seen by nobody but who has it open already, or whose lookup overlaps with another's. Of files no: who takes a lock and asks for a size must not be told an old one. */
-static bool lasts_for_a_walk(const struct request *rq, const struct fuse_attr *attr)
-{
-	const struct mount *m = rq->mount;
-
-	return S_ISDIR(attr->mode) && !m->ttl_ns && !is_watching(m) && !m->daemon && !attr_is_hooked(rq->worker->chain);
 }
 
 /** Say how long an entry and its attributes, which are filled in, may be kept. */
@@ -82,8 +66,6 @@ void cache_entry(struct request *rq, struct inode *inode, struct fuse_entry_out 
 	}
 	if (has_bits(&out->attr))
 		attr_ns = 0;
-	else if (!attr_ns && lasts_for_a_walk(rq, &out->attr))
-		attr_ns = SHORTEST_NS;
 	ttl_set(entry_ns, &out->entry_valid, &out->entry_valid_nsec);
 	ttl_set(attr_ns, &out->attr_valid, &out->attr_valid_nsec);
 }
