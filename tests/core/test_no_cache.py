@@ -23,7 +23,7 @@ def _make_tree(directory: Path) -> None:
 
 
 def test_each_walk_asks_for_everything(directory: Path) -> None:
-    """Three lookups, the attributes of the three directories that the caller searches, and those of the file."""
+    """Three lookups, the attributes of three directories that the caller searches, and of the file."""
     _make_tree(directory)
     with serving.serve(directory, "walk", options="cache=none") as served:
 
