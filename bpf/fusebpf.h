@@ -21,7 +21,7 @@
 #define FB_PATH_SIZE 4096	/* a path or a link target of at most 4095 bytes and a zero byte */
 #define FB_MAX_FILTERS 32	/* filters in one chain */
 #define FB_MAX_ROOTS 8		/* backing roots of one mount */
-#define FB_MAX_WORKERS 64	/* threads that serve one mount: one verdict ring each */
+#define FB_MAX_WORKERS 64	/* threads that serve one mount at a time: one verdict ring each */
 #define FB_N_SLOTS 128		/* ops of one mount that can be before filters at the same time */
 #define FB_N_PLACES 4096		/* of threads that run hooks, more than FB_MAX_WORKERS so that two seldom want one */
 #define FB_N_TRIES 4		/* places that a thread may have: by its number, and each FB_NEXT_PLACE further */

@@ -192,7 +192,7 @@ def limits() -> str:
     told = (
         ("filters in one chain", "max_filters", "FB_MAX_FILTERS"),
         ("backing roots of one mount", "max_roots", "FB_MAX_ROOTS"),
-        ("worker threads of one mount", "max_workers", "FB_MAX_WORKERS"),
+        ("threads that serve one mount at a time", "max_workers", "FB_MAX_WORKERS"),
         ("ops of one mount before filters at one time; more wait", "n_slots", "FB_N_SLOTS"),
         ("records that `recent` keeps", "n_recent", "FB_N_RECENT"),
         ("bytes of a payload that a hook sees at one time", "window", "FB_DATA_SIZE"),

@@ -239,15 +239,13 @@ static int list(struct request *rq, bool is_plus)
 {
 	struct fb_rw args = rq->image->args.rw;
 	const struct chain *chain = rq->worker->chain;
+	const bool is_hooked = chain && chain_hooks(chain, FB_OP_lookup);
 	struct listing l = { .h = handle_of(rq, rq->inode, args.fh, O_RDONLY | O_DIRECTORY),
 			     .out = rq->worker->payload,
 			     .size = args.size,
 			     .is_plus = is_plus,
-			     .is_hooked = chain && chain_hooks(chain, FB_OP_lookup),
-			     .with_inodes = !daemon_judges_entries(rq->mount) };
-
-	if (!l.is_hooked && !rq->entry_ttl_ns)
-		l.with_inodes = false;
+			     .is_hooked = is_hooked,
+			     .with_inodes = !daemon_judges_entries(rq->mount) && (is_hooked || rq->entry_ttl_ns) };
 
 	if (!l.h)
 		return -errno;
