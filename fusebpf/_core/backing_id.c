@@ -29,30 +29,37 @@ static int32_t backing_id_open(struct mount *m, int fd)
 	return ioctl(m->device_fd, FB_FUSE_DEV_IOC_BACKING_OPEN, &map);
 }
 
-/* The inode's backing id, got from the kernel for the first one. Writes through it act with the credentials of this
- * moment, so without CAP_FSETID and in no group: suid and sgid bits then go as for any writer (fs/backing-file.c).
- *
- * The kernel keeps the file that it is given open for as long. Nobody can run a program that is open to write (ETXTBSY), so
- * of a writer's it is given the inode's O_PATH, which it takes from Linux 6.17 on; else the id goes with the last open. */
-static int32_t backing_id_get(struct mount *m, struct inode *inode, int fd, bool writes)
-{
-	if (inode->backing_id > 0)
-		return inode->backing_id;
-	uint32_t group = creds_group_leave();
-	inode->backing_id = writes && inode->fd >= 0 ? backing_id_open(m, inode->fd) : -1;
-	inode->id_writes = writes && inode->backing_id <= 0;
-	if (inode->backing_id <= 0)
-		inode->backing_id = backing_id_open(m, fd);
-	creds_group_restore(group);
-	return inode->backing_id;
-}
-
 static void backing_id_put(struct mount *m, struct inode *inode)
 {
 	int32_t id = atomic_exchange(&inode->backing_id, 0);
 
 	if (id > 0) // else it was never got
 		ioctl(m->device_fd, FB_FUSE_DEV_IOC_BACKING_CLOSE, &id);
+}
+
+/* The inode's backing id, got from the kernel for the first one. Writes through it act with the credentials of this
+ * moment, so without CAP_FSETID and in no group: suid and sgid bits then go as for any writer (fs/backing-file.c). For who
+ * has just made the file they act in the group that it was made in, which this worker is in still, and so is the writer.
+ *
+ * The kernel keeps the file that it is given open for as long. Nobody can run a program that is open to write (ETXTBSY), so
+ * of a writer's it is given the inode's O_PATH, which it takes from Linux 6.17 on; else the id goes with the last open. */
+static int32_t backing_id_get(struct mount *m, struct inode *inode, int fd, bool writes, bool is_makers)
+{
+	bool is_strangers = inode->id_is_makers && writes && !inode->n_passthrough;
+
+	if (is_strangers)
+		backing_id_put(m, inode);
+	if (inode->backing_id > 0)
+		return inode->backing_id;
+	uint32_t group = is_makers ? 0 : creds_group_leave();
+	inode->backing_id = writes && inode->fd >= 0 ? backing_id_open(m, inode->fd) : -1;
+	inode->id_writes = writes && inode->backing_id <= 0;
+	inode->id_is_makers = is_makers;
+	if (inode->backing_id <= 0)
+		inode->backing_id = backing_id_open(m, fd);
+	if (!is_makers)
+		creds_group_restore(group);
+	return inode->backing_id;
 }
 
 /* Take the place of an idle id. Called with backing_ids.lock held. */
@@ -164,6 +171,8 @@ static bool has_privilege_bits(const struct request *rq, int fd)
 
 	if ((flags_of(rq) & O_ACCMODE) == O_RDONLY)
 		return false;
+	if (rq->op->flags & FB_OP_ENTRY && !(rq->all_edits & FB_EDIT_ATTR)) // as the backing has just said
+		return rq->out.create.entry.attr.mode & (S_ISUID | S_ISGID);
 	return fstat(fd, &st) < 0 || st.st_mode & (S_ISUID | S_ISGID);
 }
 
@@ -302,7 +311,7 @@ static enum fb_io_reason obstacle(struct request *rq, const struct opening *o)
 	if (!inode->n_passthrough && rq->mount->inodes.has_views)
 		return FB_IO_VIEWED;
 	bool writes = (flags_of(rq) & O_ACCMODE) != O_RDONLY;
-	return backing_id_get(rq->mount, inode, o->h->fd, writes) > 0 ? FB_IO_AS_ASKED : FB_IO_REFUSED;
+	return backing_id_get(rq->mount, inode, o->h->fd, writes, rq->is_made) > 0 ? FB_IO_AS_ASKED : FB_IO_REFUSED;
 }
 
 /* How the data of this open goes, and why not as asked. Called with the stripe held. */
@@ -409,7 +418,7 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 		passthrough_count(rq, h, out);
 		// What is cached of it for ever is to be asked for anew while it is written (cache.c); a reply that brings
 		// its attributes says so itself.
-		if (!(rq->op->flags & FB_OP_ENTRY) && inode->mnt && inode->mnt->is_watched && (fcntl(h->fd, F_GETFL) & O_ACCMODE) != O_RDONLY)
+		if (!(rq->op->flags & FB_OP_ENTRY) && inode->mnt && inode->mnt->is_watched && (flags_of(rq) & O_ACCMODE) != O_RDONLY)
 			notify_inode(m, inode->nodeid, -1, 0);
 	} else {
 		inode->n_served++;
@@ -458,6 +467,7 @@ void passthrough_close(struct mount *m, struct handle *h)
 	pthread_mutex_lock(fds_stripe(m, inode));
 	if (inode->opened == h)
 		inode->opened = NULL;
+	opened_wait(m, h);
 	if (h->is_passthrough && --inode->n_passthrough == 0) {
 		// One that was opened to write may have lost its links meanwhile; the others are let go by the sweep.
 		if (inode->fd_pinned || inode->id_writes || (h->fd >= 0 && (fstat(h->fd, &st) < 0 || st.st_nlink == 0)))
@@ -468,5 +478,7 @@ void passthrough_close(struct mount *m, struct handle *h)
 		inode->n_served--;
 	}
 	pthread_mutex_unlock(fds_stripe(m, inode));
+	if ((h->is_passthrough || h->is_served) && !h->is_copied)
+		known_stale(m, inode);
 	h->is_passthrough = h->is_served = false;
 }

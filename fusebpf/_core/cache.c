@@ -66,6 +66,7 @@ void cache_entry(struct request *rq, struct inode *inode, struct fuse_entry_out 
 	}
 	if (has_bits(&out->attr))
 		attr_ns = 0;
+	known_fresh(m, inode);
 	ttl_set(entry_ns, &out->entry_valid, &out->entry_valid_nsec);
 	ttl_set(attr_ns, &out->attr_valid, &out->attr_valid_nsec);
 }
@@ -77,6 +78,7 @@ void cache_attr(struct request *rq)
 
 	if (has_bits(&rq->out.attr.attr))
 		ttl_ns = 0;
+	known_fresh(rq->mount, rq->inode);
 	ttl_set(ttl_ns, &rq->out.attr.attr_valid, &rq->out.attr.attr_valid_nsec);
 }
 
@@ -371,11 +373,12 @@ uint32_t cache_list_flags(const struct request *rq)
 
 	if (!is_watching(rq->mount) || !inode->mnt || !inode->mnt->is_watched)
 		return 0;
+	bool is_stale = known_is_stale(inode); // the listing itself is as it was, but brings the attributes anew
 	if (!cache_listings_are_hooked(chain))
-		return FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE;
+		return FOPEN_CACHE_DIR | (is_stale ? 0 : FOPEN_KEEP_CACHE);
 	if (!hooks_keep_listings(rq->mount, chain))
 		return 0;
 	bool is_known = now_ms() < atomic_load(&inode->listed_until_ms) &&
 			atomic_load(&inode->listed_all) == (uint32_t)atomic_load(&rq->mount->notifier.n_all);
-	return FOPEN_CACHE_DIR | (is_known ? FOPEN_KEEP_CACHE : 0);
+	return FOPEN_CACHE_DIR | (is_known && !is_stale ? FOPEN_KEEP_CACHE : 0);
 }

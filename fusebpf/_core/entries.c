@@ -13,6 +13,11 @@ void ttl_set(uint64_t ttl_ns, uint64_t *seconds, uint32_t *nanoseconds)
 	*nanoseconds = (uint32_t)(ttl_ns % 1000000000u);
 }
 
+uint64_t ttl_ns(uint64_t seconds, uint32_t nanoseconds)
+{
+	return seconds >= UINT64_MAX / 1000000000u ? UINT64_MAX : seconds * 1000000000u + nanoseconds;
+}
+
 /** Did a filter go on with another name than the kernel asked for? */
 bool name_is_rewritten(const char *asked, const char *used)
 {

@@ -11,6 +11,7 @@ void handles_init(struct mount *m)
 {
 	for (int i = 0; i < N_HANDLE_LISTS; i++)
 		pthread_mutex_init(&m->handles.lists[i].lock, NULL);
+	pthread_cond_init(&m->handles.returned, NULL);
 }
 
 /* The list of this core, or of any. */
@@ -126,7 +127,7 @@ struct handle *handle_create(struct mount *m, struct inode *inode, int fd, bool 
 	h->fd = fd;
 	h->is_dir = is_dir;
 	h->is_passthrough = h->is_served = h->has_flock = h->holds_inode_fd = h->has_daemon = h->appends = h->leaves_data =
-		h->is_cached = false;
+		h->is_cached = h->is_copied = false;
 	h->inode = inode;
 	h->dir_at = h->dir_end = 0;
 	h->dir_offset = 0;
@@ -173,18 +174,11 @@ struct handle *handle_find(struct mount *m, uint64_t fh, bool is_dir)
 /* Open the file of a handle that was handed out without: it is read by the kernel, and nothing else asked for it so far. */
 static int handle_open(struct mount *m, struct handle *h)
 {
-	char path[PROC_PATH_SIZE];
-	int e = 0;
+	int fd = inode_open(m, h->inode, O_RDONLY | O_NOCTTY), none = -1;
 
-	pthread_mutex_lock(fds_stripe(m, h->inode));
-	if (h->fd < 0) {
-		proc_path(path, h->inode->fd);
-		int fd = open(path, O_RDONLY | O_NOCTTY | O_CLOEXEC);
-		e = fd < 0 ? errno : 0;
-		atomic_store(&h->fd, fd);
-	}
-	pthread_mutex_unlock(fds_stripe(m, h->inode));
-	return e;
+	if (fd >= 0 && !atomic_compare_exchange_strong(&h->fd, &none, fd))
+		close(fd); // another op was first
+	return fd < 0 ? -fd : 0;
 }
 
 /** Has it a file of the backing root? One that was handed out without is opened. */
@@ -193,17 +187,36 @@ bool handle_has_file(struct mount *m, struct handle *h)
 	return atomic_load_explicit(&h->fd, memory_order_acquire) >= 0 || (h->holds_inode_fd && !handle_open(m, h));
 }
 
-/** A descriptor of a regular file that somebody has open, for calls that take no O_PATH; -1: nobody is known to. The caller
- * closes it. */
-int opened_fd(struct mount *m, struct inode *inode)
+/** One who has the regular file open, whose descriptor stays until opened_put; NULL: nobody is known to. It spares the inode a
+ * descriptor of its own, and is one for calls that take no O_PATH. */
+struct handle *opened_get(struct mount *m, struct inode *inode)
 {
 	if (!inode->opened)
-		return -1;
+		return NULL;
 	pthread_mutex_lock(fds_stripe(m, inode));
-	const struct handle *h = inode->opened;
-	int fd = h ? fcntl(h->fd, F_DUPFD_CLOEXEC, 0) : -1;
+	struct handle *h = inode->opened;
+	if (h)
+		h->n_borrowed++;
 	pthread_mutex_unlock(fds_stripe(m, inode));
-	return fd;
+	return h;
+}
+
+void opened_put(struct mount *m, struct handle *h)
+{
+	pthread_mutex_t *stripe = fds_stripe(m, h->inode);
+
+	pthread_mutex_lock(stripe);
+	if (!--h->n_borrowed)
+		pthread_cond_broadcast(&m->handles.returned);
+	pthread_mutex_unlock(stripe);
+}
+
+/** It is about to be closed, and nobody finds it any more: wait for those who did. Called with the inode's stripe held, which is let
+ * go meanwhile. */
+void opened_wait(struct mount *m, struct handle *h)
+{
+	while (h->n_borrowed)
+		pthread_cond_wait(&m->handles.returned, fds_stripe(m, h->inode));
 }
 
 /** The open handle of that number and kind. NULL with errno: EBADF, or why its file cannot be opened. */

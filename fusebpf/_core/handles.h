@@ -15,9 +15,11 @@ struct handle {
 	bool holds_inode_fd; /* so that the file can be opened later, whatever happens to its names */
 	bool has_daemon;       /* the daemon opened it, as daemon_fh; fd may be -1 then */
 	bool appends;	       /* a filter made each write an append; the kernel does not know */
+	bool is_copied;	       /* a copy was made of the file: who does that by the kernel does not read it himself */
 	bool leaves_data;      /* and leaves reads and writes to the backing file */
 	uint64_t daemon_fh;
 	struct inode *inode;
+	uint32_t n_borrowed; /* ops that use fd beside those that the kernel sent for it; under the inode's fd stripe */
 	/* Directories: what getdents64 gave and no listing has taken yet. */
 	pthread_mutex_t dir_lock;
 	char *dir_buffer;
@@ -60,6 +62,7 @@ struct handles {
 	struct handle_list lists[N_HANDLE_LISTS];
 	struct handle *_Atomic chunks[MAX_HANDLE_CHUNKS];
 	_Atomic uint32_t n_chunks;
+	pthread_cond_t returned; /* a handle's n_borrowed came to 0 */
 };
 
 /* handles.c */
@@ -68,7 +71,9 @@ void handles_deinit(struct mount *m);
 struct handle *handle_create(struct mount *m, struct inode *inode, int fd, bool is_dir);
 void handle_destroy(struct mount *m, struct handle *h);
 struct handle *handle_find(struct mount *m, uint64_t fh, bool is_dir);
-int opened_fd(struct mount *m, struct inode *inode);
+struct handle *opened_get(struct mount *m, struct inode *inode);
+void opened_put(struct mount *m, struct handle *h);
+void opened_wait(struct mount *m, struct handle *h);
 bool handle_has_file(struct mount *m, struct handle *h);
 struct handle *handle_get(struct mount *m, uint64_t fh, bool is_dir);
 struct handle *handle_of(struct request *rq, struct inode *inode, uint64_t fh, int flags);

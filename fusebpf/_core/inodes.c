@@ -409,6 +409,7 @@ void inodes_forget(struct mount *m, struct inode *inode, uint64_t n_lookup)
 	bool is_gone = inode->n_lookup == 0;
 	uint64_t n_daemon = is_gone ? inode->n_daemon : 0;
 	if (is_gone) {
+		known_forgotten(inode);
 		remove_by_key(s, inode);
 		remove_by_id(m, inode);
 	}

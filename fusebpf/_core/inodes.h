@@ -66,6 +66,7 @@ struct inode {
 	/* Kernel passthrough, under the fd stripe's lock: */
 	_Atomic int32_t backing_id; /* kept for a while after the last close; read without to see that there is none */
 	bool id_writes;		    /* the file that the kernel keeps for it is open to write */
+	bool id_is_makers;	    /* writes by it act in the group that the file was made in */
 	int32_t idle_index;	    /* in backing_ids.idle, -1: not in it */
 	_Atomic uint32_t n_passthrough; /* open handles that are passed through */
 	uint32_t n_served;	    /* open handles of the regular file that are not */
@@ -73,6 +74,10 @@ struct inode {
 	/* A directory whose listing filters let the kernel keep: until when, and as of which notifier.n_all. */
 	_Atomic int64_t listed_until_ms;
 	_Atomic uint32_t listed_all;
+	/* A directory: of its entries (known.c). */
+	_Atomic int64_t known_until_ms; /* the kernel knows all of them, as of the notifier.n_all in known_all */
+	_Atomic uint32_t known_all, n_known, n_stale;
+	_Atomic bool is_stale; /* a file that counts among its parent's n_stale */
 	/* The key: the file handle, or where the file system has none, device and inode number. */
 	uint32_t key_hash;
 	int32_t handle_type;
@@ -201,6 +206,15 @@ void inodes_moved_child(struct mount *m, struct inode *parent, const char *name,
 /* paths.c */
 uint64_t inode_place(struct mount *m, uint64_t nodeid, char name[FB_NAME_SIZE]);
 int inode_path(struct mount *m, struct inode *inode, const char *name, struct known_path *known, char out[FB_PATH_SIZE]);
+
+/* known.c */
+void known_stale(struct mount *m, struct inode *inode);
+void known_fresh(struct mount *m, struct inode *inode);
+void known_forgotten(struct inode *inode);
+void known_no_longer(struct inode *dir);
+bool known_is_stale(const struct inode *dir);
+bool known_all(const struct request *rq);
+void known_listed(const struct request *rq, uint32_t n, uint64_t ttl_ns);
 
 /* locks.c */
 void locks_flush(struct mount *m, struct inode *inode, uint64_t owner);

@@ -57,14 +57,30 @@ static int reply_attr(struct request *rq, int fd)
 	return e;
 }
 
+/* A descriptor of the inode's file for calls that take any kind: that of *h, who has it open, or its own. */
+static int some_fd_get(struct request *rq, struct handle **h)
+{
+	*h = opened_get(rq->mount, rq->inode);
+	return *h ? (*h)->fd : inode_fd_get(rq->mount, rq->inode);
+}
+
+static void some_fd_put(struct request *rq, struct handle *h)
+{
+	if (h)
+		opened_put(rq->mount, h);
+	else
+		inode_fd_put(rq->mount, rq->inode);
+}
+
 int op_getattr(struct request *rq)
 {
-	int fd = inode_fd_get(rq->mount, rq->inode);
+	struct handle *h;
+	int fd = some_fd_get(rq, &h);
 
 	if (fd < 0)
 		return fd;
 	int e = reply_attr(rq, fd);
-	inode_fd_put(rq->mount, rq->inode);
+	some_fd_put(rq, h);
 	return e;
 }
 
@@ -246,14 +262,15 @@ static int set_all(struct request *rq, int fd)
 
 int op_setattr(struct request *rq)
 {
-	int fd = inode_fd_get(rq->mount, rq->inode);
+	struct handle *h;
+	int fd = some_fd_get(rq, &h);
 
 	if (fd < 0)
 		return fd;
 	int e = set_all(rq, fd);
 	if (!e)
 		e = reply_attr(rq, fd);
-	inode_fd_put(rq->mount, rq->inode);
+	some_fd_put(rq, h);
 	return e;
 }
 

@@ -193,6 +193,7 @@ int op_copy_file_range(struct request *rq)
 		return -errno;
 	if (chain && (chain_hooks(chain, FB_OP_read) || chain_hooks(chain, FB_OP_write)))
 		return -EOPNOTSUPP;
+	in->is_copied = true;
 	size_t length = args->length < COPY_AT_ONCE ? (size_t)args->length : COPY_AT_ONCE;
 	return reply_written(rq, AS_WRITER(rq, out, FSETID_IS_ROOTS,
 					   copy_file_range(in->fd, &from, out->fd, &to, length, 0)));

@@ -24,12 +24,15 @@ struct listing {
 	char *out;
 	size_t len, size;
 	bool is_plus;	       /* each entry with its attributes */
-	bool with_inodes;      /* no: plus entries go out with nodeid 0, since the kernel would not keep them or who is to be asked of each
-				  cannot be */
+	bool with_inodes;      /* no: plus entries go out with nodeid 0, since the kernel knows them or would not keep them, or who is to
+				  be asked of each cannot be */
 	bool is_hooked;	       /* lookup is: its hooks are asked of each entry */
 	struct fb_slot *image; /* for that, or NULL */
 	int dir_fd;	       /* of the directory, for lookups */
 	dev_t dev;	       /* whose inode numbers getdents64 gives */
+	bool is_at_end;
+	uint32_t n_known;      /* entries whose inodes the kernel is told */
+	uint64_t ttl_ns;       /* that all of them, and their attributes, may be kept */
 };
 
 /* A caller whom the backing file system judges may list what he may not search, and "." takes a search. */
@@ -151,6 +154,16 @@ static int entry_asked(struct request *rq, struct listing *l, const char *name, 
 	return 0;
 }
 
+/* The kernel is told of one more entry, or, with nodeid 0, not told of it. */
+static void listing_note(struct listing *l, const struct fuse_entry_out *out)
+{
+	uint64_t entry_ns = ttl_ns(out->entry_valid, out->entry_valid_nsec), attr_ns = ttl_ns(out->attr_valid, out->attr_valid_nsec);
+	uint64_t least_ns = !out->nodeid ? 0 : entry_ns < attr_ns ? entry_ns : attr_ns;
+
+	l->n_known++;
+	l->ttl_ns = least_ns < l->ttl_ns ? least_ns : l->ttl_ns;
+}
+
 /* Append one entry. Returns 1, 0 if it does not fit, or -errno. */
 static int listing_add(struct request *rq, struct listing *l, const struct backing_dirent *d, uint64_t ino,
 		       const char *name, uint32_t name_len)
@@ -171,6 +184,7 @@ static int listing_add(struct request *rq, struct listing *l, const struct backi
 			memset(&plus->entry_out, 0, sizeof(plus->entry_out)); // gone since, or not ours to see
 		else if (e)
 			return e;
+		listing_note(l, &plus->entry_out);
 	}
 	dirent->ino = inode ? plus->entry_out.attr.ino : ino;
 	dirent->off = (uint64_t)d->offset;
@@ -214,6 +228,7 @@ static int listing_fill(struct request *rq, struct listing *l)
 	for (;;) {
 		const struct backing_dirent *d;
 		int e = dir_next(h, &d);
+		l->is_at_end = !e && !d;
 		if (e || !d)
 			return e;
 		const char *name = d->name;
@@ -245,7 +260,9 @@ static int list(struct request *rq, bool is_plus)
 			     .size = args.size,
 			     .is_plus = is_plus,
 			     .is_hooked = is_hooked,
-			     .with_inodes = !daemon_judges_entries(rq->mount) && (is_hooked || rq->entry_ttl_ns) };
+			     .with_inodes = is_plus && !daemon_judges_entries(rq->mount) && (is_hooked || rq->entry_ttl_ns) &&
+					    (args.offset || !known_all(rq)),
+			     .ttl_ns = UINT64_MAX };
 
 	if (!l.h)
 		return -errno;
@@ -260,6 +277,8 @@ static int list(struct request *rq, bool is_plus)
 	if (!e)
 		e = listing_fill(rq, &l);
 	cache_listing_ends(rq, l.h, !e && !l.len);
+	if (l.with_inodes && l.is_at_end && !args.offset)
+		known_listed(rq, l.n_known, l.ttl_ns);
 	// What was listed before an error arrives; the error comes with the next call.
 	if (e && l.len && !rq->error)
 		e = 0;

@@ -325,7 +325,8 @@ static int create_at(struct request *rq, int parent_fd)
 	int flags = backing_open_flags(args->flags);
 	int fd = openat(parent_fd, rq->name, flags | O_CREAT | O_EXCL | O_NOFOLLOW, args->mode);
 
-	if (fd >= 0 || errno != EEXIST || args->flags & O_EXCL)
+	rq->is_made = fd >= 0;
+	if (rq->is_made || errno != EEXIST || args->flags & O_EXCL)
 		return fd;
 	// The kernel took the name for free, so it has judged the directory and not this file.
 	if (rq->mount->default_permissions)

@@ -63,18 +63,16 @@ static size_t value_size(const struct request *rq)
 }
 
 /* The kernel asks so for security.capability before the first write to a file, which is open then: that takes a tenth of the
- * way by /proc, which has no entry yet for a descriptor that is new. Not where a close(2) of the duplicate would flush what
- * was written, and take the error that FLUSH is to tell of. */
+ * way by /proc, which has no entry yet for a descriptor that is new. */
 static bool get_opened(struct request *rq, ssize_t *n)
 {
-	bool is_local = rq->inode->mnt && !rq->inode->mnt->is_remote;
-	int fd = is_local ? opened_fd(rq->mount, rq->inode) : -1;
+	struct handle *h = opened_get(rq->mount, rq->inode);
 
-	if (fd < 0)
+	if (!h)
 		return false;
-	*n = fgetxattr(fd, rq->name, rq->worker->payload, value_size(rq));
+	*n = fgetxattr(h->fd, rq->name, rq->worker->payload, value_size(rq));
 	*n = *n < 0 ? -errno : *n;
-	close(fd);
+	opened_put(rq->mount, h);
 	return true;
 }
 

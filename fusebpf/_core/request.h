@@ -42,6 +42,7 @@ struct request {
 	uint64_t entry_ttl_ns, attr_ttl_ns;
 	bool is_absent;	       /* lookup: the backing has no such name, and the kernel may take that as told */
 	bool has_changed;      /* the backing's names were changed as asked, whatever the answer will be */
+	bool is_made;	       /* create: the file is new, not one that was there */
 	uint64_t list_ttl_ns; /* of this part of a listing: the least that a dirent hook gave */
 	uint64_t n_changes; /* watch.n_changes when it began, */
 	uint64_t n_all;	    /* and notifier.n_all */
@@ -113,6 +114,7 @@ uint64_t attr_ttl_ns(const struct request *rq, const struct inode *inode);
 bool name_is_rewritten(const char *asked, const char *used);
 uint64_t entry_ttl_ns(const struct request *rq, const struct inode *inode);
 void ttl_set(uint64_t ttl_ns, uint64_t *seconds, uint32_t *nanoseconds);
+uint64_t ttl_ns(uint64_t seconds, uint32_t nanoseconds);
 int reply_opened(struct request *rq, struct inode *inode, int fd, bool is_dir, struct fb_fuse_open_out *out);
 int backing_open_flags(uint32_t flags);
 void listing_undo(struct request *rq);

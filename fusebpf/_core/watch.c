@@ -56,23 +56,25 @@ static bool is_own(const struct mount *m, uint32_t id)
 /* ------------------------------------------------------------------------------------- events */
 
 /* A name of a directory leads elsewhere now. */
-static void name_changed(struct mount *m, const struct inode *dir, const struct event *e)
+static void name_changed(struct mount *m, struct inode *dir, const struct event *e)
 {
 	if ((e->mask & NAMES_CHANGED) == FAN_DELETE)
 		notify_deleted(m, dir->nodeid, e->name);
 	else
 		notify_entry(m, dir->nodeid, e->name);
 	notify_inode(m, dir->nodeid, 0, 0); // its attributes and its listing
+	known_no_longer(dir);
 }
 
-static void object_changed(struct mount *m, const struct inode *object, const struct event *e)
+static void object_changed(struct mount *m, struct inode *object, const struct event *e)
 {
 	bool has_data = e->mask & DATA_CHANGED && object->type == S_IFREG;
 
 	notify_inode(m, object->nodeid, has_data ? 0 : -1, 0);
+	known_stale(m, object);
 }
 
-static void dir_changed(struct mount *m, const struct inode *dir, const struct event *e)
+static void dir_changed(struct mount *m, struct inode *dir, const struct event *e)
 {
 	if (e->name && e->mask & NAMES_CHANGED)
 		name_changed(m, dir, e);
@@ -82,7 +84,7 @@ static void dir_changed(struct mount *m, const struct inode *dir, const struct e
 
 /* Call `changed` for each view of a file that the kernel knows. */
 static void heed_file(struct mount *m, struct backing_mount *b, const struct event *e, const struct file_handle *file,
-		      void (*changed)(struct mount *m, const struct inode *inode, const struct event *e))
+		      void (*changed)(struct mount *m, struct inode *inode, const struct event *e))
 {
 	struct inode *inode = file ? inodes_find_handle(m, b, file, 0) : NULL;
 

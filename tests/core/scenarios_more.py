@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from core.table import attempt, checked, facts, in_child, libc, link_fd, mode_of, opened, put, scenario
+from core.table import attempt, checked, facts, in_child, libc, link_fd, mode_of, opened, put, scenario, user
 
 FICLONE = 0x40049409
 CAP_FSETID = 4
@@ -182,3 +182,31 @@ def bits_go_when_a_root_without_the_capability_to_keep_them_changes_the_file(p: 
     with opened(source, os.O_RDONLY) as old, opened(paths[2], os.O_RDWR) as new:
         os.copy_file_range(old, new, 4)
     return [mode_of(path) for path in paths]
+
+
+@scenario
+def who_made_a_file_of_his_group_keeps_its_sgid_bit_in_writing(p: Path) -> Any:
+    d = p / "d"
+    os.mkdir(d)
+    os.chmod(d, 0o777)
+    with user(1000, 1234), opened(d / "file", os.O_CREAT | os.O_RDWR, 0o666) as fd:
+        os.fchmod(fd, 0o2666)
+        os.write(fd, b"x")
+        return mode_of(d / "file")
+
+
+@scenario
+def who_writes_a_file_of_another_group_takes_an_sgid_bit_that_came_since_he_opened_it(p: Path) -> Any:
+    d = p / "d"
+    os.mkdir(d)
+    os.chmod(d, 0o777)
+    with user(1000, 1234):
+        os.close(os.open(d / "file", os.O_CREAT | os.O_RDWR, 0o666))
+    os.chmod(d / "file", 0o666)
+    with user(2000):
+        fd = os.open(d / "file", os.O_WRONLY)
+    os.chmod(d / "file", 0o2666)
+    with user(2000):
+        os.write(fd, b"x")
+        os.close(fd)
+    return mode_of(d / "file")
