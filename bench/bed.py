@@ -108,6 +108,12 @@ def program(target: Target, *argv: str | os.PathLike[str], ok: Collection[int] =
     return Sample(ns, children_cpu_ns() + target.cpu_ns() - cpu_ns, 1)
 
 
+def show_progress(text: str = "") -> None:
+    """Say on a terminal what is being measured, or no longer."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
 def children_cpu_ns() -> float:
     """CPU time of all clients so far."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import peers
-from bed import Bed, Sample, Target, client
+from bed import Bed, Sample, Target, client, show_progress
 from filter_cost import verdict
 from tabulate import tabulate
 from workloads import Size
@@ -40,10 +40,6 @@ def _read(n: int) -> Sampler:
     return lambda target: client(target, "read", target.path / "big", BLOCK, n, "rand", "direct", 1)
 
 
-def _progress(name: str) -> None:
-    print(f"\r\033[K  {name}", end="", file=sys.stderr, flush=True)
-
-
 # ----------------------------------------------------------------------------------- the route
 
 
@@ -60,7 +56,7 @@ def _routed(bed: Bed, size: Size, wanted: re.Pattern[str]) -> Iterator[dict[str,
     for name, (sample, is_uncached) in lines.items():
         if not wanted.search(name):
             continue
-        _progress(name)
+        show_progress(f"  {name}")
         words = (UNCACHED,) if is_uncached else ()
         with (
             peers.plain_pyfuse3(bed, "bare", *words) as bare,
@@ -80,7 +76,7 @@ def _routed(bed: Bed, size: Size, wanted: re.Pattern[str]) -> Iterator[dict[str,
             ]
         )
         yield {"op": name, "mode": "daemon", "ns": ns, "cpu_ns": cpu_ns, "ratio": ratio}
-    _progress("")
+    show_progress()
     if rows:
         print("\nan op that a handler answers: medians, and the median of the pairs' ratios;")
         print("beside it the ratio of the fastest runs, and that of CPU time, client and server together")
@@ -130,7 +126,7 @@ def _beside_busy(bed: Bed, size: Size, wanted: re.Pattern[str]) -> Iterator[dict
         for name, sample in lines.items():
             if not wanted.search(f"{name}, busy daemon"):
                 continue
-            _progress(f"{name}, busy daemon")
+            show_progress(f"  {name}, busy daemon")
             ns: dict[str, list[float]] = {state: [] for state in states}
             for _ in range(size.pair_rounds):
                 for state, enter in states.items():
@@ -147,7 +143,7 @@ def _beside_busy(bed: Bed, size: Size, wanted: re.Pattern[str]) -> Iterator[dict
                 ]
             )
             yield {"op": f"{name}, busy daemon", "mode": "daemon", "ns": ns, "rate": rate}
-    _progress("")
+    show_progress()
     if rows:
         print(
             "\nan op of the backing root beside a daemon that computes 100 ms at a time: its rate, as part of"

@@ -7,14 +7,13 @@ together is counted; "free": the scheduler decides, and the elapsed time is coun
 import json
 import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bed import COMMAND, Bed, Sample, Target, call, client, run_on
+from bed import COMMAND, Bed, Sample, Target, call, client, run_on, show_progress
 from tabulate import tabulate
 from workloads import Size
 from yardstick import SETS as DEMO_SETS
@@ -131,7 +130,7 @@ def measure_pairs(
         row: list[str] = [pair.name]
         runs = judged = ""
         for mode, cores in modes.items():
-            print(f"\r\033[K  {mode}: {pair.name}", end="", file=sys.stderr, flush=True)
+            show_progress(f"  {mode}: {pair.name}")
             result = measure_pair(bed, size, pair, mode, cores)
             added_us = result["added_ns"] / 1e3
             row += [human(result["unhooked_ns"]), f"{added_us:+.2f} ±{result['error_ns'] / 1e3:.2f} µs"]
@@ -141,7 +140,7 @@ def measure_pairs(
                 judged = f"≤ {pair.target_us:.1f} µs" + verdict(added_us <= pair.target_us)
             results.append({"op": pair.name, "mode": mode, **result})
         rows.append([*row, runs, judged])
-    print("\r\033[K", end="", file=sys.stderr)
+    show_progress()
     print("\nwhat a filter adds to an op: the difference of a mount's medians, its mean over some mounts")
     print("± the standard error; beside it that of the fastest runs, which other work disturbed least")
     heads = [""]

@@ -7,13 +7,12 @@ against entries.
 import re
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bed import CLIENT, Bed, Target, client
+from bed import CLIENT, Bed, Target, client, show_progress
 from filter_cost import JOIN_SECONDS
 from tabulate import tabulate
 
@@ -41,9 +40,9 @@ def measure(bed: Bed, *, is_quick: bool, wanted: re.Pattern[str]) -> list[dict[s
     for name, curve in curves.items():
         if not wanted.search(name):
             continue
-        print(f"\r\033[K  {name}", end="", file=sys.stderr, flush=True)
+        show_progress(f"  {name}")
         points = list(curve())
-        print("\r\033[K", end="", file=sys.stderr)
+        show_progress()
         print(f"\n{name}")
         print(
             tabulate(

@@ -2,13 +2,12 @@
 
 import re
 import statistics
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import peers
-from bed import Bed, Sample, Target, run_on
+from bed import Bed, Sample, Target, run_on, show_progress
 from tabulate import tabulate
 from workloads import DATA, METADATA, WORK, Size, Workload, workloads
 
@@ -124,7 +123,7 @@ def measure(
     for workload in workloads(bed, size, targets):
         if workload.name not in lines:
             continue
-        print(f"\r\033[K  {mode}: {workload.name}", end="", file=sys.stderr, flush=True)
+        show_progress(f"  {mode}: {workload.name}")
         able = [target for target in targets if _can(workload, target)]
         samples = _turns_of_able(workload, able, size.rounds)
         ns = {label: [one.ns for one in taken] for label, taken in samples.items()}
@@ -135,7 +134,7 @@ def measure(
             "ns": ns,
             "ratio": {label: _slower(ns, label) for label in ns},
         }
-    print("\r\033[K", end="", file=sys.stderr)
+    show_progress()
 
 
 def _turns_of_able(workload: Workload, able: Sequence[Target], rounds: int) -> dict[str, list[Sample]]:
