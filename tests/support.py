@@ -94,6 +94,17 @@ def clients(*argvs: tuple[str | os.PathLike[str], ...]) -> Iterator[list[subproc
             client.wait(20)
 
 
+@contextmanager
+def switched(switch: Path, value: str) -> Iterator[None]:
+    """A switch of the kernel, a file, has this value for the time of a block."""
+    before = switch.read_text()
+    switch.write_text(value)
+    try:
+        yield
+    finally:
+        switch.write_text(before)
+
+
 def refused(call: Callable[..., object], *arguments: object) -> int | None:
     """The errno of a call that is refused; None: it succeeds."""
     try:

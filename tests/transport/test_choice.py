@@ -37,10 +37,8 @@ def turned_off() -> Iterator[None]:
     """FUSE over io_uring is off on this machine for the time of a test."""
     if not SWITCH.exists():
         pytest.skip("no FUSE over io_uring here")
-    before = SWITCH.read_text()
-    SWITCH.write_text("N")
-    yield
-    SWITCH.write_text(before)
+    with support.switched(SWITCH, "N"):
+        yield
 
 
 @pytest.fixture

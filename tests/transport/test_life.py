@@ -213,10 +213,8 @@ def accounted() -> Iterator[None]:
     """The kernel accounts how long new threads wait for disks (proc_pid_stat(5): delayacct_blkio_ticks)."""
     if not DELAY_ACCOUNTING.exists():
         pytest.skip("this kernel does not account delays (CONFIG_TASK_DELAY_ACCT)")
-    before = DELAY_ACCOUNTING.read_text()
-    DELAY_ACCOUNTING.write_text("1")
-    yield
-    DELAY_ACCOUNTING.write_text(before)
+    with support.switched(DELAY_ACCOUNTING, "1"):
+        yield
 
 
 @pytest.mark.usefixtures("accounted")
