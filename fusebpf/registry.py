@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import struct
 import time
 from dataclasses import asdict, dataclass, field, fields
@@ -32,6 +33,9 @@ PINS = bpf.BPFFS / "fusebpf"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _LOCK_SECONDS = 10.0
+_ENDING_SECONDS = 5.0
+_PF_EXITING = 0x4  # include/linux/sched.h
+_KILLED = 1 << (signal.SIGKILL - 1)
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2): type, whence, start, length, pid
 _held: dict[int, int] = {}  # the descriptor by which this process holds an entry's lock
 
@@ -82,6 +86,21 @@ class Entry:
     def is_alive(self) -> bool:
         """Whether the process that serves it runs."""
         return self.lock > 0 and _is_locked(self.lock)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether its process was killed and has threads that are still to end: its lock goes with the last.
+
+        Source: proc_pid_stat(5), `flags` and `signal`.
+        """
+        if self.pid_namespace != pid_namespace():
+            return False
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()
+        except OSError:
+            return False
+        was_killed = int(fields[6]) & _PF_EXITING or int(fields[28]) & _KILLED
+        return bool(was_killed) and self.is_alive
 
     @contextlib.contextmanager
     def process(self) -> Iterator[list[int]]:
@@ -385,6 +404,16 @@ def _forget(entry: Entry) -> None:
             log.unlink()
     control_path(entry.name).unlink(missing_ok=True)
     _state_path(entry.name).unlink(missing_ok=True)
+
+
+def await_killed() -> None:
+    """Wait a moment for servers that were just killed, so that they are found dead. Call it without the lock.
+
+    On a busy machine the threads of a process take their time to end. One that hangs there is given up.
+    """
+    end = time.monotonic() + _ENDING_SECONDS
+    while any(entry.is_ending for entry in entries()) and time.monotonic() < end:
+        time.sleep(0.005)
 
 
 def clean_dead() -> list[Entry]:

@@ -318,6 +318,7 @@ class Stack:
         checks.check_fuse()
         if self._specs:
             bpf.require()
+        registry.await_killed()
         with registry.locked():
             registry.clean_dead()
         places = checks.check_places(*self._given, self.options.roots)

@@ -31,6 +31,7 @@ def unmount(target: str, *, is_lazy: bool = False) -> str | None:
         MountError: There is no such mount, or it is busy.
         UsageError: The target may mean two mounts.
     """
+    registry.await_killed()
     with registry.locked():
         dead = registry.clean_dead()
         mounted, entry = _find(target, dead)

@@ -120,6 +120,41 @@ def test_a_killed_servers_mount_in_place_goes_too(tree: Path) -> None:
     umount("./src", cwd=tree)
 
 
+def states_of(pid: int) -> str:
+    """The states of a process's threads, as in ps(1); first that of the one with its number."""
+    states = []
+    for task in sorted(Path(f"/proc/{pid}/task").iterdir(), key=lambda task: int(task.name) != pid):
+        with suppress(OSError):  # it has ended meanwhile
+            states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+    return "".join(states)
+
+
+@pytest.mark.parametrize("command", ["mount", "umount"])
+def test_a_killed_server_that_takes_its_time_is_waited_for(tree: Path, ext4: Path, command: str) -> None:
+    """A thread of it is in the kernel, where nothing ends it, while the others have gone."""
+    mount(ext4, "mnt", cwd=tree)
+    pid = server_of(tree)
+    support.run("fsfreeze", "--freeze", ext4)
+    with support.clients(("touch", tree / "mnt" / "made")):
+        try:
+            support.wait_until(lambda: "D" in states_of(pid))
+            os.kill(pid, signal.SIGKILL)
+            support.wait_until(lambda: states_of(pid)[0] == "Z")
+            where = [tree / "src", tree / "mnt"] if command == "mount" else [tree / "mnt"]
+            with subprocess.Popen([support.COMMAND, command, *where], stderr=subprocess.PIPE) as next_one:
+                with suppress(subprocess.TimeoutExpired):
+                    next_one.wait(2)
+                support.run("fsfreeze", "--unfreeze", ext4)
+                assert next_one.communicate(timeout=20)[1] == b""
+        finally:
+            support.run("fsfreeze", "--unfreeze", ext4, check=False)
+
+    if command == "mount":
+        assert (tree / "mnt" / "file").read_text() == "text\n"
+        umount("./mnt", cwd=tree)
+    assert left_behind(tree) == []
+
+
 @pytest.mark.parametrize("known", ["mount_id", "unique_id", "neither"])
 def test_a_living_mount_with_the_numbers_of_a_dead_servers_is_not_touched(tree: Path, known: str) -> None:
     """The numbers of mounts that are gone are used again; here a dead entry gets a living mount's."""
