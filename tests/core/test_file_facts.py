@@ -229,3 +229,33 @@ def test_files_that_the_kernel_makes_up_are_read_whole(mount: support.Mounter, o
         assert (mounted.path / path.name).read_bytes() == path.read_bytes()
 
         mounted.umount()
+
+
+# ------------------------------------------- file systems that have no direct I/O and no ACLs
+
+
+@pytest.fixture
+def ramfs(directory: Path) -> Iterator[Path]:
+    """The root of a ramfs, which knows no direct I/O, no ACLs and no file handles."""
+    path = directory / "ramfs"
+    path.mkdir()
+    support.run("mount", "-t", "ramfs", "-o", "mode=755", "ramfs", path)
+    yield path
+    support.umount(path, support.MNT_DETACH)
+
+
+@pytest.mark.parametrize("options", ["", "profile=small", "nodefault_permissions"])
+def test_who_does_not_own_a_file_has_his_access_where_the_backing_file_system_knows_no_acls(
+    mount: support.Mounter, ramfs: Path, options: str
+) -> None:
+    (ramfs / "d").mkdir()
+    for name in ("d/f", "d"):
+        os.chown(put(ramfs / name) if name == "d/f" else ramfs / name, 5, 6)
+    mounted = mount(src=ramfs, options=options)
+
+    def act(top: Path) -> Any:
+        seen = attempt(put, top / "d" / top.name) == top / "d" / top.name, (top / "d/f").read_bytes()
+        with user(1000):
+            return seen, (top / "d/f").read_bytes(), os.access(top / "d", os.W_OK), attempt(put, top / "d/g")
+
+    assert in_child(act, ramfs) == in_child(act, mounted.path)
