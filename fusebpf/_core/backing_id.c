@@ -301,7 +301,8 @@ static enum fb_io_reason obstacle(struct request *rq, const struct opening *o)
 		return FB_IO_DATA_HOOKED;
 	if (o->rewritten)
 		return FB_IO_REWRITTEN;
-	if (!rq->mount->has_passthrough || inode->type != S_IFREG)
+	// Of made-up files the kernel passes on those alone that have read_iter and write_iter, which only a read would tell.
+	if (!rq->mount->has_passthrough || inode->type != S_IFREG || inode_is_made_up(inode, o->h->fd))
 		return FB_IO_UNSUPPORTED;
 	if (inode->n_served)
 		return FB_IO_OTHERS_SERVED;
@@ -338,8 +339,7 @@ static enum fb_io_mode io_choose(struct request *rq, struct opening *o)
 	if (!why)
 		return FB_IO_PASSTHROUGH;
 	// The kernel would cache no more of a file than its size says.
-	const struct backing_mount *b = o->h->inode->mnt;
-	return is_direct || o->is_hooked || (b ? b->is_made_up : backing_is_made_up(o->h->fd)) ? FB_IO_DIRECT : FB_IO_CACHE;
+	return is_direct || o->is_hooked || inode_is_made_up(o->h->inode, o->h->fd) ? FB_IO_DIRECT : FB_IO_CACHE;
 }
 
 /* A filter that came later hooks data that the kernel moves alone until the last open of the file is closed. The op need

@@ -20,6 +20,7 @@ GETFLAGS, SETFLAGS = 0x80086601, 0x40086602
 FSGETXATTR, FSSETXATTR = 0x801C581F, 0x401C5820
 APPEND, IMMUTABLE, NODUMP, NOATIME = 0x20, 0x10, 0x40, 0x80
 UNKNOWN = 0x80046699
+DEBUG_FILES = ("fault_around_bytes", "devices_deferred", "kvm/pages_2m", "clk/clk_summary")
 
 
 @pytest.fixture(autouse=True)
@@ -229,6 +230,30 @@ def test_files_that_the_kernel_makes_up_are_read_whole(mount: support.Mounter, o
         assert (mounted.path / path.name).read_bytes() == path.read_bytes()
 
         mounted.umount()
+
+
+@pytest.mark.parametrize("options", ["", "nopassthrough"])
+def test_made_up_files_that_know_no_offsets_are_read_and_written(
+    mount: support.Mounter, directory: Path, options: str
+) -> None:
+    debugfs = directory / "debugfs"
+    debugfs.mkdir()
+    support.run("mount", "-t", "debugfs", "debugfs", debugfs)
+    mounted = mount(src=debugfs, options=options)
+
+    def contents(top: Path) -> list[Any]:
+        return [attempt((top / name).read_bytes) for name in DEBUG_FILES]
+
+    def written(top: Path, data: Any) -> Any:
+        return attempt((top / DEBUG_FILES[0]).write_bytes, data)
+
+    bare = contents(debugfs)  # EPERM where the kernel is locked down, ENOENT where it has no such file
+    assert bare == contents(mounted.path)
+    if isinstance(bare[0], bytes):
+        assert written(debugfs, bare[0]) == written(mounted.path, bare[0])
+
+    mounted.umount()
+    support.umount(debugfs, support.MNT_DETACH)
 
 
 # ------------------------------------------- file systems that have no direct I/O and no ACLs
