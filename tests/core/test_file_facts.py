@@ -269,6 +269,23 @@ def ramfs(directory: Path) -> Iterator[Path]:
     support.umount(path, support.MNT_DETACH)
 
 
+def test_o_direct_is_refused_as_where_the_backing_file_system_has_none(
+    mount: support.Mounter, ramfs: Path
+) -> None:
+    (ramfs / "f").write_text("text")
+    mounted = mount(src=ramfs)
+
+    def act(top: Path) -> Any:
+        def direct(flags: int, name: str = "f") -> Any:
+            return attempt(lambda: os.close(os.open(top / name, flags | os.O_DIRECT)))
+
+        first = direct(os.O_RDONLY), direct(os.O_RDWR), direct(os.O_RDWR | os.O_CREAT, top.name)
+        with opened(top / "f", os.O_RDONLY):
+            return first, direct(os.O_RDONLY), direct(os.O_RDWR), (top / top.name).exists()
+
+    assert in_child(act, ramfs) == in_child(act, mounted.path)
+
+
 @pytest.mark.parametrize("options", ["", "profile=small", "nodefault_permissions"])
 def test_who_does_not_own_a_file_has_his_access_where_the_backing_file_system_knows_no_acls(
     mount: support.Mounter, ramfs: Path, options: str
