@@ -191,6 +191,16 @@ static bool is_direct_stream(const struct request *rq)
 	return (flags_asked(rq) & (O_ACCMODE | O_DIRECT)) == (O_WRONLY | O_DIRECT);
 }
 
+/* Would the backing file system open the file with O_DIRECT, if that is asked for? The kernel opens what it passes through with the
+ * caller's flags, and tells him EIO where that fails; squashfs, isofs and ramfs have no direct I/O. */
+static bool takes_flags(const struct request *rq, int fd)
+{
+	if (!(flags_asked(rq) & O_DIRECT))
+		return true;
+	int flags = fcntl(fd, F_GETFL);
+	return flags >= 0 && !fcntl(fd, F_SETFL, flags | O_DIRECT) && !fcntl(fd, F_SETFL, flags);
+}
+
 /* Which flags of this open did filters rewrite that hold for each read and write? The kernel does not know of them, so it cannot
  * move the data itself. Access that is only wider than the caller's it does not need to know. */
 static uint32_t flags_rewritten(const struct request *rq)
@@ -255,7 +265,7 @@ bool passthrough_share(struct request *rq, int flags, struct fb_fuse_open_out *o
 	struct inode *inode = rq->inode;
 
 	// Read without the lock, to turn most away: below it is read again.
-	if (atomic_load_explicit(&inode->backing_id, memory_order_relaxed) <= 0 || flags & ~harmless ||
+	if (atomic_load_explicit(&inode->backing_id, memory_order_relaxed) <= 0 || flags & ~harmless || flags_asked(rq) & O_DIRECT ||
 	    flags_rewritten(rq) || data_is_hooked(rq->worker->chain) || daemon_has_data(m) ||
 	    *io_mode_of(rq) > FB_IO_PASSTHROUGH || !m->default_permissions || !inode->mnt || inode->mnt->is_remote ||
 	    inode_fd_get(m, inode) < 0)
@@ -301,7 +311,8 @@ static enum fb_io_reason obstacle(struct request *rq, const struct opening *o)
 		return FB_IO_DATA_HOOKED;
 	if (o->rewritten)
 		return FB_IO_REWRITTEN;
-	if (!rq->mount->has_passthrough || inode->type != S_IFREG)
+	// Of made-up files the kernel passes on those alone that have read_iter and write_iter, which only a read would tell.
+	if (!rq->mount->has_passthrough || inode->type != S_IFREG || inode_is_made_up(inode, o->h->fd))
 		return FB_IO_UNSUPPORTED;
 	if (inode->n_served)
 		return FB_IO_OTHERS_SERVED;
@@ -338,8 +349,7 @@ static enum fb_io_mode io_choose(struct request *rq, struct opening *o)
 	if (!why)
 		return FB_IO_PASSTHROUGH;
 	// The kernel would cache no more of a file than its size says.
-	const struct backing_mount *b = o->h->inode->mnt;
-	return is_direct || o->is_hooked || (b ? b->is_made_up : backing_is_made_up(o->h->fd)) ? FB_IO_DIRECT : FB_IO_CACHE;
+	return is_direct || o->is_hooked || inode_is_made_up(o->h->inode, o->h->fd) ? FB_IO_DIRECT : FB_IO_CACHE;
 }
 
 /* A filter that came later hooks data that the kernel moves alone until the last open of the file is closed. The op need
@@ -390,8 +400,9 @@ static bool stays_passed(struct request *rq, struct inode *inode)
 /**
  * Decide how the data of a regular file that is being opened goes, as a filter asked if it did, and count it.
  *
- * Fills in the FOPEN_ flags of the reply, and its backing_id if FOPEN_PASSTHROUGH is among them. Returns 0, or -EBUSY where
- * a filter wants to see data of a file that other opens still pass through: the kernel cannot mix the two.
+ * Fills in the FOPEN_ flags of the reply, and its backing_id if FOPEN_PASSTHROUGH is among them. Returns 0; -EBUSY where
+ * a filter wants to see data of a file that other opens still pass through, since the kernel cannot mix the two; -EINVAL where
+ * the file cannot be opened with O_DIRECT.
  */
 int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_out *out)
 {
@@ -414,7 +425,12 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 	o.is_hooked &= inode->n_passthrough == 0; // else it goes on as it did before there were such hooks
 	enum fb_io_mode mode = io_choose(rq, &o);
 	// While the inode is passed through every open of it must be; DIRECT_IO beside it has its calls come here all the same.
-	if (mode == FB_IO_PASSTHROUGH || inode->n_passthrough) {
+	bool is_passed = mode == FB_IO_PASSTHROUGH || inode->n_passthrough;
+	if (is_passed && !takes_flags(rq, h->fd)) {
+		pthread_mutex_unlock(fds_stripe(m, inode));
+		return -EINVAL;
+	}
+	if (is_passed) {
 		passthrough_count(rq, h, out);
 		// What is cached of it for ever is to be asked for anew while it is written (cache.c); a reply that brings
 		// its attributes says so itself.

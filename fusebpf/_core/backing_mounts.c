@@ -62,8 +62,8 @@ static bool is_remote(int fd)
 	}
 }
 
-/** Is it a file of a file system whose files the kernel makes up as they are read? */
-bool backing_is_made_up(int fd)
+/* Is it a file of a file system whose files the kernel makes up as they are read? */
+static bool is_made_up(int fd)
 {
 	switch (magic_of(fd)) {
 	case PROC_SUPER_MAGIC:
@@ -80,6 +80,12 @@ bool backing_is_made_up(int fd)
 	default:
 		return false;
 	}
+}
+
+/** Does the kernel make this inode's file, which is open by fd, up as it is read? */
+bool inode_is_made_up(const struct inode *inode, int fd)
+{
+	return inode->mnt ? inode->mnt->is_made_up : is_made_up(fd);
 }
 
 /* Of ext4, f2fs and tmpfs the kernel says under /sys whether it can fold case at all; then a directory does that has the attribute. */
@@ -161,7 +167,7 @@ struct backing_mount *backing_mount_get(struct mount *m, int id, int fd, uint32_
 			b->fd = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 		b->can_reopen = b->fd >= 0 && can_reopen(b->fd, fd);
 		b->is_remote = is_remote(fd);
-		b->is_made_up = backing_is_made_up(fd);
+		b->is_made_up = is_made_up(fd);
 		b->fsid = fsid_of(fd);
 		b->folding = folding_of(fd);
 		b->is_watched = b->fd >= 0 && watch_add(m, b->fd);

@@ -155,7 +155,7 @@ void proc_path(char out[PROC_PATH_SIZE], int fd);
 
 /* backing_mounts.c */
 struct backing_mount *backing_mount_find(struct mount *m, int id);
-bool backing_is_made_up(int fd);
+bool inode_is_made_up(const struct inode *inode, int fd);
 bool backing_folds_case(const struct backing_mount *b, int dir_fd);
 struct backing_mount *backing_mount_get(struct mount *m, int id, int fd, uint32_t type);
 void backing_mounts_deinit(struct mount *m);

@@ -185,12 +185,14 @@ static int chmod_fd(int fd, mode_t mode)
 	return chmod(path, mode) < 0 ? -errno : 0;
 }
 
-/* Truncate, by the handle if the caller did, since that one may write where the mode forbids it by now. */
+/* Truncate, by the handle if the caller did, since that one may write where the mode forbids it by now, and since that sets the times
+ * of a file that has that size already, which truncate(2) does not on tmpfs, xfs and btrfs. So does an open with O_TRUNC, which
+ * with profile=small comes as a truncate to 0 by nothing (fs/fuse/dir.c: fuse_do_setattr), far more often than such a truncate. */
 static int set_size(struct request *rq, int fd)
 {
 	const struct fb_setattr *args = &rq->image->args.setattr;
-	const struct handle *h =
-		args->valid & FB_SET_FH ? handle_get(rq->mount, args->fh, false) : NULL;
+	bool by_handle = args->valid & FB_SET_FH || (rq->mount->is_small && !args->size);
+	const struct handle *h = by_handle ? handle_of(rq, rq->inode, args->fh, O_WRONLY) : NULL;
 	char path[PROC_PATH_SIZE];
 	int e;
 

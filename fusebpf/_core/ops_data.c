@@ -75,6 +75,21 @@ int op_open(struct request *rq)
 	return fd < 0 ? fd : reply_opened(rq, rq->inode, fd, false, &rq->out.open);
 }
 
+/* Files that the kernel makes up, as in debugfs, may know no offsets: they are read and written as they come. */
+static ssize_t read_at(int fd, void *data, size_t n, off_t offset)
+{
+	ssize_t done = pread(fd, data, n, offset);
+
+	return done < 0 && errno == ESPIPE ? read(fd, data, n) : done;
+}
+
+static ssize_t write_at(int fd, const void *data, size_t n, off_t offset)
+{
+	ssize_t done = pwrite(fd, data, n, offset);
+
+	return done < 0 && errno == ESPIPE ? write(fd, data, n) : done;
+}
+
 int op_read(struct request *rq)
 {
 	const struct fb_rw *args = &rq->image->args.rw;
@@ -85,7 +100,7 @@ int op_read(struct request *rq)
 	rq->payload_len = rq->count = splice_read(rq, h->fd, args->offset, args->size);
 	if (rq->payload_len)
 		return 0;
-	ssize_t n = pread(h->fd, rq->worker->payload, args->size, (off_t)args->offset);
+	ssize_t n = read_at(h->fd, rq->worker->payload, args->size, (off_t)args->offset);
 	if (n < 0)
 		return -errno;
 	rq->payload = rq->worker->payload;
@@ -131,7 +146,7 @@ int op_write(struct request *rq)
 		return -EPERM; // its offset would be ignored
 	ssize_t n = AS_WRITER(rq, h, in->write_flags & FUSE_WRITE_KILL_SUIDGID ? LACKS_FSETID : HAS_FSETID,
 			      appends ? pwritev2(h->fd, &data, 1, 0, RWF_APPEND)
-				      : pwrite(h->fd, data.iov_base, data.iov_len, (off_t)args->offset));
+				      : write_at(h->fd, data.iov_base, data.iov_len, (off_t)args->offset));
 	return reply_written(rq, n);
 }
 

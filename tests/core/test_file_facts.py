@@ -20,6 +20,7 @@ GETFLAGS, SETFLAGS = 0x80086601, 0x40086602
 FSGETXATTR, FSSETXATTR = 0x801C581F, 0x401C5820
 APPEND, IMMUTABLE, NODUMP, NOATIME = 0x20, 0x10, 0x40, 0x80
 UNKNOWN = 0x80046699
+DEBUG_FILES = ("fault_around_bytes", "devices_deferred", "kvm/pages_2m", "clk/clk_summary")
 
 
 @pytest.fixture(autouse=True)
@@ -229,3 +230,74 @@ def test_files_that_the_kernel_makes_up_are_read_whole(mount: support.Mounter, o
         assert (mounted.path / path.name).read_bytes() == path.read_bytes()
 
         mounted.umount()
+
+
+@pytest.mark.parametrize("options", ["", "nopassthrough"])
+def test_made_up_files_that_know_no_offsets_are_read_and_written(
+    mount: support.Mounter, directory: Path, options: str
+) -> None:
+    debugfs = directory / "debugfs"
+    debugfs.mkdir()
+    support.run("mount", "-t", "debugfs", "debugfs", debugfs)
+    mounted = mount(src=debugfs, options=options)
+
+    def contents(top: Path) -> list[Any]:
+        return [attempt((top / name).read_bytes) for name in DEBUG_FILES]
+
+    def written(top: Path, data: Any) -> Any:
+        return attempt((top / DEBUG_FILES[0]).write_bytes, data)
+
+    bare = contents(debugfs)  # EPERM where the kernel is locked down, ENOENT where it has no such file
+    assert bare == contents(mounted.path)
+    if isinstance(bare[0], bytes):
+        assert written(debugfs, bare[0]) == written(mounted.path, bare[0])
+
+    mounted.umount()
+    support.umount(debugfs, support.MNT_DETACH)
+
+
+# ------------------------------------------- file systems that have no direct I/O and no ACLs
+
+
+@pytest.fixture
+def ramfs(directory: Path) -> Iterator[Path]:
+    """The root of a ramfs, which knows no direct I/O, no ACLs and no file handles."""
+    path = directory / "ramfs"
+    path.mkdir()
+    support.run("mount", "-t", "ramfs", "-o", "mode=755", "ramfs", path)
+    yield path
+    support.umount(path, support.MNT_DETACH)
+
+
+def test_o_direct_is_refused_as_where_the_backing_file_system_has_none(
+    mount: support.Mounter, ramfs: Path
+) -> None:
+    (ramfs / "f").write_text("text")
+    mounted = mount(src=ramfs)
+
+    def act(top: Path) -> Any:
+        def direct(flags: int, name: str = "f") -> Any:
+            return attempt(lambda: os.close(os.open(top / name, flags | os.O_DIRECT)))
+
+        first = direct(os.O_RDONLY), direct(os.O_RDWR), direct(os.O_RDWR | os.O_CREAT, top.name)
+        with opened(top / "f", os.O_RDONLY):
+            return first, direct(os.O_RDONLY), direct(os.O_RDWR), (top / top.name).exists()
+
+    assert in_child(act, ramfs) == in_child(act, mounted.path)
+
+
+@pytest.mark.parametrize("options", ["", "profile=small", "nodefault_permissions"])
+def test_who_does_not_own_a_file_has_his_access_where_the_backing_file_system_knows_no_acls(
+    mount: support.Mounter, ramfs: Path, options: str
+) -> None:
+    (ramfs / "d").mkdir()
+    for name in ("d/f", "d"):
+        os.chown(put(ramfs / name) if name == "d/f" else ramfs / name, 5, 6)
+    mounted = mount(src=ramfs, options=options)
+
+    def act(top: Path) -> Any:
+        seen = attempt(put, top / "d" / top.name) == top / "d" / top.name, (top / "d/f").read_bytes()
+        with user(1000):
+            return seen, (top / "d/f").read_bytes(), os.access(top / "d", os.W_OK), attempt(put, top / "d/g")
+
+    assert in_child(act, ramfs) == in_child(act, mounted.path)

@@ -3,7 +3,7 @@
 import itertools
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -183,3 +183,22 @@ def test_no_file_is_more_than_the_disk_holds(mount: support.Mounter, ext4: Path)
 
     assert table.attempt(lambda: [os.write(fd, bytes(1 << 20)) for _ in range(200)]) == "ENOSPC"
     os.close(fd)
+
+
+def test_to_truncate_an_open_file_to_its_size_sets_its_times_on_every_file_system(
+    mount: support.Mounter, tmpfs: Path
+) -> None:
+    mounted = mount(src=tmpfs, options=SMALL)
+    stamp = mounted.path / "stamp"
+    stamp.touch()
+
+    def time_after(truncate: Callable[[], object]) -> int | str:
+        os.utime(stamp, ns=(table.OLD, table.OLD))
+        truncate()
+        return table.when(os.stat(stamp).st_mtime_ns)
+
+    assert time_after(lambda: stamp.write_bytes(b"")) == "now"  # as in a makefile: `: > stamp`
+    with stamp.open("r+b") as file:
+        assert time_after(lambda: file.truncate(0)) == "now"
+        file.truncate(5)
+        assert time_after(lambda: file.truncate(5)) == "now"
