@@ -215,6 +215,7 @@ void known_no_longer(struct inode *dir);
 bool known_is_stale(const struct inode *dir);
 bool known_all(const struct request *rq);
 void known_listed(const struct request *rq, uint32_t n, uint64_t ttl_ns);
+void known_in_part(struct inode *dir);
 
 /* locks.c */
 void locks_flush(struct mount *m, struct inode *inode, uint64_t owner);

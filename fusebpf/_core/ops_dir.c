@@ -279,6 +279,8 @@ static int list(struct request *rq, bool is_plus)
 	cache_listing_ends(rq, l.h, !e && !l.len);
 	if (l.with_inodes && l.is_at_end && !args.offset)
 		known_listed(rq, l.n_known, l.ttl_ns);
+	else if (!l.is_at_end && !args.offset)
+		known_in_part(rq->inode);
 	// What was listed before an error arrives; the error comes with the next call.
 	if (e && l.len && !rq->error)
 		e = 0;

@@ -64,6 +64,23 @@ def test_where_few_files_were_read_a_listing_that_is_kept_stays(directory: Path)
         assert n_requests(served, "ls", path) <= 2  # OPENDIR and RELEASEDIR
 
 
+def test_a_listing_of_what_has_grown_large_is_kept_whatever_of_it_was_written(directory: Path) -> None:
+    with serving.serve(directory, "grown", options=WATCHED) as served:
+        path = filled(served)
+        settle(served, path)
+        names = [path / f"{number:0200}" for number in range(2000)]  # they take several requests
+        for name in names:
+            name.touch()
+        support.wait_until(lambda: served.counters()["handles"] == 0)
+
+        support.wait_until(lambda: n_requests(served, "ls", "-U", path) <= 2)
+
+        for name in names[-20:]:
+            name.read_text()
+        support.wait_until(lambda: served.counters()["handles"] == 0)
+        assert n_requests(served, "ls", "-U", path) <= 2
+
+
 def settle(served: serving.Served, path: Path) -> None:
     """Wait until the kernel has been told of what was made behind the mount."""
     support.wait_until(lambda: n_requests(served, "find", path, "-newer", served.path) < 10)
