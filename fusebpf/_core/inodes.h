@@ -66,7 +66,8 @@ struct inode {
 	/* Kernel passthrough, under the fd stripe's lock: */
 	_Atomic int32_t backing_id; /* kept for a while after the last close; read without to see that there is none */
 	bool id_writes;		    /* the file that the kernel keeps for it is open to write */
-	bool id_is_makers;	    /* writes by it act in the group that the file was made in */
+	bool id_is_makers;	    /* writes by it act in the group that the file was made in, */
+	uint32_t id_gid;	    /* which its maker's requests had */
 	int32_t idle_index;	    /* in backing_ids.idle, -1: not in it */
 	_Atomic uint32_t n_passthrough; /* open handles that are passed through */
 	uint32_t n_served;	    /* open handles of the regular file that are not */
