@@ -43,11 +43,12 @@ static void backing_id_put(struct mount *m, struct inode *inode)
  *
  * The kernel keeps the file that it is given open for as long. Nobody can run a program that is open to write (ETXTBSY), so
  * of a writer's it is given the inode's O_PATH, which it takes from Linux 6.17 on; else the id goes with the last open. */
-static int32_t backing_id_get(struct mount *m, struct inode *inode, int fd, bool writes, bool is_makers)
+static int32_t backing_id_get(const struct request *rq, struct inode *inode, int fd, bool writes)
 {
-	bool is_strangers = inode->id_is_makers && writes && !inode->n_passthrough;
+	struct mount *m = rq->mount;
+	bool is_makers = rq->is_made;
 
-	if (is_strangers)
+	if (inode->id_is_makers && writes && !inode->n_passthrough)
 		backing_id_put(m, inode);
 	if (inode->backing_id > 0)
 		return inode->backing_id;
@@ -55,6 +56,7 @@ static int32_t backing_id_get(struct mount *m, struct inode *inode, int fd, bool
 	inode->backing_id = writes && inode->fd >= 0 ? backing_id_open(m, inode->fd) : -1;
 	inode->id_writes = writes && inode->backing_id <= 0;
 	inode->id_is_makers = is_makers;
+	inode->id_gid = rq->in->gid;
 	if (inode->backing_id <= 0)
 		inode->backing_id = backing_id_open(m, fd);
 	if (!is_makers)
@@ -322,7 +324,15 @@ static enum fb_io_reason obstacle(struct request *rq, const struct opening *o)
 	if (!inode->n_passthrough && rq->mount->inodes.has_views)
 		return FB_IO_VIEWED;
 	bool writes = (flags_of(rq) & O_ACCMODE) != O_RDONLY;
-	return backing_id_get(rq->mount, inode, o->h->fd, writes, rq->is_made) > 0 ? FB_IO_AS_ASKED : FB_IO_REFUSED;
+	return backing_id_get(rq, inode, o->h->fd, writes) > 0 ? FB_IO_AS_ASKED : FB_IO_REFUSED;
+}
+
+/* Would it write by the id of who made the file, and be in another group? An id that is in use cannot be another one, so its writes
+ * come here: they take the sgid bits that the maker's leave. Called with the stripe held. */
+static bool is_strangers(const struct request *rq, const struct inode *inode)
+{
+	return inode->n_passthrough && inode->id_is_makers && !rq->is_made && (flags_of(rq) & O_ACCMODE) != O_RDONLY &&
+	       creds_caller_gid(rq) != inode->id_gid;
 }
 
 /* How the data of this open goes, and why not as asked. Called with the stripe held. */
@@ -344,6 +354,10 @@ static enum fb_io_mode io_choose(struct request *rq, struct opening *o)
 	if (asked == FB_IO_DEFAULT && o->is_stream && !o->is_hooked)
 		return is_direct || o->h->inode->n_passthrough ? FB_IO_DIRECT : FB_IO_CACHE;
 	enum fb_io_reason why = obstacle(rq, o);
+	if (!why && is_strangers(rq, o->h->inode)) {
+		is_direct = true;
+		why = FB_IO_OTHERS_PASSED;
+	}
 	if (asked == FB_IO_PASSTHROUGH)
 		o->reason = why;
 	if (!why)

@@ -158,6 +158,12 @@ uid_t creds_caller_uid(const struct request *rq)
 	return caller_id(rq, rq->in->uid, "Uid:");
 }
 
+/** The gid likewise. */
+gid_t creds_caller_gid(const struct request *rq)
+{
+	return caller_id(rq, rq->in->gid, "Gid:");
+}
+
 /* Is the caller a root who has CAP_FSETID? Containers, and a mount that is stacked on this one, have roots without. */
 static bool caller_has_fsetid(const struct request *rq)
 {
@@ -265,7 +271,7 @@ static void groups_join(const struct request *rq)
 	size_t n;
 	gid_t *groups = ids_of_thread(rq->in->pid, "Groups:", &n);
 
-	fsgid_set(caller_id(rq, rq->in->gid, "Gid:"));
+	fsgid_set(creds_caller_gid(rq));
 	groups_set(n, groups);
 	free(groups);
 }

@@ -66,7 +66,8 @@ struct inode {
 	/* Kernel passthrough, under the fd stripe's lock: */
 	_Atomic int32_t backing_id; /* kept for a while after the last close; read without to see that there is none */
 	bool id_writes;		    /* the file that the kernel keeps for it is open to write */
-	bool id_is_makers;	    /* writes by it act in the group that the file was made in */
+	bool id_is_makers;	    /* writes by it act in the group that the file was made in, */
+	uint32_t id_gid;	    /* which its maker's requests had */
 	int32_t idle_index;	    /* in backing_ids.idle, -1: not in it */
 	_Atomic uint32_t n_passthrough; /* open handles that are passed through */
 	uint32_t n_served;	    /* open handles of the regular file that are not */
@@ -215,6 +216,7 @@ void known_no_longer(struct inode *dir);
 bool known_is_stale(const struct inode *dir);
 bool known_all(const struct request *rq);
 void known_listed(const struct request *rq, uint32_t n, uint64_t ttl_ns);
+void known_in_part(struct inode *dir);
 
 /* locks.c */
 void locks_flush(struct mount *m, struct inode *inode, uint64_t owner);

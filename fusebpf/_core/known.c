@@ -84,3 +84,10 @@ void known_listed(const struct request *rq, uint32_t n, uint64_t ttl_ns)
 	dir->known_all = (uint32_t)rq->n_all;
 	dir->known_until_ms = now_ms() + (int64_t)(known_ms < KNOWN_MS ? known_ms : KNOWN_MS);
 }
+
+/** A directory that takes several replies was listed: that brings the attributes of its first entries alone (fs/fuse/readdir.c:
+ * fuse_use_readdirplus), so what is stale of the others would have it listed anew for ever. */
+void known_in_part(struct inode *dir)
+{
+	dir->n_known = 0;
+}

@@ -154,11 +154,13 @@ static int entry_asked(struct request *rq, struct listing *l, const char *name, 
 	return 0;
 }
 
-/* The kernel is told of one more entry, or, with nodeid 0, not told of it. */
-static void listing_note(struct listing *l, const struct fuse_entry_out *out)
+/* The kernel is told of one more entry, or, with nodeid 0, not told of it. One that a hook has led elsewhere than the directory says
+ * (`ino`, `type`) every listing is to look up, which else would give what the directory says. */
+static void listing_note(struct listing *l, const struct fuse_entry_out *out, uint64_t ino, uint8_t type)
 {
 	uint64_t entry_ns = ttl_ns(out->entry_valid, out->entry_valid_nsec), attr_ns = ttl_ns(out->attr_valid, out->attr_valid_nsec);
-	uint64_t least_ns = !out->nodeid ? 0 : entry_ns < attr_ns ? entry_ns : attr_ns;
+	bool is_there = out->nodeid && out->attr.ino == ino && (out->attr.mode & S_IFMT) >> 12 == type;
+	uint64_t least_ns = !is_there ? 0 : entry_ns < attr_ns ? entry_ns : attr_ns;
 
 	l->n_known++;
 	l->ttl_ns = least_ns < l->ttl_ns ? least_ns : l->ttl_ns;
@@ -184,7 +186,7 @@ static int listing_add(struct request *rq, struct listing *l, const struct backi
 			memset(&plus->entry_out, 0, sizeof(plus->entry_out)); // gone since, or not ours to see
 		else if (e)
 			return e;
-		listing_note(l, &plus->entry_out);
+		listing_note(l, &plus->entry_out, ino, d->type);
 	}
 	dirent->ino = inode ? plus->entry_out.attr.ino : ino;
 	dirent->off = (uint64_t)d->offset;
@@ -279,6 +281,8 @@ static int list(struct request *rq, bool is_plus)
 	cache_listing_ends(rq, l.h, !e && !l.len);
 	if (l.with_inodes && l.is_at_end && !args.offset)
 		known_listed(rq, l.n_known, l.ttl_ns);
+	else if (!l.is_at_end && !args.offset)
+		known_in_part(rq->inode);
 	// What was listed before an error arrives; the error comes with the next call.
 	if (e && l.len && !rq->error)
 		e = 0;

@@ -210,3 +210,44 @@ def who_writes_a_file_of_another_group_takes_an_sgid_bit_that_came_since_he_open
         os.write(fd, b"x")
         os.close(fd)
     return mode_of(d / "file")
+
+
+@scenario
+def who_writes_a_file_of_another_group_takes_its_sgid_bit_also_while_its_maker_has_it_open(p: Path) -> Any:
+    d = p / "d"
+    os.mkdir(d)
+    os.chmod(d, 0o777)
+    with user(1000, 1234):
+        made = os.open(d / "file", os.O_CREAT | os.O_RDWR, 0o666)
+        os.fchmod(made, 0o666)
+    with user(2000):
+        fd = os.open(d / "file", os.O_WRONLY)
+    os.fchmod(made, 0o2666)
+    with user(2000):
+        os.write(fd, b"x")
+        os.close(fd)
+    modes = [mode_of(d / "file")]
+    with user(1000, 1234), opened(d / "file", os.O_WRONLY) as fd:
+        os.fchmod(made, 0o2666)
+        os.write(fd, b"y")
+    modes.append(mode_of(d / "file"))
+    os.close(made)
+    return modes
+
+
+@scenario
+def who_writes_a_file_of_another_group_takes_its_sgid_bit_also_while_it_is_read(p: Path) -> Any:
+    d = p / "d"
+    os.mkdir(d)
+    os.chmod(d, 0o777)
+    with user(1000, 1234), opened(d / "file", os.O_CREAT | os.O_RDWR, 0o666) as made:
+        os.fchmod(made, 0o666)
+        reader = os.open(d / "file", os.O_RDONLY)
+    with user(2000):
+        fd = os.open(d / "file", os.O_WRONLY)
+    os.chmod(d / "file", 0o2666)
+    with user(2000):
+        os.write(fd, b"x")
+        os.close(fd)
+    os.close(reader)
+    return mode_of(d / "file")

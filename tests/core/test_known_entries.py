@@ -64,6 +64,61 @@ def test_where_few_files_were_read_a_listing_that_is_kept_stays(directory: Path)
         assert n_requests(served, "ls", path) <= 2  # OPENDIR and RELEASEDIR
 
 
+def test_a_listing_of_what_has_grown_large_is_kept_whatever_of_it_was_written(directory: Path) -> None:
+    with serving.serve(directory, "grown", options=WATCHED) as served:
+        path = filled(served)
+        settle(served, path)
+        names = [path / f"{number:0200}" for number in range(2000)]  # they take several requests
+        for name in names:
+            name.touch()
+        support.wait_until(lambda: served.counters()["handles"] == 0)
+
+        support.wait_until(lambda: n_requests(served, "ls", "-U", path) <= 2)
+
+        for name in names[-20:]:
+            name.read_text()
+        support.wait_until(lambda: served.counters()["handles"] == 0)
+        assert n_requests(served, "ls", "-U", path) <= 2
+
+
+LEAD = """
+#include "fusebpf.h"
+
+FILTER(lead, .altitude = FB_POLICY + 50, .doc = "The name a leads to b.")
+
+PRE(lead, lookup)
+{
+	ctx->ttl_ns = 60000000000ull;
+	ctx->edits |= FB_EDIT_TTL;
+	if (fb_name_is(ctx, "a")) {
+		ctx->name.text[0] = 'b';
+		ctx->edits |= FB_EDIT_NAME;
+	}
+	return FB_REWRITE;
+}
+"""
+
+
+def test_a_name_that_is_led_elsewhere_has_the_type_and_number_of_that_in_each_listing(
+    directory: Path,
+) -> None:
+    source = directory / "lead.c"
+    source.write_text(LEAD)
+    with serving.serve(directory, "led", filters=[source], options="ttl=60") as served:
+        (served.src / "a").write_text("a file")
+        (served.src / "b").mkdir()
+
+        def listed() -> tuple[bool, int]:
+            (served.path / "a").stat()  # so that the kernel asks for attributes with the listing
+            (entry,) = (one for one in os.scandir(served.path) if one.name == "a")
+            return entry.is_dir(follow_symlinks=False), entry.inode()
+
+        led = True, (served.src / "b").stat().st_ino
+        support.wait_until(lambda: listed() == led)
+
+        assert [listed() for _ in range(5)] == [led] * 5
+
+
 def settle(served: serving.Served, path: Path) -> None:
     """Wait until the kernel has been told of what was made behind the mount."""
     support.wait_until(lambda: n_requests(served, "find", path, "-newer", served.path) < 10)
