@@ -10,6 +10,8 @@ import pytest
 import support
 from cli_support import assert_refused, fusebpf, mount, umount, write_filter
 
+from fusebpf.tables import shown
+
 NOBODY = 65534
 EVERYBODYS_MODE = 0o777
 
@@ -362,3 +364,16 @@ def test_a_current_directory_that_has_been_removed_is_said_to_be_so(tree: Path) 
     done = support.run("sh", "-c", script, support.COMMAND, tree / "src", tree / "mnt", cwd=tree, check=False)
 
     assert_refused(done, 1, "the current directory has been removed")
+
+
+@pytest.mark.parametrize("name", [b"\xff.c", b"\x1b[31m.c", b"two\nlines.c", b"a:7.c", b"a\\b.c"])
+def test_a_filter_whose_file_has_an_odd_name_is_checked_and_a_mistake_in_it_named(
+    tree: Path, name: bytes
+) -> None:
+    path = write_filter(tree / os.fsdecode(name), "odd")
+    good = fusebpf("check", os.fsdecode(name), cwd=tree)
+    path.write_text(path.read_text().replace("return", "return nosuch +"))
+    bad = fusebpf("check", os.fsdecode(name), cwd=tree)
+
+    assert (good.returncode, good.stderr) == (0, "")
+    assert_refused(bad, 1, f"fusebpf: {shown(os.fsdecode(name))}:", "identifier 'nosuch'", n_lines=None)
