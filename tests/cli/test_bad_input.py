@@ -366,6 +366,15 @@ def test_a_current_directory_that_has_been_removed_is_said_to_be_so(tree: Path) 
     assert_refused(done, 1, "the current directory has been removed")
 
 
+@pytest.mark.parametrize("code", ["0", "7", "'no way'"])
+def test_a_daemon_whose_module_ends_the_program_is_no_mount(tree: Path, code: str) -> None:
+    (tree / "ends.py").write_text(f"raise SystemExit({code})\n")
+
+    done = fusebpf("mount", "src", "mnt", "--daemon", "./ends.py:Ends", cwd=tree)
+
+    assert_refused(done, 2, "'./ends.py:Ends' cannot be made: SystemExit")
+
+
 @pytest.mark.parametrize("name", [b"\xff.c", b"\x1b[31m.c", b"two\nlines.c", b"a:7.c", b"a\\b.c"])
 def test_a_filter_whose_file_has_an_odd_name_is_checked_and_a_mistake_in_it_named(
     tree: Path, name: bytes
