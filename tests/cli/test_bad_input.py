@@ -45,6 +45,7 @@ EVERYBODYS_MODE = 0o777
         (["mnt", "--root-fd", "77"], ["root descriptor 77 is not open"]),
         (["mnt", "--root-fd", "-1"], ["--root-fd"]),
         (["mnt", "--root-fd", "99999999999"], ["root descriptor 99999999999 is not open"]),
+        (["src", "mnt", "-o", f"fsname={'a' * 4096}"], ["'fsname': at most 4095 bytes"]),
         (["src", "mnt", "-o", r"fsname=a\000b"], ["a NUL byte cannot be in an option"]),
         (["src", "mnt", "-o", r"filter=./a\000b.c"], ["a NUL byte cannot be in an option"]),
         (["src", "mnt", "--name", "a", "-o", "name=b"], ["two names"]),
