@@ -384,6 +384,9 @@ def test_a_filter_whose_file_has_an_odd_name_is_checked_and_a_mistake_in_it_name
     good = fusebpf("check", os.fsdecode(name), cwd=tree)
     path.write_text(path.read_text().replace("return", "return nosuch +"))
     bad = fusebpf("check", os.fsdecode(name), cwd=tree)
+    path.write_text(path.read_text().replace("return nosuch +", "\n return ctx->name.text[ctx->name_len] +"))
+    outside = fusebpf("check", os.fsdecode(name), cwd=tree)
 
     assert (good.returncode, good.stderr) == (0, "")
     assert_refused(bad, 1, f"fusebpf: {shown(os.fsdecode(name))}:", "identifier 'nosuch'", n_lines=None)
+    assert_refused(outside, 1, f"fusebpf: {shown(os.fsdecode(name))}:7: the kernel's verifier", n_lines=None)
