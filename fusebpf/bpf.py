@@ -438,12 +438,19 @@ def ensure_bpffs() -> Path:
 
 
 def _is_bpffs(path: Path) -> bool:
-    kind = ""
+    """Whether it is mounted there, and not below what was mounted over it or over a parent since."""
+    kind, device = "", None
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         fields, _, rest = line.partition(" - ")
         if fields.split()[4] == str(path):
-            kind = rest.split()[0]
-    return kind == "bpf"
+            kind, device = rest.split()[0], fields.split()[2]
+    if kind != "bpf":
+        return False
+    try:
+        here = path.stat().st_dev
+    except FileNotFoundError:
+        return False
+    return f"{os.major(here)}:{os.minor(here)}" == device
 
 
 def require() -> None:

@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fusebpf import bpf, compile_cache, compiler_child, kernel_stub
+from fusebpf import bpf, compile_cache, compiler_child, kernel_stub, tables
 from fusebpf.errors import CompileError, FilterError, PlatformError
 from fusebpf.paths import bpf_dir
 
@@ -46,7 +46,7 @@ _FILTER_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _RESERVED_NAMES = frozenset({"stats", "recent", "filters", "slots"})
 _ALTITUDES = range(1, 1000)
 _HOOK = re.compile(r"(?P<filter>\w+?)__(?P<phase>pre|post)__(?P<op>\w+)")
-_MESSAGE = re.compile(r"(?P<file>[^\n:]+):(?P<line>\d+):\d+: (?:fatal )?error: (?P<text>.*)")
+_MESSAGE = re.compile(r"^(?P<file>.+?):(?P<line>\d+):\d+: (?:fatal )?error: (?P<text>.*)", re.MULTILINE)
 _BACKEND_FUNCTION = re.compile(r"in function:? (?P<function>\w+)(?: [^:\n]*: (?P<text>.*))?", re.IGNORECASE)
 _BACKEND_FAULT = re.compile(r"Error at line \d+: (?P<text>.*?) for DAG")
 _REWRITTEN_BEGINS = "#if defined(BPF_LICENSE)"
@@ -265,7 +265,8 @@ def _segments(shown: str, text: str) -> list[tuple[str, int, str]]:
         ("fusebpf_filter.h", 1, (bpf_dir() / "fusebpf_filter.h").read_text("utf-8")),
         ("fusebpf.h", before.count("\n") + 1 + len(include.splitlines()), after),
         ("fusebpf.h", 1, _SHARED_TYPES),
-        (shown, 1, text + "\n"),
+        # The compiler takes no control characters and no halves of characters in a name.
+        (tables.shown(shown), 1, text + "\n"),
     ]
 
 
@@ -337,7 +338,7 @@ def _run_child(text: str, flags: list[str], debug: int) -> tuple[int, bytes, str
 def _with_own_lines(shown: str, source: str, text: str, flags: list[str], messages: str) -> str:
     """Errors that are found only in the text as bcc rewrote it have lines of that one: say the author's."""
     listing = _run_child(text, flags, compiler_child.DEBUG_TEXT)[2]
-    _, is_shown, rewritten = listing.rpartition(f"#line 1 {json.dumps(shown)}\n")
+    _, is_shown, rewritten = listing.rpartition(f"#line 1 {json.dumps(tables.shown(shown))}\n")
     if not is_shown or not _MESSAGE.search(rewritten):
         return messages  # they stand before it: they are of the author's text
     lines = _rewritten_lines(source.splitlines(), rewritten.splitlines())
@@ -346,7 +347,7 @@ def _with_own_lines(shown: str, source: str, text: str, flags: list[str], messag
         line = lines.get(int(match[2]) - 1)
         return match[0] if line is None else f"{match[1]}:{line + 1}:"
 
-    return re.sub(rf"^({re.escape(shown)}):(\d+):", own, messages, flags=re.MULTILINE)
+    return re.sub(rf"^({re.escape(tables.shown(shown))}):(\d+):", own, messages, flags=re.MULTILINE)
 
 
 def _compile_error(shown: str, source: str, code: int, messages: str) -> CompileError:

@@ -42,7 +42,7 @@ def daemon_of(text: str) -> object:
     try:
         module = _module(name)
         return getattr(module, class_name)()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a module that ends the program makes no daemon either
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(f"daemon {text!r} cannot be made: {why}") from error
 

@@ -69,6 +69,7 @@ _FLAGS: dict[str, tuple[int, int]] = {
 }
 
 # Options that are meant for mount(8), for the init system or for older kernels, and mean nothing here.
+_SOURCE_BYTES = 4095  # what mount(2) takes
 _IGNORED = frozenset(
     (
         *("auto", "noauto", "nouser", "nousers", "noowner", "nogroup", "_netdev", "nofail", "nonempty"),
@@ -326,6 +327,8 @@ def _number(option: str, value: str, lowest: int, highest: int) -> int:
 def _fsname(options: MountOptions, option: str, value: str) -> MountOptions:
     if not value:
         raise UsageError(f"mount option {option!r} needs a value")
+    if len(os.fsencode(value)) > _SOURCE_BYTES:
+        raise UsageError(f"mount option 'fsname': at most {_SOURCE_BYTES} bytes fit")
     return replace(options, fsname=value)
 
 

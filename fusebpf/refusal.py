@@ -3,7 +3,7 @@
 import re
 from itertools import pairwise
 
-from fusebpf import bpf
+from fusebpf import bpf, tables
 from fusebpf.bpf import MapType, ProgramRefusedError
 from fusebpf.compiler import Compiled, Function, SourceLine, source_lines
 from fusebpf.errors import VerifierError
@@ -51,7 +51,9 @@ def explain(compiled: Compiled, function: str, refusal: ProgramRefusedError) -> 
     decision = next((f"{decision} ({hint})" for words, hint in _HINTS.items() if words in decision), decision)
     place = _place(compiled, function, "\n".join(steps))
     where = (
-        f"{place.file}:{place.line}" if place and place.file == compiled.path else compiled.where(function)
+        f"{place.file}:{place.line}"
+        if place and place.file == tables.shown(compiled.path)
+        else compiled.where(function)
     )
     shown = f"{where}: the kernel's verifier refuses {hook.macro}: {decision}"
     head = [f"{place.file}:{place.line}: {place.text}"] if place else []
@@ -69,7 +71,7 @@ def _place(compiled: Compiled, function: str, steps: str) -> SourceLine | None:
         return None
     lines = source_lines(compiled.path, function)
     behind = [lines[index] for index in sorted(lines, reverse=True) if index <= numbers[-1]]
-    own = [line for line in behind if line.file == compiled.path]
+    own = [line for line in behind if line.file == tables.shown(compiled.path)]
     return next(iter([*own, *behind]), None)
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 # ruff: noqa: PLC0415
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.05
+_LONGEST_INTERVAL_S = 86400
 _HEADERS = ("filter", "phase", "op", "verdict", "count", "per second")
 
 
@@ -171,6 +172,8 @@ def top_command(target: str, *, interval: float, count: int | None) -> None:
     from rich.console import Console
     from rich.live import Live
 
+    if not interval <= _LONGEST_INTERVAL_S:  # nor NaN
+        raise UsageError(f"--interval {interval:g}: at most {_LONGEST_INTERVAL_S} seconds are taken")
     entry = entry_at(target)
     console = Console()
     looks = _looks(entry, interval, count)

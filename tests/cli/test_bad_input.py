@@ -10,6 +10,8 @@ import pytest
 import support
 from cli_support import assert_refused, fusebpf, mount, umount, write_filter
 
+from fusebpf.tables import shown
+
 NOBODY = 65534
 EVERYBODYS_MODE = 0o777
 
@@ -43,6 +45,7 @@ EVERYBODYS_MODE = 0o777
         (["mnt", "--root-fd", "77"], ["root descriptor 77 is not open"]),
         (["mnt", "--root-fd", "-1"], ["--root-fd"]),
         (["mnt", "--root-fd", "99999999999"], ["root descriptor 99999999999 is not open"]),
+        (["src", "mnt", "-o", f"fsname={'a' * 4096}"], ["'fsname': at most 4095 bytes"]),
         (["src", "mnt", "-o", r"fsname=a\000b"], ["a NUL byte cannot be in an option"]),
         (["src", "mnt", "-o", r"filter=./a\000b.c"], ["a NUL byte cannot be in an option"]),
         (["src", "mnt", "--name", "a", "-o", "name=b"], ["two names"]),
@@ -362,3 +365,28 @@ def test_a_current_directory_that_has_been_removed_is_said_to_be_so(tree: Path) 
     done = support.run("sh", "-c", script, support.COMMAND, tree / "src", tree / "mnt", cwd=tree, check=False)
 
     assert_refused(done, 1, "the current directory has been removed")
+
+
+@pytest.mark.parametrize("code", ["0", "7", "'no way'"])
+def test_a_daemon_whose_module_ends_the_program_is_no_mount(tree: Path, code: str) -> None:
+    (tree / "ends.py").write_text(f"raise SystemExit({code})\n")
+
+    done = fusebpf("mount", "src", "mnt", "--daemon", "./ends.py:Ends", cwd=tree)
+
+    assert_refused(done, 2, "'./ends.py:Ends' cannot be made: SystemExit")
+
+
+@pytest.mark.parametrize("name", [b"\xff.c", b"\x1b[31m.c", b"two\nlines.c", b"a:7.c", b"a\\b.c"])
+def test_a_filter_whose_file_has_an_odd_name_is_checked_and_a_mistake_in_it_named(
+    tree: Path, name: bytes
+) -> None:
+    path = write_filter(tree / os.fsdecode(name), "odd")
+    good = fusebpf("check", os.fsdecode(name), cwd=tree)
+    path.write_text(path.read_text().replace("return", "return nosuch +"))
+    bad = fusebpf("check", os.fsdecode(name), cwd=tree)
+    path.write_text(path.read_text().replace("return nosuch +", "\n return ctx->name.text[ctx->name_len] +"))
+    outside = fusebpf("check", os.fsdecode(name), cwd=tree)
+
+    assert (good.returncode, good.stderr) == (0, "")
+    assert_refused(bad, 1, f"fusebpf: {shown(os.fsdecode(name))}:", "identifier 'nosuch'", n_lines=None)
+    assert_refused(outside, 1, f"fusebpf: {shown(os.fsdecode(name))}:7: the kernel's verifier", n_lines=None)

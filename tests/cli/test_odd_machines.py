@@ -36,6 +36,12 @@ def test_a_place_of_ours_that_is_read_only_is_named(tree: Path, place: str) -> N
     assert "bug" not in done.stderr
 
 
+def test_a_bpf_file_system_that_another_mount_hides_is_not_taken_for_one_that_is_there(tree: Path) -> None:
+    done = in_namespace(tree, "mount -t tmpfs -o ro none /sys/fs", *MOUNT)
+
+    assert_refused(done, 1, "the BPF file system cannot be mounted at /sys/fs/bpf: No such file or directory")
+
+
 def test_a_process_that_may_have_few_descriptors_is_told_so(tree: Path) -> None:
     done = support.run(
         "sh", "-c", 'ulimit -n 8; exec "$0" "$@"', support.COMMAND, *MOUNT, cwd=tree, check=False
