@@ -11,7 +11,8 @@ void handles_init(struct mount *m)
 {
 	for (int i = 0; i < N_HANDLE_LISTS; i++)
 		pthread_mutex_init(&m->handles.lists[i].lock, NULL);
-	pthread_cond_init(&m->handles.returned, NULL);
+	for (int i = 0; i < N_SHARDS; i++)
+		pthread_cond_init(&m->handles.returned[i], NULL);
 }
 
 /* The list of this core, or of any. */
@@ -201,13 +202,18 @@ struct handle *opened_get(struct mount *m, struct inode *inode)
 	return h;
 }
 
+static pthread_cond_t *returned(struct mount *m, const struct handle *h)
+{
+	return &m->handles.returned[h->inode->nodeid % N_SHARDS];
+}
+
 void opened_put(struct mount *m, struct handle *h)
 {
 	pthread_mutex_t *stripe = fds_stripe(m, h->inode);
 
 	pthread_mutex_lock(stripe);
 	if (!--h->n_borrowed)
-		pthread_cond_broadcast(&m->handles.returned);
+		pthread_cond_broadcast(returned(m, h));
 	pthread_mutex_unlock(stripe);
 }
 
@@ -216,7 +222,7 @@ void opened_put(struct mount *m, struct handle *h)
 void opened_wait(struct mount *m, struct handle *h)
 {
 	while (h->n_borrowed)
-		pthread_cond_wait(&m->handles.returned, fds_stripe(m, h->inode));
+		pthread_cond_wait(returned(m, h), fds_stripe(m, h->inode));
 }
 
 /** The open handle of that number and kind. NULL with errno: EBADF, or why its file cannot be opened. */

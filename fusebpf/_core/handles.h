@@ -62,7 +62,7 @@ struct handles {
 	struct handle_list lists[N_HANDLE_LISTS];
 	struct handle *_Atomic chunks[MAX_HANDLE_CHUNKS];
 	_Atomic uint32_t n_chunks;
-	pthread_cond_t returned; /* a handle's n_borrowed came to 0 */
+	pthread_cond_t returned[N_SHARDS]; /* a handle's n_borrowed came to 0; by its inode's fd stripe */
 };
 
 /* handles.c */
@@ -82,11 +82,15 @@ uint32_t handles_n_open(const struct mount *m);
 uint64_t handle_number(const struct handle *h);
 
 /* backing_id.c */
+int32_t backing_id_get(const struct request *rq, struct inode *inode, int fd, bool writes);
+void backing_id_rest(struct mount *m, struct inode *inode, int fd);
+void backing_ids_sweep(struct mount *m);
+void backing_id_unlinked(struct mount *m, struct inode *inode);
+void backing_id_forget(struct mount *m, struct inode *inode);
+
+/* passthrough.c */
 int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_out *out);
 bool passthrough_share(struct request *rq, int flags, struct fb_fuse_open_out *out);
-void passthrough_sweep(struct mount *m);
-void passthrough_unlinked(struct mount *m, struct inode *inode);
-void passthrough_forget(struct mount *m, struct inode *inode);
 int passthrough_reopen(struct request *rq);
 int passthrough_refuse(struct request *rq, struct handle *h);
 void passthrough_close(struct mount *m, struct handle *h);

@@ -151,7 +151,7 @@ void inode_release(struct mount *m, struct inode *inode)
 {
 	while (inode && atomic_fetch_sub(&inode->refs, 1) == 1) {
 		struct inode *parent = inode->parent;
-		passthrough_forget(m, inode);
+		backing_id_forget(m, inode);
 		inode_fd_drop(m, inode);
 		tags_forget(m, inode);
 		free(inode->name);

@@ -216,7 +216,7 @@ static void look_after(struct mount *m)
 
 	clock_wait(&p->changed, &p->lock, is_urgent ? INTERRUPT_PERIOD_NS : is_soon ? ACTIVE_PERIOD_NS : JANITOR_PERIOD_NS);
 	pthread_mutex_unlock(&p->lock);
-	passthrough_sweep(m);
+	backing_ids_sweep(m);
 	daemon_drain(m);
 	retire_of_cores(m);
 	pthread_mutex_lock(&p->lock);

@@ -166,7 +166,7 @@ static void victim_put(struct mount *m, struct inode *victim, int error)
 
 	if (!error && (victim->type == S_IFDIR || fstat(victim->fd, &st) < 0 || st.st_nlink == 0)) {
 		inode_fd_pin(m, victim);
-		passthrough_unlinked(m, victim);
+		backing_id_unlinked(m, victim);
 	}
 	inode_fd_put(m, victim);
 }
