@@ -46,6 +46,8 @@ _FILTER_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _RESERVED_NAMES = frozenset({"stats", "recent", "filters", "slots"})
 _ALTITUDES = range(1, 1000)
 _HOOK = re.compile(r"(?P<filter>\w+?)__(?P<phase>pre|post)__(?P<op>\w+)")
+# bcc makes each map once to see whether the kernel takes it; E2BIG is for one that is too large (bpf(2)).
+_NO_MAP = re.compile(r"could not open bpf map: (?P<map>\w+), error: Argument list too long")
 _MESSAGE = re.compile(r"^(?P<file>.+?):(?P<line>\d+):\d+: (?:fatal )?error: (?P<text>.*)", re.MULTILINE)
 _BACKEND_FUNCTION = re.compile(r"in function:? (?P<function>\w+)(?: [^:\n]*: (?P<text>.*))?", re.IGNORECASE)
 _BACKEND_FAULT = re.compile(r"Error at line \d+: (?P<text>.*?) for DAG")
@@ -365,6 +367,10 @@ def _compile_error(shown: str, source: str, code: int, messages: str) -> Compile
     if code < 0:
         return CompileError(f"{shown}: the compiler died of {signal.Signals(-code).name}", detail)
     lines = [line.strip() for line in messages.splitlines() if line.strip()]
+    if match := _NO_MAP.search(messages):
+        return CompileError(
+            f"{shown}: the map {match['map']!r} cannot be made: it has too many items", detail
+        )
     telling = [line for line in lines if "error" in line.lower()] or lines or ["the compiler gave no reason"]
     return CompileError(f"{shown}: {telling[0]}", detail)
 
@@ -448,7 +454,7 @@ def check_filter_name(name: str, where: str = "") -> None:
         raise FilterError(f"{where}the filter's name {name!r} has {size}")
     if "__" in name or name.strip("_") != name:
         raise FilterError(f"{where}the filter's name {name!r} may not begin or end with `_` nor hold `__`")
-    if name.startswith("fb_"):
+    if name == "fb" or name.startswith("fb_"):  # of the first the maps would begin so
         raise FilterError(f"{where}the filter's name {name!r}: names that begin with `fb_` are fusebpf's own")
     if name in _RESERVED_NAMES:
         taken = ", ".join(sorted(_RESERVED_NAMES))

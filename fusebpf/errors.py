@@ -4,6 +4,19 @@ Every message says what was wanted, what was found (quoted) and what to do, in o
 line.
 """
 
+import errno
+
+SHORTAGES = {
+    errno.EMFILE: " (ulimit -n says how many there may be)",
+    **dict.fromkeys((errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS), ""),
+}
+"""What this machine lacks, and is no mistake of ours wherever it comes up; with what helps."""
+
+
+def reason(error: OSError) -> str:
+    """Why a system call failed, and what helps if the machine lacks something."""
+    return f"{error.strerror}{SHORTAGES.get(error.errno or 0, '')}"
+
 
 class FusebpfError(Exception):
     """Something that the user can put right; the command ends with exit code 1."""

@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from fusebpf import bpf, chain, keeping, loader, registry, set_text
 from fusebpf._core import OPS, SIZES
 from fusebpf.chain import FilterSpec, Link, MapSetting
-from fusebpf.errors import ChainError, MountError, NoSuchFilter, PlatformError, RevisionError, UsageError
+from fusebpf.errors import (
+    ChainError,
+    MountError,
+    NoSuchFilter,
+    PlatformError,
+    RevisionError,
+    UsageError,
+    reason,
+)
 from fusebpf.joining import Joiner
 from fusebpf.pins import StagedPins
 
@@ -268,7 +276,7 @@ class LiveChain:
             # As many rings as there can be: workers that come back from waiting may be more than the limit.
             shared = loader.SharedMaps.create(types=types)
         except OSError as error:
-            raise PlatformError(f"the maps of the mount cannot be made: {error.strerror}") from error
+            raise PlatformError(f"the maps of the mount cannot be made: {reason(error)}") from error
         undo.callback(self._discard, shared)
         return shared
 

@@ -11,7 +11,6 @@ SIGTERM and SIGINT unmount; so does anybody's umount.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import trio
 
 from fusebpf import registry
-from fusebpf.errors import FilterError, FusebpfError, MountError, PlatformError
+from fusebpf.errors import SHORTAGES, FilterError, FusebpfError, MountError, PlatformError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -37,12 +36,6 @@ if TYPE_CHECKING:
 
 END_SECONDS = 60.0
 """How long a parent waits for the end of a server that takes everything down."""
-
-_SHORTAGES = {
-    errno.EMFILE: " (ulimit -n says how many there may be)",
-    **dict.fromkeys((errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS), ""),
-}
-"""What this machine lacks, and is no mistake of ours wherever it comes up; with what helps."""
 
 _HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _log = logging.getLogger(__name__)
@@ -66,6 +59,16 @@ class Interrupted(Exception):  # noqa: N818 - a signal's arrival is no error
         self.number = number
 
 
+def _shortage(error: Exception) -> str:
+    """What this machine lacks, if that is what the error says; else nothing."""
+    if isinstance(error, OSError) and error.errno in SHORTAGES:
+        where = f"{str(error.filename)!r}: " if error.filename is not None else ""
+        return f"{where}{reason(error)}"
+    if isinstance(error, RuntimeError) and str(error) == "can't start new thread":  # threading has no errno
+        return f"{error} (ulimit -u and -v say how many there may be, and how much memory)"
+    return ""
+
+
 def as_told(error: Exception) -> ServerError:
     """What the user is told of any error."""
     if isinstance(error, ServerError):
@@ -77,9 +80,8 @@ def as_told(error: Exception) -> ServerError:
         return ServerError("the current directory has been removed: go to one that is there")
     if isinstance(error, FileNotFoundError) and str(error.filename).startswith("/proc/self/"):
         return ServerError(f"{str(error.filename)!r} is missing: mount -t proc proc /proc")
-    if isinstance(error, OSError) and error.errno in _SHORTAGES:
-        where = f"{str(error.filename)!r}: " if error.filename is not None else ""
-        return ServerError(f"{where}{error.strerror}{_SHORTAGES[error.errno]}")
+    if lacking := _shortage(error):
+        return ServerError(lacking)
     text = " ".join(f"{type(error).__name__}: {error}".split())
     message = f"{text} (this is a bug; FUSEBPF_DEBUG=1 shows where)"
     return ServerError(message, bug="".join(traceback.format_exception(error)))

@@ -61,6 +61,7 @@ def test_a_dangling_link_is_not_written_through(directory: Path) -> None:
         "a__b",
         "stats",
         "fb_a",
+        "fb",
         "x" * 32,
         "ä",
         "hide",

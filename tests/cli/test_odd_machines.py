@@ -42,12 +42,21 @@ def test_a_bpf_file_system_that_another_mount_hides_is_not_taken_for_one_that_is
     assert_refused(done, 1, "the BPF file system cannot be mounted at /sys/fs/bpf: No such file or directory")
 
 
-def test_a_process_that_may_have_few_descriptors_is_told_so(tree: Path) -> None:
-    done = support.run(
-        "sh", "-c", 'ulimit -n 8; exec "$0" "$@"', support.COMMAND, *MOUNT, cwd=tree, check=False
-    )
+@pytest.mark.parametrize("n", [8, 40])
+def test_a_process_that_may_have_few_descriptors_is_told_so(tree: Path, n: int) -> None:
+    """With 8 of them it gets nowhere, with 40 as far as the maps of the mount."""
+    words = (support.COMMAND, *MOUNT, "--filter", "audit")
+    done = support.run("sh", "-c", f'ulimit -n {n}; exec "$0" "$@"', *words, cwd=tree, check=False)
 
     assert_refused(done, 1, "Too many open files", "ulimit -n")
+    assert "bug" not in done.stderr
+
+
+def test_a_process_that_may_have_little_memory_is_told_so(tree: Path) -> None:
+    words = (support.COMMAND, *MOUNT)
+    done = support.run("sh", "-c", 'ulimit -v 200000; exec "$0" "$@"', *words, cwd=tree, check=False)
+
+    assert_refused(done, 1, "ulimit -u and -v")
     assert "bug" not in done.stderr
 
 

@@ -34,6 +34,11 @@ WRONG: dict[str, tuple[str, type[FilterError], str]] = {
         CompileError,
         ":1: 'absent.h' file not found",
     ),
+    "a hash with too many items": (
+        HEAD + "BPF_HASH(f__seen, u32, u64, 4000000000);\n" + HOOK,
+        CompileError,
+        ": the map 'f__seen' cannot be made: it has too many items",
+    ),
     "one filter twice": (HEAD + "FILTER(f, .altitude = 6)\n" + HOOK, CompileError, ":3: redefinition of"),
     "one hook twice": (HEAD + HOOK + HOOK, CompileError, ":4: redefinition of"),
     "a map function in a macro": (
