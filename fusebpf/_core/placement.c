@@ -22,8 +22,6 @@
 
 /* Answers that a core's workers give so, from the last time that a caller came from another core. */
 #define N_ANSWERS 256
-/* Every so many of them it is looked at how busy the machine is. */
-#define N_BETWEEN_LOOKS 16
 
 static void set_policy(struct worker *w, int policy)
 {
@@ -73,6 +71,14 @@ void placement_note(struct worker *w, uint32_t tid)
 		atomic_store_explicit(&q->n_yielding, N_ANSWERS, memory_order_relaxed);
 }
 
+/* It is looked at how busy the machine is at each step of the coarse clock, some milliseconds: that takes longer than to count. */
+static bool is_time_to_look(struct queue *q)
+{
+	int64_t now = now_ms();
+
+	return atomic_exchange_explicit(&q->looked_ms, now, memory_order_relaxed) != now;
+}
+
 /* Count an answer. Returns whether it is to be given as SCHED_IDLE. */
 static bool take_one(struct worker *w)
 {
@@ -81,7 +87,7 @@ static bool take_one(struct worker *w)
 
 	if (!n || !w->can_yield)
 		return false;
-	bool is_over = n % N_BETWEEN_LOOKS == 0 && is_busy(w->mount, 1);
+	bool is_over = is_time_to_look(q) && is_busy(w->mount, 1);
 	atomic_store_explicit(&q->n_yielding, is_over ? 0 : n - 1, memory_order_relaxed);
 	return !is_over;
 }

@@ -45,6 +45,7 @@ struct queue {
 	struct spare *spares;	    /* under workers.lock */
 	/* placement.c: how many of the next answers are given as SCHED_IDLE, */
 	_Atomic uint32_t n_yielding;
+	_Atomic int64_t looked_ms; /* when it was last looked at how busy the machine is */
 	uint32_t n_seen; /* and what that was when the janitor looked */
 	_Atomic uint64_t n_requests, n_hook_runs, n_program_runs;
 	_Atomic bool is_in_use; /* has a worker that was registered */

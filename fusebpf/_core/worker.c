@@ -11,6 +11,10 @@
 #include <sched.h>
 #include <stdio.h>
 #include <sys/mman.h>
+#if __has_include(<sys/rseq.h>)
+#include <sys/rseq.h>
+#include <sys/syscall.h>
+#endif
 
 #define MAX_PARKED (1024 + MAX_CORES)
 
@@ -380,6 +384,16 @@ static bool serve_all(struct worker *w)
 	return false;
 }
 
+/* Have the kernel no longer write on which core the thread is into its memory (rseq(2)), each time that it is switched to: a worker is
+ * switched to for each request, which that takes 0.1 µs more. The C library registers each thread, for sched_getcpu(3) alone. */
+static void leave_rseq(void)
+{
+#ifdef RSEQ_SIG
+	if (__rseq_size)
+		syscall(SYS_rseq, (char *)__builtin_thread_pointer() + __rseq_offset, 32, RSEQ_FLAG_UNREGISTER, RSEQ_SIG);
+#endif
+}
+
 static void *worker_main(void *argument)
 {
 	struct worker *w = argument;
@@ -387,6 +401,7 @@ static void *worker_main(void *argument)
 	int e = creds_init_thread();
 
 	name_thread(q);
+	leave_rseq();
 	if (e)
 		connection_ended(w->mount, -e); // without a umask of its own it would change that of all
 	if (q->core >= 0)
