@@ -45,7 +45,7 @@ static int open_as_caller(struct request *rq, int flags)
 
 	if (!(flags & O_TRUNC))
 		return inode_open(rq->mount, rq->inode, flags);
-	int path_fd = inode_fd_get(rq->mount, rq->inode);
+	int e = passthrough_ask(rq), path_fd = e ? e : inode_fd_get(rq->mount, rq->inode);
 	if (path_fd < 0)
 		return path_fd;
 	enum creds_fsetid fsetid = in->open_flags & FUSE_OPEN_KILL_SUIDGID ? LACKS_FSETID : HAS_FSETID;
