@@ -206,6 +206,8 @@ int op_copy_file_range(struct request *rq)
 
 	if (!in || !out)
 		return -errno;
+	if (out->appends)
+		return -EBADF; // as the kernel says where it knows of O_APPEND
 	if (chain && (chain_hooks(chain, FB_OP_read) || chain_hooks(chain, FB_OP_write)))
 		return -EOPNOTSUPP;
 	in->is_copied = true;
