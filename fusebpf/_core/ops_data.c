@@ -161,7 +161,7 @@ int op_flush(struct request *rq)
 	locks_flush(rq->mount, h->inode, args->lock_owner);
 	if (h->fd < 0 || (h->inode->mnt && !h->inode->mnt->is_remote))
 		return 0;
-	int fd = dup(h->fd);
+	int fd = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
 	return fd < 0 || close(fd) < 0 ? -errno : 0;
 }
 
