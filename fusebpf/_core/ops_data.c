@@ -22,8 +22,10 @@ int backing_open_flags(uint32_t flags)
 int reply_opened(struct request *rq, struct inode *inode, int fd, bool is_dir, struct fb_fuse_open_out *out)
 {
 	memset(out, 0, sizeof(*out));
-	if (rq->mount->is_small && !is_dir)
-		return close(fd) < 0 ? -errno : 0;
+	if (rq->mount->is_small && !is_dir) {
+		passthrough_none(rq);
+		return close(fd) < 0 && errno != EINTR ? -errno : 0; // it is closed all the same, and nothing is to be made again
+	}
 	struct handle *h = handle_create(rq->mount, inode, fd, is_dir);
 	if (!h) {
 		close(fd);

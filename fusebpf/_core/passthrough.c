@@ -362,10 +362,23 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 	return 0;
 }
 
+/** With profile=small a file that was made is not open: it is read and written through the cache, whatever a filter asked for. */
+void passthrough_none(struct request *rq)
+{
+	bool is_as_asked = *io_mode_of(rq) == FB_IO_DEFAULT || *io_mode_of(rq) == FB_IO_CACHE;
+
+	io_tell(rq, FB_IO_CACHE, is_as_asked ? FB_IO_AS_ASKED : FB_IO_UNSUPPORTED);
+}
+
 /** A post hook asked for another I/O mode of what was opened. Returns 0 or -errno. */
 int passthrough_reopen(struct request *rq)
 {
 	struct fb_fuse_open_out *out = rq->op->canonical == FB_OP_open ? &rq->out.open : &rq->out.create.open;
+
+	if (rq->mount->is_small) {
+		passthrough_none(rq);
+		return 0;
+	}
 	struct handle *h = handle_get(rq->mount, out->fh, false); // with a descriptor, which a shared one lacks
 
 	if (!h)
