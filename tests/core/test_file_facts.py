@@ -145,7 +145,7 @@ def test_xfs_attributes(variant: Variant, bare: Path) -> None:
 
 
 def test_a_user_may_set_no_flags_by_the_number_for_programs_of_32_bits(variant: Variant, bare: Path) -> None:
-    """The kernel does not know that number in a program of 64 bits, and so does not ask whether the caller may."""
+    """In a program of 64 bits the kernel does not know that number, nor ask whether the caller may."""
 
     def act(p: Path) -> Any:
         os.chmod(put(p / "other"), 0o644)

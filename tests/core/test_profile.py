@@ -218,9 +218,7 @@ PRE(once, flush)
 """
 
 
-def test_a_file_is_made_once_where_its_close_is_interrupted(
-    directory: Path, mount: support.Mounter
-) -> None:
+def test_a_file_is_made_once_where_its_close_is_interrupted(directory: Path, mount: support.Mounter) -> None:
     with chained(directory, [source(directory, FLUSH_FAILS_ONCE, "once")]) as behind:
         backing, _ = behind.fresh()
         mounted = mount(src=backing, options=SMALL)
