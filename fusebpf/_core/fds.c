@@ -79,6 +79,17 @@ int reopen_as_path(int fd)
 	return fd < 0 ? -errno : fd;
 }
 
+/* Close an inode's descriptor. It has none before the number is free for others, whom directory_fd_put would take for it (roots.c).
+ * Called with its stripe held. */
+static void fd_close(struct fds *f, struct inode *inode)
+{
+	int fd = inode->fd;
+
+	__atomic_store_n(&inode->fd, -1, __ATOMIC_RELEASE);
+	close(fd);
+	atomic_fetch_sub(&f->n_open, 1);
+}
+
 static void clock_remove(struct fds *f, struct inode *inode)
 {
 	if (inode->clock_index < 0)
@@ -109,11 +120,8 @@ static void clock_evict(struct mount *m)
 			clock_remove(f, victim);
 		else
 			f->hand++;
-		if (evict) {
-			close(victim->fd);
-			victim->fd = -1;
-			atomic_fetch_sub(&f->n_open, 1);
-		}
+		if (evict)
+			fd_close(f, victim);
 		pthread_mutex_unlock(fds_stripe(m, victim));
 		if (evict)
 			return;
@@ -304,11 +312,8 @@ static void close_locked(struct mount *m, struct inode *inode)
 	pthread_mutex_lock(&f->clock_lock);
 	clock_remove(f, inode);
 	pthread_mutex_unlock(&f->clock_lock);
-	if (inode->fd >= 0) {
-		close(inode->fd);
-		inode->fd = -1;
-		atomic_fetch_sub(&f->n_open, 1);
-	}
+	if (inode->fd >= 0)
+		fd_close(f, inode);
 }
 
 /** Close the descriptor of an inode that nobody can reach any more. */

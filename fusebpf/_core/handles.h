@@ -91,6 +91,8 @@ void backing_id_forget(struct mount *m, struct inode *inode);
 /* passthrough.c */
 int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_out *out);
 bool passthrough_share(struct request *rq, int flags, struct fb_fuse_open_out *out);
+int passthrough_ask(struct request *rq);
+void passthrough_none(struct request *rq);
 int passthrough_reopen(struct request *rq);
 int passthrough_refuse(struct request *rq, struct handle *h);
 void passthrough_close(struct mount *m, struct handle *h);

@@ -22,8 +22,10 @@ int backing_open_flags(uint32_t flags)
 int reply_opened(struct request *rq, struct inode *inode, int fd, bool is_dir, struct fb_fuse_open_out *out)
 {
 	memset(out, 0, sizeof(*out));
-	if (rq->mount->is_small && !is_dir)
-		return close(fd) < 0 ? -errno : 0;
+	if (rq->mount->is_small && !is_dir) {
+		passthrough_none(rq);
+		return close(fd) < 0 && errno != EINTR ? -errno : 0; // it is closed all the same, and nothing is to be made again
+	}
 	struct handle *h = handle_create(rq->mount, inode, fd, is_dir);
 	if (!h) {
 		close(fd);
@@ -45,7 +47,7 @@ static int open_as_caller(struct request *rq, int flags)
 
 	if (!(flags & O_TRUNC))
 		return inode_open(rq->mount, rq->inode, flags);
-	int path_fd = inode_fd_get(rq->mount, rq->inode);
+	int e = passthrough_ask(rq), path_fd = e ? e : inode_fd_get(rq->mount, rq->inode);
 	if (path_fd < 0)
 		return path_fd;
 	enum creds_fsetid fsetid = in->open_flags & FUSE_OPEN_KILL_SUIDGID ? LACKS_FSETID : HAS_FSETID;
@@ -161,7 +163,7 @@ int op_flush(struct request *rq)
 	locks_flush(rq->mount, h->inode, args->lock_owner);
 	if (h->fd < 0 || (h->inode->mnt && !h->inode->mnt->is_remote))
 		return 0;
-	int fd = dup(h->fd);
+	int fd = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);
 	return fd < 0 || close(fd) < 0 ? -errno : 0;
 }
 
@@ -206,6 +208,8 @@ int op_copy_file_range(struct request *rq)
 
 	if (!in || !out)
 		return -errno;
+	if (out->appends)
+		return -EBADF; // as the kernel says where it knows of O_APPEND
 	if (chain && (chain_hooks(chain, FB_OP_read) || chain_hooks(chain, FB_OP_write)))
 		return -EOPNOTSUPP;
 	in->is_copied = true;

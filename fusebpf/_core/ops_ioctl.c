@@ -26,17 +26,13 @@ int op_ioctl(struct request *rq)
 		struct fsxattr xattr;
 	} data = { 0 };
 	size_t in_size = 0, out_size = 0;
-	unsigned long command = args->command;
 
+	// Those alone for which the kernel asks whether the caller may, whatever his program's word size (fs/ioctl.c): we act as root.
 	switch (args->command) {
 	case FS_IOC_GETFLAGS:
-	case FS_IOC32_GETFLAGS:
-		command = FS_IOC_GETFLAGS;
 		out_size = sizeof(data.flags);
 		break;
 	case FS_IOC_SETFLAGS:
-	case FS_IOC32_SETFLAGS:
-		command = FS_IOC_SETFLAGS;
 		in_size = sizeof(data.flags);
 		break;
 	case FS_IOC_FSGETXATTR:
@@ -53,7 +49,7 @@ int op_ioctl(struct request *rq)
 	if (args->in_size < in_size || args->out_size < out_size)
 		return -EINVAL;
 	memcpy(&data, in, in_size);
-	if (ioctl(h->fd, command, &data) < 0)
+	if (ioctl(h->fd, args->command, &data) < 0)
 		return -errno;
 	rq->out.ioctl = (struct fuse_ioctl_out){ 0 };
 	rq->reply = &rq->out.ioctl;

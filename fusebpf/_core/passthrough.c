@@ -280,6 +280,39 @@ static bool stays_passed(struct request *rq, struct inode *inode)
 	return inode->n_passthrough > 0;
 }
 
+/* Does a later filter hook the data, which goes on past it where the file is open already unless the chain says otherwise? */
+static bool filters_refuse(const struct chain *chain)
+{
+	return data_is_hooked(chain) && !chain->keeps_open_files;
+}
+
+/* May the file not be opened beside opens that pass it through, and are there such? Called with the stripe held. */
+static bool is_beside_passed(struct request *rq, struct inode *inode, bool by_daemon)
+{
+	bool is_narrowed = flags_rewritten(rq) & O_ACCMODE; // a mapping would have the access that the caller asked for
+
+	return (by_daemon || is_narrowed || filters_refuse(rq->worker->chain)) && stays_passed(rq, inode);
+}
+
+static int beside_refuse(struct request *rq)
+{
+	if (filters_refuse(rq->worker->chain))
+		return open_refuse(rq, rq->worker->chain);
+	return flags_rewritten(rq) & O_ACCMODE ? narrowed_refuse(rq) : -EBUSY;
+}
+
+/** Would passthrough_open refuse this open of rq->inode? To be asked before its file is opened with O_TRUNC, which nothing takes back.
+ * Returns 0 or -EBUSY. */
+int passthrough_ask(struct request *rq)
+{
+	struct mount *m = rq->mount;
+
+	pthread_mutex_lock(fds_stripe(m, rq->inode));
+	bool is_refused = is_beside_passed(rq, rq->inode, daemon_has_data(m));
+	pthread_mutex_unlock(fds_stripe(m, rq->inode));
+	return is_refused ? beside_refuse(rq) : 0;
+}
+
 /**
  * Decide how the data of a regular file that is being opened goes, as a filter asked if it did, and count it.
  *
@@ -291,18 +324,16 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 {
 	struct mount *m = rq->mount;
 	struct inode *inode = h->inode;
-	const struct chain *chain = rq->worker->chain;
-	bool by_filter = data_is_hooked(chain), by_daemon = daemon_has_data(m) && !h->leaves_data;
+	bool by_filter = data_is_hooked(rq->worker->chain), by_daemon = daemon_has_data(m) && !h->leaves_data;
 	struct opening o = { .h = h, .is_hooked = by_filter || by_daemon, .is_stream = is_direct_stream(rq),
 			     .rewritten = flags_rewritten(rq) };
 
 	o.is_plain = !inode->is_append_only && !has_privilege_bits(rq, h->fd);
 	out->open_flags = flush_flag(rq);
 	pthread_mutex_lock(fds_stripe(m, inode));
-	bool is_narrowed = o.rewritten & O_ACCMODE; // a mapping would have the access that the caller asked for
-	if ((by_daemon || is_narrowed || (by_filter && !chain->keeps_open_files)) && stays_passed(rq, inode)) {
+	if (is_beside_passed(rq, inode, by_daemon)) {
 		pthread_mutex_unlock(fds_stripe(m, inode));
-		return by_filter && !chain->keeps_open_files ? open_refuse(rq, chain) : is_narrowed ? narrowed_refuse(rq) : -EBUSY;
+		return beside_refuse(rq);
 	}
 	h->appends = o.rewritten & O_APPEND && flags_of(rq) & O_APPEND;
 	o.is_hooked &= inode->n_passthrough == 0; // else it goes on as it did before there were such hooks
@@ -331,10 +362,23 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 	return 0;
 }
 
+/** With profile=small a file that was made is not open: it is read and written through the cache, whatever a filter asked for. */
+void passthrough_none(struct request *rq)
+{
+	bool is_as_asked = *io_mode_of(rq) == FB_IO_DEFAULT || *io_mode_of(rq) == FB_IO_CACHE;
+
+	io_tell(rq, FB_IO_CACHE, is_as_asked ? FB_IO_AS_ASKED : FB_IO_UNSUPPORTED);
+}
+
 /** A post hook asked for another I/O mode of what was opened. Returns 0 or -errno. */
 int passthrough_reopen(struct request *rq)
 {
 	struct fb_fuse_open_out *out = rq->op->canonical == FB_OP_open ? &rq->out.open : &rq->out.create.open;
+
+	if (rq->mount->is_small) {
+		passthrough_none(rq);
+		return 0;
+	}
 	struct handle *h = handle_get(rq->mount, out->fh, false); // with a descriptor, which a shared one lacks
 
 	if (!h)

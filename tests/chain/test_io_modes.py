@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import support
-from chain.chained import HERE, Chained, chained
+from chain.chained import HERE, Chained, chained, source
 from core.table import attempt, in_child, opened, put
 
 PASSTHROUGH, DIRECT, CACHE = 1, 2, 3
@@ -205,3 +205,36 @@ def hooked(run_directory: Path) -> Iterator[Chained]:
     """Through io.c, with a filter above it that scrambles data."""
     with chained(run_directory, [HERE / "io.c", HERE / "scramble.c"]) as made:
         yield made
+
+
+MAKER = """
+FILTER(maker, .altitude = 500)
+BPF_ARRAY(maker__want, u32, 2);
+
+FB_ALWAYS_INLINE int ask(struct fb_slot *ctx, u32 when)
+{
+	u32 *mode = maker__want.lookup(&when);
+
+	if (!mode || !*mode || ctx->error)
+		return FB_CONTINUE;
+	ctx->args.create.io_mode = *mode;
+	ctx->edits |= FB_EDIT_IO;
+	return FB_REWRITE;
+}
+
+PRE(maker, create) { return ask(ctx, 0); }
+POST(maker, create) { return ask(ctx, 1); }
+"""
+
+
+@pytest.mark.parametrize("when", [BEFORE, AFTER])
+def test_with_the_small_profile_what_is_made_is_cached_whatever_is_asked_for(
+    directory: Path, when: int
+) -> None:
+    with chained(directory, [source(directory, MAKER, "maker")], options="profile=small") as made:
+        through, _ = made.fresh()
+        for mode, reason in ((DIRECT, "FB_IO_UNSUPPORTED"), (CACHE, "FB_IO_AS_ASKED")):
+            with made.map("maker/want").put(when, mode):
+                put(through / f"{mode}", b"text")
+            assert last_open(made) == ("FB_IO_CACHE", reason)
+            assert (through / f"{mode}").read_bytes() == b"text"

@@ -113,3 +113,18 @@ def test_who_may_do_more_than_he_asked_for_is_passed_through_still(opens: Chaine
         in_child((through / "f").read_bytes)
 
     assert last_open(opens) == plain
+
+
+def test_a_copy_goes_over_nothing_where_a_filter_says_that_writes_append(opens: Chained) -> None:
+    through, behind = opens.fresh()
+    put(behind / "f", b"0123456789")
+    put(behind / "new", b"ABC")
+
+    def copy(path: Path, flags: int = 0) -> Any:
+        with opened(path / "new", os.O_RDONLY) as old, opened(path / "f", os.O_WRONLY | flags) as fd:
+            return attempt(os.copy_file_range, old, fd, 3, 0, 0)
+
+    with opens.map("opens/change").put(SET, os.O_APPEND):
+        said = in_child(copy, through)
+    assert (behind / "f").read_bytes()[:10] == b"0123456789"
+    assert said == copy(behind, os.O_APPEND) == "EBADF"

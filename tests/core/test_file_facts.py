@@ -17,6 +17,7 @@ from core.table import attempt, in_child, opened, put, user
 from core.variants import Variant
 
 GETFLAGS, SETFLAGS = 0x80086601, 0x40086602
+GETFLAGS_32, SETFLAGS_32 = 0x80046601, 0x40046602
 FSGETXATTR, FSSETXATTR = 0x801C581F, 0x401C5820
 APPEND, IMMUTABLE, NODUMP, NOATIME = 0x20, 0x10, 0x40, 0x80
 UNKNOWN = 0x80046699
@@ -139,6 +140,19 @@ def test_xfs_attributes(variant: Variant, bare: Path) -> None:
                 return old
             nodump = struct.pack("I", struct.unpack("I", old[:4])[0] | 0x80) + old[4:]
             return old, attempt(fcntl.ioctl, fd, FSSETXATTR, nodump), fcntl.ioctl(fd, FSGETXATTR, bytes(28))
+
+    compare(variant, bare, act)
+
+
+def test_a_user_may_set_no_flags_by_the_number_for_programs_of_32_bits(variant: Variant, bare: Path) -> None:
+    """In a program of 64 bits the kernel does not know that number, nor ask whether the caller may."""
+
+    def act(p: Path) -> Any:
+        os.chmod(put(p / "other"), 0o644)
+        with user(1000), opened(p / "other", os.O_RDONLY) as fd:
+            old = flags_of(fd)
+            said = attempt(fcntl.ioctl, fd, SETFLAGS_32, struct.pack("i", old | NODUMP))
+            return said, attempt(fcntl.ioctl, fd, GETFLAGS_32, bytes(4)), flags_of(fd) == old
 
     compare(variant, bare, act)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import serving
 import support
+from chain.chained import chained, source
 from core import table, test_like_bare
 from core.variants import SMALL as VARIANTS
 from core.variants import Variant
@@ -202,3 +203,27 @@ def test_to_truncate_an_open_file_to_its_size_sets_its_times_on_every_file_syste
         assert time_after(lambda: file.truncate(0)) == "now"
         file.truncate(5)
         assert time_after(lambda: file.truncate(5)) == "now"
+
+
+FLUSH_FAILS_ONCE = """
+FILTER(once, .altitude = 500)
+BPF_ARRAY(once__n, u32, 1);
+PRE(once, flush)
+{
+	u32 first = 0;
+	u32 *n = once__n.lookup(&first);
+
+	return n && !(*n)++ ? -EINTR : FB_CONTINUE;
+}
+"""
+
+
+def test_a_file_is_made_once_where_its_close_is_interrupted(directory: Path, mount: support.Mounter) -> None:
+    with chained(directory, [source(directory, FLUSH_FAILS_ONCE, "once")]) as behind:
+        backing, _ = behind.fresh()
+        mounted = mount(src=backing, options=SMALL)
+
+        support.run("sh", "-C", "-c", f"exec 3> {mounted.path / 'new'}")  # O_EXCL
+
+        assert behind.map("once/n")[0] >= 1
+        mount.take_down()

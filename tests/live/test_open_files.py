@@ -2,6 +2,7 @@
 
 import mmap
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,18 @@ def test_the_command_names_the_files(mount: support.Mounter, directory: Path) ->
         assert read(mounted.path / "dir" / "file") == "text\n"
         done = fusebpf("attach", mounted.name, source, "--open-files", "keep")
         assert done.stderr.endswith("go on unseen: dir/file\n")
+
+
+def test_an_open_that_fails_truncates_nothing(directory: Path) -> None:
+    source = prepare(directory)
+    path = directory / "mnt" / "open"
+
+    async def work(stack: Stack) -> None:
+        fd = await trio.to_thread.run_sync(os.open, path, os.O_RDONLY)
+        await stack.attach(source)
+        done = await trio.to_thread.run_sync(partial(support.run, "sh", "-c", f": > {path}", check=False))
+        assert "Device or resource busy" in done.stderr
+        assert (directory / "src" / "open").read_text() == "text\n"
+        os.close(fd)
+
+    in_stack(directory, work)
