@@ -110,6 +110,16 @@ static void pre_run(struct request *rq)
 
 /* ---------------------------------------------------------------------------- after the op */
 
+/** Have the daemon look at the result, in the middle of the post hooks. */
+void post_look(struct request *rq)
+{
+	slot_release(rq); // it may take its time
+	daemon_see_result(rq);
+	slot_acquire(rq, false);
+	if (!rq->error)
+		result_to_slot(rq); // for the hooks above
+}
+
 /** Act on a post hook's verdict: the errno and the results may change. */
 void post_decide(struct request *rq, const struct chain_hook *hook, const struct fb_verdict_record *v)
 {
@@ -153,13 +163,10 @@ void post_decide(struct request *rq, const struct chain_hook *hook, const struct
 			rq->error = -passthrough_reopen(rq);
 		}
 	}
-	if (!why && v->verdict == FB_DAEMON) {
-		slot_release(rq); // it may take its time
-		daemon_see_result(rq);
-		slot_acquire(rq, false);
-		if (!rq->error)
-			result_to_slot(rq); // for the hooks above
-	}
+	if (!why && v->verdict == FB_DAEMON && rq->shown.window)
+		rq->shown.is_for_daemon = true;
+	else if (!why && v->verdict == FB_DAEMON)
+		post_look(rq);
 	if (rq->error)
 		result_undo(rq);
 }
