@@ -124,8 +124,10 @@ void daemon_destroy(struct mount *m)
 		close(d->event_fd);
 	if (d->calls && d->calls != MAP_FAILED)
 		munmap(d->calls, sizeof(*d->calls) * DAEMON_N_CALLS);
-	for (int i = 0; i < DAEMON_N_CALLS; i++)
+	for (int i = 0; i < DAEMON_N_CALLS; i++) {
 		pthread_cond_destroy(&d->waiters[i].cond);
+		free(d->waiters[i].data);
+	}
 	pthread_mutex_destroy(&d->lock);
 	pthread_mutex_destroy(&d->backing_lock);
 	free(d);
@@ -188,6 +190,8 @@ static void call_free(struct daemon *d, struct daemon_waiter *w)
 	int index = (int)(w - d->waiters);
 
 	w->state = CALL_FREE;
+	free(w->data);
+	w->data = NULL;
 	d->calls[index].token = 0;
 	w->next_free = d->first_free;
 	d->first_free = index;
@@ -232,7 +236,8 @@ struct daemon_call *daemon_call_begin(struct request *rq, enum fb_phase phase, s
 	return call;
 }
 
-/** Give a call's entry back; one that was given up keeps it until its late answer has come. */
+/** Give a call's entry back; one that was given up keeps it until its late answer has come: of a look that may be for good, but a
+ * dead daemon is not asked again. */
 void daemon_call_end(struct request *rq, struct daemon_waiter *w)
 {
 	struct daemon *d = rq->mount->daemon;
@@ -244,7 +249,7 @@ void daemon_call_end(struct request *rq, struct daemon_waiter *w)
 	w->held = NULL;
 	w->n_held = 0;
 	w->worker = NULL;
-	if (w->state == CALL_WAITING && !atomic_load(&d->is_dead))
+	if (w->state == CALL_WAITING && !(w->by_socket && atomic_load(&d->is_dead)))
 		w->state = CALL_ABANDONED;
 	else
 		call_free(d, w);

@@ -32,7 +32,7 @@ struct daemon_call {
 	uint32_t uid, gid, pid, umask;
 	uint32_t error, reserved0; /* post: the result so far, and what it becomes */
 	uint64_t edits;		   /* enum fb_edit: what the handler changed in slot */
-	uint64_t data;		   /* post: address of the payload, which may be rewritten */
+	uint64_t data;		   /* post: address of a copy of the payload, which may be rewritten */
 	uint64_t data_len, data_capacity;
 	struct fb_slot slot;
 };
@@ -51,6 +51,7 @@ struct daemon_waiter {
 	bool is_cancelled;
 	int64_t deadline_ms;
 	pthread_cond_t cond;
+	char *data; /* post: what the handler sees of the payload, its own even when it comes too late */
 	struct inode **held; /* looked up by the handler; let go of when the call ends */
 	uint32_t n_held;
 	int next_free;
