@@ -41,7 +41,7 @@ def test_what_a_hanging_daemon_is_to_forget_holds_no_worker(mount: Mounter) -> N
         (mounted.src / name).touch()
         os.stat(mounted.path / name)
 
-    words = ["setfattr", "-n", "user.hang", "-v", "9", mounted.path / "other"]
+    words = ["setfattr", "-n", "user.hang", "-v", "9", str(mounted.path / "other")]
     with subprocess.Popen(words, stderr=subprocess.DEVNULL) as hang:
         time.sleep(0.3)
         support.run("python3", "-c", FILL, mounted.path)  # the socket, with what nobody reads
