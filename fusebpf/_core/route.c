@@ -446,6 +446,14 @@ static bool is_hooked(struct request *rq)
 	return true;
 }
 
+/* A close(2) closes also where it fails or is cut short: the locks of who closed go, or who waits for them would until all that have
+ * the file open are gone. Not where a filter refused it. */
+static void flush_finish(struct request *rq)
+{
+	if (rq->op->canonical == FB_OP_flush && rq->error && rq->route != FB_ROUTE_REPLY)
+		locks_flush(rq->mount, rq->inode, rq->image->args.flush.lock_owner);
+}
+
 /** Serve one request from the first byte to the reply. */
 void request_run(struct request *rq)
 {
@@ -466,6 +474,7 @@ void request_run(struct request *rq)
 	} else {
 		op_do(rq);
 	}
+	flush_finish(rq);
 	if (rq->error == EINTR)
 		rq->error = lock_eintr(rq);
 	if (rq->error)

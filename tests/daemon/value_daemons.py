@@ -1,9 +1,11 @@
 """Daemons for test_values.py."""
 
+import errno
 import time
 from pathlib import Path
 
 import pyfuse3
+import trio
 
 import fusebpf
 
@@ -75,3 +77,13 @@ class Hangs(fusebpf.Daemon):
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         """Hang."""
         time.sleep(float(value))
+
+
+class FailsToFlush(fusebpf.Daemon):
+    """Has a late write error to tell at close(2), or hangs there."""
+
+    async def flush(self, fh: int) -> None:
+        """Fail at once, or in the end."""
+        if (Path(self.stack.src).parent / "slow").exists():
+            await trio.sleep(3)
+        raise pyfuse3.FUSEError(errno.EIO)

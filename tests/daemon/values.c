@@ -24,3 +24,11 @@ POST(empty, dirent)
 {
 	return FB_DROP;
 }
+
+FILTER(slow, .altitude = 470, .doc = "A close takes its time.")
+PRE(slow, flush)
+{
+	ctx->delay_ns = 3000000000ull;
+	ctx->edits |= FB_EDIT_DELAY;
+	return FB_REWRITE;
+}
