@@ -43,6 +43,7 @@ static void waiters_init(struct daemon *d)
 	}
 	pthread_mutex_init(&d->lock, NULL);
 	pthread_mutex_init(&d->backing_lock, NULL);
+	pthread_mutex_init(&d->kept_lock, NULL);
 }
 
 /** Make the leg, before the mount starts; *peer_fd, pyfuse3's end, is the caller's. 0 or -errno: then there is no leg. */
@@ -124,10 +125,14 @@ void daemon_destroy(struct mount *m)
 		close(d->event_fd);
 	if (d->calls && d->calls != MAP_FAILED)
 		munmap(d->calls, sizeof(*d->calls) * DAEMON_N_CALLS);
-	for (int i = 0; i < DAEMON_N_CALLS; i++)
+	for (int i = 0; i < DAEMON_N_CALLS; i++) {
 		pthread_cond_destroy(&d->waiters[i].cond);
+		free(d->waiters[i].data);
+	}
 	pthread_mutex_destroy(&d->lock);
 	pthread_mutex_destroy(&d->backing_lock);
+	daemon_drop_kept(d);
+	pthread_mutex_destroy(&d->kept_lock);
 	free(d);
 }
 
@@ -182,12 +187,31 @@ static int call_take(struct daemon *d, const struct op *op, enum daemon_wait sta
 	return index;
 }
 
+/** Begin a call for which nobody waits. NULL: the table has no room. */
+struct daemon_call *daemon_call_unawaited(struct daemon *d, const struct op *op)
+{
+	pthread_mutex_lock(&d->lock);
+	int index = call_take(d, op, CALL_ABANDONED);
+	struct daemon_call *call = index < 0 ? NULL : &d->calls[index];
+	if (call) {
+		uint32_t token = call->token;
+		atomic_store(&d->waiters[index].by_socket, true);
+		memset(call, 0, offsetof(struct daemon_call, slot));
+		call->token = token;
+		call->op = op->opcode;
+	}
+	pthread_mutex_unlock(&d->lock);
+	return call;
+}
+
 /* Called with the lock held. */
 static void call_free(struct daemon *d, struct daemon_waiter *w)
 {
 	int index = (int)(w - d->waiters);
 
 	w->state = CALL_FREE;
+	free(w->data);
+	w->data = NULL;
 	d->calls[index].token = 0;
 	w->next_free = d->first_free;
 	d->first_free = index;
@@ -232,7 +256,8 @@ struct daemon_call *daemon_call_begin(struct request *rq, enum fb_phase phase, s
 	return call;
 }
 
-/** Give a call's entry back; one that was given up keeps it until its late answer has come. */
+/** Give a call's entry back; one that was given up keeps it until its late answer has come: of a look that may be for good, but a
+ * dead daemon is not asked again. */
 void daemon_call_end(struct request *rq, struct daemon_waiter *w)
 {
 	struct daemon *d = rq->mount->daemon;
@@ -244,7 +269,7 @@ void daemon_call_end(struct request *rq, struct daemon_waiter *w)
 	w->held = NULL;
 	w->n_held = 0;
 	w->worker = NULL;
-	if (w->state == CALL_WAITING && !atomic_load(&d->is_dead))
+	if (w->state == CALL_WAITING && !(w->by_socket && atomic_load(&d->is_dead)))
 		w->state = CALL_ABANDONED;
 	else
 		call_free(d, w);
@@ -335,14 +360,17 @@ static void read_reply(struct request *rq, struct daemon *d)
 	d->has_reader = false;
 }
 
-/** Take what came while nobody waits: notifications. The janitor's. */
+/** Take what came while nobody waits: notifications; and send what there was no room for. The janitor's. */
 void daemon_drain(struct mount *m)
 {
 	struct daemon *d = m->daemon;
 	char *buffer = NULL;
 	ssize_t n;
 
-	if (!d || atomic_load(&d->is_dead) || !is_readable(d->fd))
+	if (!d || atomic_load(&d->is_dead))
+		return;
+	daemon_send_kept(d);
+	if (!is_readable(d->fd))
 		return;
 	pthread_mutex_lock(&d->lock);
 	if (!d->has_reader && (buffer = malloc(2 * DAEMON_MAX_WRITE))) {
@@ -429,45 +457,4 @@ int daemon_send(struct request *rq, struct daemon_waiter *w, const struct iovec 
 		pthread_mutex_unlock(&d->lock);
 	}
 	return e;
-}
-
-/** The kernel has forgotten an inode: the daemon gets its share back. No answer comes. */
-void daemon_forget(struct daemon *d, uint64_t id, uint64_t n)
-{
-	struct {
-		struct fuse_in_header header;
-		struct fuse_forget_in forget;
-	} message = { .header = { .len = sizeof(message), .opcode = FUSE_FORGET, .nodeid = id },
-		      .forget = { .nlookup = n } };
-
-	while (send(d->fd, &message, sizeof(message), MSG_NOSIGNAL) < 0 && !atomic_load(&d->is_dead))
-		if (errno != EAGAIN && errno != EINTR)
-			return;
-}
-
-/** A handle of the daemon's that the kernel never got: nobody waits for the answer. */
-void daemon_release(struct daemon *d, uint64_t fh, bool is_dir)
-{
-	const struct op *op = &ops[is_dir ? FB_OP_releasedir : FB_OP_release];
-	struct {
-		struct fuse_in_header header;
-		struct fuse_release_in release;
-	} message = { .header = { .len = sizeof(message), .opcode = op->opcode } };
-
-	pthread_mutex_lock(&d->lock);
-	int index = call_take(d, op, CALL_ABANDONED);
-	if (index >= 0)
-		d->waiters[index].by_socket = true;
-	pthread_mutex_unlock(&d->lock);
-	if (index < 0)
-		return;
-	struct daemon_call *call = &d->calls[index];
-	memset(call, 0, offsetof(struct daemon_call, slot));
-	call->token = (uint32_t)index | d->waiters[index].generation << INDEX_BITS;
-	call->op = op->opcode;
-	call->fh = fh;
-	message.header.unique = message.release.fh = call->token;
-	while (send(d->fd, &message, sizeof(message), MSG_NOSIGNAL) < 0 && !atomic_load(&d->is_dead))
-		if (errno != EAGAIN && errno != EINTR)
-			return;
 }

@@ -32,7 +32,7 @@ struct daemon_call {
 	uint32_t uid, gid, pid, umask;
 	uint32_t error, reserved0; /* post: the result so far, and what it becomes */
 	uint64_t edits;		   /* enum fb_edit: what the handler changed in slot */
-	uint64_t data;		   /* post: address of the payload, which may be rewritten */
+	uint64_t data;		   /* post: address of a copy of the payload, which may be rewritten */
 	uint64_t data_len, data_capacity;
 	struct fb_slot slot;
 };
@@ -51,6 +51,7 @@ struct daemon_waiter {
 	bool is_cancelled;
 	int64_t deadline_ms;
 	pthread_cond_t cond;
+	char *data; /* post: what the handler sees of the payload, its own even when it comes too late */
 	struct inode **held; /* looked up by the handler; let go of when the call ends */
 	uint32_t n_held;
 	int next_free;
@@ -72,6 +73,8 @@ struct daemon {
 	bool has_reader;
 	uint32_t n_spins_left_out, n_spins_to_leave_out; /* Python's thread's */
 	_Atomic uint32_t n_waiting;
+	pthread_mutex_t kept_lock;
+	struct kept_message *kept, *last_kept; /* what is to be sent when there is room */
 	int first_free;
 	struct daemon_waiter waiters[DAEMON_N_CALLS];
 	struct daemon_call *calls; /* DAEMON_N_CALLS, mapped */
@@ -100,6 +103,11 @@ void daemon_call_end(struct request *rq, struct daemon_waiter *waiter);
 int daemon_await(struct request *rq, struct daemon_call *call, struct daemon_waiter *waiter);
 int daemon_send(struct request *rq, struct daemon_waiter *waiter, const struct iovec *iov, int n);
 void daemon_tell(struct daemon *d, enum daemon_event_kind kind, uint32_t token);
+struct daemon_call *daemon_call_unawaited(struct daemon *d, const struct op *op);
+
+/* daemon_give_back.c */
+void daemon_send_kept(struct daemon *d);
+void daemon_drop_kept(struct daemon *d);
 void daemon_forget(struct daemon *d, uint64_t id, uint64_t n);
 void daemon_release(struct daemon *d, uint64_t fh, bool is_dir);
 

@@ -138,16 +138,8 @@ static int take_bytes(struct request *rq, const char *body, size_t len)
 	bool is_read = rq->op->canonical == FB_OP_read;
 	size_t most = is_read ? rq->image->args.rw.size
 		      : rq->op->canonical == FB_OP_readlink ? FB_PATH_SIZE - 1
-							    : rq->image->args.xattr.size;
+							    : value_room(rq);
 
-	if (!is_read && rq->op->canonical != FB_OP_readlink && most == 0) { // how long is it?
-		if (len != sizeof(rq->out.xattr))
-			return -EPROTO;
-		memcpy(&rq->out.xattr, body, len);
-		rq->reply = &rq->out.xattr;
-		rq->reply_len = len;
-		return 0;
-	}
 	if (len > most || (rq->op->canonical == FB_OP_readlink && len == 0))
 		return -EPROTO;
 	if (rq->chain) // hooks expect it where reads put it

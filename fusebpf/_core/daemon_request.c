@@ -150,7 +150,7 @@ static int fill(struct request *rq, const struct daemon_call *call, struct messa
 		return FUSE_COMPAT_SETXATTR_IN_SIZE;
 	case FB_OP_getxattr:
 	case FB_OP_listxattr:
-		out->args.getxattr.size = image->args.xattr.size;
+		out->args.getxattr.size = value_room(rq);
 		return sizeof(out->args.getxattr);
 	case FB_OP_access:
 		out->args.access.mask = image->args.access.mask;

@@ -317,20 +317,28 @@ int daemon_op(struct request *rq)
 
 /* --------------------------------------------------------------------------- the daemon looks */
 
-/* Where the bytes are that the op answers with, and how many they may become. */
-static void show_data(struct request *rq, struct daemon_call *call)
+/* Show a copy of the bytes that the op answers with, and say how many they may become. A copy, since a handler that comes too late may
+ * still write there. 0 or -errno. */
+static int show_data(struct request *rq, struct daemon_call *call, struct daemon_waiter *w)
 {
 	bool is_read = rq->op->canonical == FB_OP_read, is_text = rq->op->flags & FB_OP_TEXT;
 
 	if (rq->error || !(is_read || is_text) || rq->reply_len)
-		return;
-	if (rq->payload != rq->worker->payload && rq->payload_len) // a filter's text
-		memcpy(rq->worker->payload, rq->payload, rq->payload_len);
-	call->data = (uint64_t)(uintptr_t)rq->worker->payload;
+		return 0;
+	uint64_t most = is_read ? rq->image->args.rw.size
+			: rq->op->canonical == FB_OP_readlink ? FB_PATH_SIZE - 1
+							      : value_room(rq);
+	w->data = malloc((most > rq->payload_len ? most : rq->payload_len) + 1);
+	if (!w->data) {
+		w->state = CALL_DONE; // nobody is asked
+		return -ENOMEM;
+	}
+	if (rq->payload_len)
+		memcpy(w->data, rq->payload, rq->payload_len);
+	call->data = (uint64_t)(uintptr_t)w->data;
 	call->data_len = rq->payload_len;
-	call->data_capacity = is_read ? rq->image->args.rw.size
-			      : rq->op->canonical == FB_OP_readlink ? FB_PATH_SIZE - 1
-								    : rq->image->args.xattr.size;
+	call->data_capacity = most;
+	return 0;
 }
 
 static void show_names(const struct request *rq, struct fb_slot *slot)
@@ -347,7 +355,7 @@ static void show_names(const struct request *rq, struct fb_slot *slot)
 }
 
 /* What the handler made of the result. NULL, or why it is refused. */
-static const char *take_result(struct request *rq, const struct daemon_call *call)
+static const char *take_result(struct request *rq, const struct daemon_call *call, const struct daemon_waiter *w)
 {
 	static const uint32_t with_result =
 		FB_OP_ENTRY | FB_OP_ATTR | FB_OP_TEXT | FB_OP_COUNT | FB_OP_STATFS | FB_OP_OPENS;
@@ -366,12 +374,12 @@ static const char *take_result(struct request *rq, const struct daemon_call *cal
 		return why;
 	rq->all_edits |= edits;
 	result_from_slot(rq, edits);
-	if (call->data) {
+	if (w->data) {
 		if (call->data_len > call->data_capacity)
 			return "there are more bytes than the caller asked for";
 		if (!call->data_len && rq->op->canonical == FB_OP_readlink)
 			return "a link's target is empty";
-		rq->payload = rq->worker->payload;
+		rq->payload = memcpy(rq->worker->payload, w->data, call->data_len);
 		rq->payload_len = call->data_len;
 		if (rq->op->canonical == FB_OP_read)
 			rq->count = rq->payload_len;
@@ -424,10 +432,11 @@ void daemon_see_result(struct request *rq)
 			result_to_slot(rq);
 		memcpy(&call->slot, rq->image, offsetof(struct fb_slot, key_op));
 		show_names(rq, &call->slot);
-		show_data(rq, call);
-		e = ask(rq, call, w, false);
+		e = show_data(rq, call, w);
+		if (!e)
+			e = ask(rq, call, w, false);
 		bool is_unseen = is_cut_short(rq, call, w, e);
-		const char *why = e || is_unseen ? NULL : take_result(rq, call);
+		const char *why = e || is_unseen ? NULL : take_result(rq, call, w);
 		if (is_unseen)
 			e = 0;
 		if (why) {

@@ -91,9 +91,8 @@ static uint64_t capacity(const struct request *rq)
 		return FB_PATH_SIZE - 1;
 	case FB_OP_setxattr:
 		return FB_DATA_SIZE;
-	default: // a buffer of size 0 asks how long the value is
-		return image->args.xattr.size && image->args.xattr.size < FB_DATA_SIZE ? image->args.xattr.size
-										       : FB_DATA_SIZE;
+	default:
+		return value_room(rq);
 	}
 }
 
@@ -184,6 +183,9 @@ void data_after(struct request *rq, const struct chain_hook *hook)
 		post_ask(rq, hook);
 	}
 	window_release(rq);
+	if (rq->shown.is_for_daemon && !rq->error)
+		post_look(rq); // at all of it, once; and others do not wait so long for the window
+	rq->shown.is_for_daemon = false;
 }
 
 /* --------------------------------------------------------------------------------- edits */
@@ -205,11 +207,20 @@ static void stream_take(struct request *rq, char *to, uint32_t len)
 		rq->payload_len = rq->count = rq->image->result.count = end;
 }
 
+/* Where a value that was edited lies. What is to be set stays in the request, as long as it may be there: the daemon's answer, which
+ * may be that the op goes on, comes to where replies are put together. A rehearsal has no request. */
+static char *value_place(const struct request *rq)
+{
+	bool is_in_request = rq->op->canonical == FB_OP_setxattr && rq->body;
+
+	return is_in_request ? (char *)rq->body + rq->body_at : rq->worker->payload;
+}
+
 /** Take the window over as the payload. Returns NULL, or why it is refused; then the op must fail. */
 const char *data_edit(struct request *rq, enum fb_phase phase)
 {
 	const struct shown *shown = &rq->shown;
-	char *own = rq->worker->payload;
+	char *own = is_value(rq->op) ? value_place(rq) : rq->worker->payload;
 
 	if (!shown->window)
 		return "it edited data, and was shown none: say .wants = FB_WANTS_DATA";

@@ -22,6 +22,7 @@ struct shown {
 	uint32_t len;
 	uint32_t most; /* bytes that an edit may leave there */
 	bool is_last;
+	bool is_for_daemon; /* the hook wants the daemon to look at the result, when it has seen all of it */
 };
 
 /* data.c */

@@ -52,14 +52,12 @@ static int reply_value(struct request *rq, ssize_t n)
 	return 0;
 }
 
-/* How much of the value to read. Where the caller asks for its size, and hooks may change the value, all of it. */
+/* How much of the value to read. Where the caller asks for its size, and hooks or the daemon may change the value, all of it. */
 static size_t value_size(const struct request *rq)
 {
-	size_t size = rq->image->args.xattr.size;
+	bool is_seen = (rq->hooks && rq->hooks->n_post) || (rq->mount->daemon && daemon_sees_result(rq));
 
-	if (!size && rq->hooks && rq->hooks->n_post)
-		return FB_DATA_SIZE;
-	return size < FB_DATA_SIZE ? size : FB_DATA_SIZE;
+	return rq->image->args.xattr.size || is_seen ? value_room(rq) : 0;
 }
 
 /* The kernel asks so for security.capability before the first write to a file, which is open then: that takes a tenth of the

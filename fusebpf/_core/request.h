@@ -149,6 +149,7 @@ void caller_to_slot(struct request *rq);
 
 /* result.c */
 void text_show(struct request *rq, const char *text, size_t len);
+uint32_t value_room(const struct request *rq);
 void value_finish(struct request *rq);
 const char *result_missing(const struct request *rq, uint64_t edits);
 void result_to_slot(struct request *rq);
@@ -170,6 +171,7 @@ bool pre_decide(struct request *rq, const struct chain_hook *hook, const struct 
 void post_decide(struct request *rq, const struct chain_hook *hook, const struct fb_verdict_record *v);
 bool pre_ask(struct request *rq, const struct chain_hook *hook);
 void post_ask(struct request *rq, const struct chain_hook *hook);
+void post_look(struct request *rq);
 bool dirent_allowed(struct request *rq, uint64_t ino, uint32_t type, const char **name, uint32_t *name_len);
 
 /* rehearse.c */

@@ -100,6 +100,15 @@ void result_to_slot(struct request *rq)
 	}
 }
 
+/** How long the value may be that getxattr or listxattr is answered with. Where the caller asks how long it is, all of it is
+ * fetched. */
+uint32_t value_room(const struct request *rq)
+{
+	uint32_t size = rq->image->args.xattr.size;
+
+	return size && size < FB_DATA_SIZE ? size : FB_DATA_SIZE;
+}
+
 /** Where the caller asks how long a value is, that is the answer, and not the value. Once the hooks have left it. */
 void value_finish(struct request *rq)
 {

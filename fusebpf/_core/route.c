@@ -110,6 +110,16 @@ static void pre_run(struct request *rq)
 
 /* ---------------------------------------------------------------------------- after the op */
 
+/** Have the daemon look at the result, in the middle of the post hooks. */
+void post_look(struct request *rq)
+{
+	slot_release(rq); // it may take its time
+	daemon_see_result(rq);
+	slot_acquire(rq, false);
+	if (!rq->error)
+		result_to_slot(rq); // for the hooks above
+}
+
 /** Act on a post hook's verdict: the errno and the results may change. */
 void post_decide(struct request *rq, const struct chain_hook *hook, const struct fb_verdict_record *v)
 {
@@ -153,13 +163,10 @@ void post_decide(struct request *rq, const struct chain_hook *hook, const struct
 			rq->error = -passthrough_reopen(rq);
 		}
 	}
-	if (!why && v->verdict == FB_DAEMON) {
-		slot_release(rq); // it may take its time
-		daemon_see_result(rq);
-		slot_acquire(rq, false);
-		if (!rq->error)
-			result_to_slot(rq); // for the hooks above
-	}
+	if (!why && v->verdict == FB_DAEMON && rq->shown.window)
+		rq->shown.is_for_daemon = true;
+	else if (!why && v->verdict == FB_DAEMON)
+		post_look(rq);
 	if (rq->error)
 		result_undo(rq);
 }
@@ -439,6 +446,14 @@ static bool is_hooked(struct request *rq)
 	return true;
 }
 
+/* A close(2) closes also where it fails or is cut short: the locks of who closed go, or who waits for them would until all that have
+ * the file open are gone. Not where a filter refused it. */
+static void flush_finish(struct request *rq)
+{
+	if (rq->op->canonical == FB_OP_flush && rq->error && rq->route != FB_ROUTE_REPLY)
+		locks_flush(rq->mount, rq->inode, rq->image->args.flush.lock_owner);
+}
+
 /** Serve one request from the first byte to the reply. */
 void request_run(struct request *rq)
 {
@@ -459,6 +474,7 @@ void request_run(struct request *rq)
 	} else {
 		op_do(rq);
 	}
+	flush_finish(rq);
 	if (rq->error == EINTR)
 		rq->error = lock_eintr(rq);
 	if (rq->error)
