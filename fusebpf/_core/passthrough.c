@@ -341,6 +341,8 @@ int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_o
 	// While the inode is passed through every open of it must be; DIRECT_IO beside it has its calls come here all the same.
 	bool is_passed = mode == FB_IO_PASSTHROUGH || inode->n_passthrough;
 	if (is_passed && !takes_flags(rq, h->fd)) {
+		if (!inode->n_passthrough)
+			backing_id_rest(m, inode, h->fd); // it was got for this open, and nobody closes that
 		pthread_mutex_unlock(fds_stripe(m, inode));
 		return -EINVAL;
 	}

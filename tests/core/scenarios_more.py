@@ -8,7 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from core.table import attempt, checked, facts, in_child, libc, link_fd, mode_of, opened, put, scenario, user
+from core.table import (
+    attempt,
+    checked,
+    facts,
+    in_child,
+    libc,
+    link_fd,
+    mode_of,
+    open_to_all,
+    opened,
+    put,
+    scenario,
+    user,
+)
 
 FICLONE = 0x40049409
 CAP_FSETID = 4
@@ -186,9 +199,7 @@ def bits_go_when_a_root_without_the_capability_to_keep_them_changes_the_file(p: 
 
 @scenario
 def who_made_a_file_of_his_group_keeps_its_sgid_bit_in_writing(p: Path) -> Any:
-    d = p / "d"
-    os.mkdir(d)
-    os.chmod(d, 0o777)
+    d = open_to_all(p / "d")
     with user(1000, 1234), opened(d / "file", os.O_CREAT | os.O_RDWR, 0o666) as fd:
         os.fchmod(fd, 0o2666)
         os.write(fd, b"x")
@@ -197,9 +208,7 @@ def who_made_a_file_of_his_group_keeps_its_sgid_bit_in_writing(p: Path) -> Any:
 
 @scenario
 def who_writes_a_file_of_another_group_takes_an_sgid_bit_that_came_since_he_opened_it(p: Path) -> Any:
-    d = p / "d"
-    os.mkdir(d)
-    os.chmod(d, 0o777)
+    d = open_to_all(p / "d")
     with user(1000, 1234):
         os.close(os.open(d / "file", os.O_CREAT | os.O_RDWR, 0o666))
     os.chmod(d / "file", 0o666)
@@ -214,9 +223,7 @@ def who_writes_a_file_of_another_group_takes_an_sgid_bit_that_came_since_he_open
 
 @scenario
 def who_writes_a_file_of_another_group_takes_its_sgid_bit_also_while_its_maker_has_it_open(p: Path) -> Any:
-    d = p / "d"
-    os.mkdir(d)
-    os.chmod(d, 0o777)
+    d = open_to_all(p / "d")
     with user(1000, 1234):
         made = os.open(d / "file", os.O_CREAT | os.O_RDWR, 0o666)
         os.fchmod(made, 0o666)
@@ -237,9 +244,7 @@ def who_writes_a_file_of_another_group_takes_its_sgid_bit_also_while_its_maker_h
 
 @scenario
 def who_writes_a_file_of_another_group_takes_its_sgid_bit_also_while_it_is_read(p: Path) -> Any:
-    d = p / "d"
-    os.mkdir(d)
-    os.chmod(d, 0o777)
+    d = open_to_all(p / "d")
     with user(1000, 1234), opened(d / "file", os.O_CREAT | os.O_RDWR, 0o666) as made:
         os.fchmod(made, 0o666)
         reader = os.open(d / "file", os.O_RDONLY)

@@ -16,6 +16,7 @@ from core.table import (
     checked,
     libc,
     mode_of,
+    open_to_all,
     opened,
     owner_of,
     put,
@@ -27,12 +28,6 @@ from core.table import (
 WHO = 1000
 OTHER = 2000
 RW = os.O_CREAT | os.O_RDWR
-
-
-def open_to_all(path: Path, mode: int = 0o777) -> Path:
-    os.mkdir(path)
-    os.chmod(path, mode)
-    return path
 
 
 def make_all(d: Path) -> dict[str, tuple[int, int, str]]:

@@ -80,6 +80,13 @@ def opened(
         os.close(fd)
 
 
+def open_to_all(path: Path, mode: int = 0o777) -> Path:
+    """A new directory that anybody may use, whatever the umask."""
+    os.mkdir(path)
+    os.chmod(path, mode)
+    return path
+
+
 @contextmanager
 def user(uid: int, gid: int | None = None, groups: Sequence[int] = ()) -> Iterator[None]:
     """Act as another user for the time of a block; only in a scenario's child."""

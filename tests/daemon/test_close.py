@@ -32,7 +32,7 @@ def test_a_lock_goes_though_the_close_of_its_holder_fails(mount: Mounter, way: s
         ) as holder:
             assert holder.stdout is not None
             assert holder.stdout.readline()
-            time.sleep(0.5)
+            time.sleep(0.5)  # it is in its close by now, which nothing outside tells
             holder.send_signal(signal.SIGKILL)
             holder.wait(15)
         with (mounted.src / "file").open("r+") as there:

@@ -43,7 +43,7 @@ def test_what_a_hanging_daemon_is_to_forget_holds_no_worker(mount: Mounter) -> N
 
     words = ["setfattr", "-n", "user.hang", "-v", "9", str(mounted.path / "other")]
     with subprocess.Popen(words, stderr=subprocess.DEVNULL) as hang:
-        time.sleep(0.3)
+        time.sleep(0.3)  # the daemon has the setxattr by now; if not, the test is easier to pass
         support.run("python3", "-c", FILL, mounted.path)  # the socket, with what nobody reads
         begin = time.monotonic()
         support.run("python3", "-c", FORGET, mounted.path)
