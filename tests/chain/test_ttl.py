@@ -106,7 +106,7 @@ def test_a_lookups_ttl_does_not_spare_the_hooks_on_attributes(
     with serving.serve(directory, "ttl", filters=made, options="cache=watch") as served:
         fd = os.open(served.path / "f", os.O_PATH)
         try:
-            before = served.counters()["requests"]
+            before = settled(served)
             for _ in range(2):
                 assert os.fstat(fd).st_size == 1
             assert served.counters()["requests"] == before + 2
