@@ -55,6 +55,7 @@ class Mount:
         one_file_system: bool = False,
         idmap: bool = False,
         small: bool = False,
+        idle: str = "auto",
         more_roots: Sequence[int] = (),
     ) -> None:
         """Prepare a mount of the directory `root_fd` (duplicated, so the caller may close its own).
@@ -78,6 +79,8 @@ class Mount:
             one_file_system: What is mounted below the backing root is not shown.
             idmap: The mount may be cloned with mapped ids; callers' ids are seen by ops that create alone.
             small: The kernel sends no opens of files; their pages are kept as long as their attributes hold.
+            idle: "poll": while requests come in numbers idle cores stay awake and serve those of others;
+                "leave": not; "auto": in a virtual machine that may, of 8 cores at most.
             more_roots: The backing roots from 1 on, open directories (duplicated); root_fd is 0.
 
         Raises:

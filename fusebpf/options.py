@@ -29,6 +29,7 @@ CACHES = ("normal", "none", "watch")
 LOCKS = ("backing", "local")
 PROFILES = ("normal", "small")
 TRANSPORTS = ("auto", "uring", "dev")
+IDLES = ("auto", "poll", "leave")
 
 _SECURE = mounts.MS_NOSUID | mounts.MS_NODEV
 _ATIMES = mounts.MS_NOATIME | mounts.MS_RELATIME | mounts.MS_STRICTATIME
@@ -114,6 +115,9 @@ class MountOptions:
             hold. It goes with locks "local" and without passthrough.
         transport: How requests come: "uring", FUSE over io_uring; "dev", /dev/fuse; "auto", io_uring where
             the kernel has it.
+        idle: "poll": while requests come in numbers, idle cores stay awake, and serve those of others;
+            "leave": cores idle as they do without us; "auto": the first on a virtual machine that may, of 8
+            cores at most.
         name: The mount's name; None: from MNT.
         roots: Backing roots behind SRC, which is number 0: paths.
         filters: Filters as for --filter.
@@ -136,6 +140,7 @@ class MountOptions:
     locks: str = "backing"
     profile: str = "normal"
     transport: str = "auto"
+    idle: str = "auto"
     name: str | None = None
     roots: tuple[str, ...] = field(default=())
     filters: tuple[str, ...] = field(default=())
@@ -381,6 +386,10 @@ def _transport(options: MountOptions, option: str, value: str) -> MountOptions:
     return replace(options, transport=_choice(option, value, *TRANSPORTS))
 
 
+def _idle(options: MountOptions, option: str, value: str) -> MountOptions:
+    return replace(options, idle=_choice(option, value, *IDLES))
+
+
 def _name(options: MountOptions, option: str, value: str) -> MountOptions:
     if options.name is not None and options.name != value:
         raise UsageError(f"mount option {option!r}: the mount is named {options.name!r} already")
@@ -427,6 +436,7 @@ _VALUES: dict[str, Callable[[MountOptions, str, str], MountOptions]] = {
     "locks": _locks,
     "profile": _profile,
     "transport": _transport,
+    "idle": _idle,
     "name": _name,
     "root": _root,
     "filter": _filter,

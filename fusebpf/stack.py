@@ -378,6 +378,7 @@ class Stack:
                 backing_locks=options.locks == "backing",
                 watch=options.cache == "watch",
                 transport=options.transport,
+                idle=options.idle,
                 max_descriptors=options.max_descriptors,
                 one_file_system=options.one_file_system,
                 idmap=options.idmap,

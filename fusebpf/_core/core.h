@@ -98,6 +98,7 @@ struct mount {
 	uint32_t max_read;
 	uint64_t ttl_ns;
 	enum transport_choice transport;
+	struct idle idle;
 	/* The connection. */
 	int roots[FB_MAX_ROOTS]; /* the first is root_fd; n_roots of them */
 	uint32_t n_roots;

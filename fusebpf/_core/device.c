@@ -181,6 +181,8 @@ static void forgets_gather(struct worker *w)
 	const struct fuse_in_header *in = (const struct fuse_in_header *)w->buffer;
 	bool was_forget = in->opcode == FUSE_FORGET || in->opcode == FUSE_BATCH_FORGET;
 
+	if (was_forget)
+		idle_forgets(w->mount);
 	if (was_forget && transport_is_uring(w->mount))
 		nanosleep(&(struct timespec){ .tv_nsec = GATHER_NS }, NULL);
 	((struct fuse_in_header *)w->buffer)->opcode = 0;

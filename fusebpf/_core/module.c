@@ -58,13 +58,13 @@ static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = { "root_fd", "mountpoint", "source", "flags", "allow_other", "default_permissions", "max_read",
 				 "passthrough", "max_workers", "ttl_ns", "backing_locks", "watch", "transport",
-				 "max_descriptors", "one_file_system", "idmap", "small", "more_roots", NULL };
+				 "max_descriptors", "one_file_system", "idmap", "small", "idle", "more_roots", NULL };
 	int root_fd, allow_other = 1, default_permissions = 1, passthrough = 1, backing_locks = 1, watch = 0;
 	int one_file_system = 0, idmap = 0, small = 0;
 	unsigned int max_read = 0, max_workers = FB_MAX_WORKERS, max_descriptors = 0;
 	unsigned long flags = 0;
 	unsigned long long ttl_ns = 1000000000;
-	const char *transport = "auto";
+	const char *transport = "auto", *idle = "auto";
 	PyObject *mountpoint = NULL, *source = NULL, *more_roots = NULL;
 	struct stat st;
 
@@ -72,11 +72,11 @@ static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 		PyErr_SetString(PyExc_ValueError, "the mount is made already");
 		return -1;
 	}
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO&|$O&kppIpIKppsIpppO", names, &root_fd, PyUnicode_FSConverter,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO&|$O&kppIpIKppsIpppsO", names, &root_fd, PyUnicode_FSConverter,
 					 &mountpoint, PyUnicode_FSConverter, &source, &flags, &allow_other,
 					 &default_permissions, &max_read, &passthrough, &max_workers, &ttl_ns,
 					 &backing_locks, &watch, &transport, &max_descriptors, &one_file_system,
-					 &idmap, &small, &more_roots))
+					 &idmap, &small, &idle, &more_roots))
 		return -1;
 	struct mount *m = mount_create();
 	int e = m ? 0 : ENOMEM;
@@ -115,6 +115,7 @@ static int Mount_init(MountObject *self, PyObject *args, PyObject *kwargs)
 	m->wants_backing_locks = backing_locks;
 	m->wants_watch = watch;
 	m->transport = transport_named(transport);
+	m->idle.choice = idle_named(idle);
 	m->is_one_file_system = one_file_system;
 	m->wants_idmap = idmap;
 	m->is_small = small;

@@ -19,7 +19,7 @@ struct mount *mount_create(void)
 	memset(m->roots, -1, sizeof(m->roots));
 	m->root_fd = m->device_fd = m->ended_fd = m->log_read_fd = m->log_write_fd = -1;
 	m->workers.limit = FB_MAX_WORKERS;
-	m->workers.load_fd = -1;
+	m->workers.load_fd = m->idle.latency_fd = m->idle.wake_fd = -1;
 	pthread_mutex_init(&m->chain_lock, NULL);
 	pthread_mutex_init(&m->locks_lock, NULL);
 	pthread_mutex_init(&m->backing_ids.lock, NULL);

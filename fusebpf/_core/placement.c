@@ -54,6 +54,11 @@ void placement_start(struct worker *w)
 	set_policy(w, SCHED_OTHER);
 }
 
+static bool is_away(const struct mount *m)
+{
+	return atomic_load_explicit(&m->idle.is_away, memory_order_relaxed);
+}
+
 /** Note on which core a caller is, when its request has come. `tid` 0: nobody waits. */
 void placement_note(struct worker *w, uint32_t tid)
 {
@@ -67,7 +72,7 @@ void placement_note(struct worker *w, uint32_t tid)
 	if (was == is)
 		return;
 	atomic_store_explicit(&at->tid_and_core, is, memory_order_relaxed);
-	if (was >> 32 == tid && !is_busy(w->mount, 1))
+	if (was >> 32 == tid && !is_away(w->mount) && !is_busy(w->mount, 1))
 		atomic_store_explicit(&q->n_yielding, N_ANSWERS, memory_order_relaxed);
 }
 
@@ -97,10 +102,14 @@ static bool is_quiet(const struct worker *w)
 	return atomic_load_explicit(&w->mount->workers.is_quiet, memory_order_relaxed);
 }
 
-/** Choose the calling worker's policy, before it answers. */
+/** Choose where the calling worker runs, and its policy, before it answers. */
 void placement_choose(struct worker *w)
 {
-	set_policy(w, take_one(w) ? SCHED_IDLE : is_quiet(w) ? SCHED_BATCH : SCHED_OTHER);
+	bool is_to_be_away = w->is_placed && is_away(w->mount);
+
+	if (is_to_be_away != atomic_load_explicit(&w->is_away, memory_order_relaxed))
+		idle_place(w, is_to_be_away);
+	set_policy(w, !is_to_be_away && take_one(w) ? SCHED_IDLE : is_quiet(w) ? SCHED_BATCH : SCHED_OTHER);
 }
 
 /* Is this policy, which a worker has, no longer the one that it is to have? */

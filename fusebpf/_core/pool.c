@@ -126,7 +126,9 @@ int workers_start(struct mount *m)
 		pthread_sigmask(SIG_SETMASK, &old, NULL);
 		return e;
 	}
-	e = start_for_cores(m);
+	e = idle_start(m);
+	if (!e)
+		e = start_for_cores(m);
 	for (int i = 0; !e && i < (m->n_queues > 1 ? 1 : KEEP_IDLE); i++)
 		e = worker_start(m, &m->queues[0]);
 	if (!e)
@@ -167,6 +169,7 @@ void workers_stop(struct mount *m)
 	janitor_stop(m);
 	for (uint32_t i = 1; !left && i < m->n_queues; i++)
 		uring_free_spares(&m->queues[i]);
+	idle_stop(m); // those that were left begin nothing
 	if (!left && m->workers.load_fd >= 0) {
 		close(m->workers.load_fd);
 		m->workers.load_fd = -1;

@@ -5,6 +5,8 @@
 
 #include "core.h"
 
+#include <sched.h>
+
 #define MAX_CORES 1024 /* that FUSE over io_uring is used on */
 
 /* The pipes of a worker that has sent what a large read found; -1 before. */
@@ -80,6 +82,35 @@ void __tsan_release(void *address);
 #define KERNEL_IS_TOLD(m) ((void)0)
 #define KERNEL_HAS_TOLD(m) ((void)0)
 #endif
+
+/* idle=, and what is done for it: idle.c */
+enum idle_choice { IDLE_AUTO, IDLE_POLL, IDLE_LEAVE };
+
+struct idle {
+	enum idle_choice choice;
+	cpu_set_t cores;	 /* that the process may run on */
+	int latency_fd;		 /* /dev/cpu_dma_latency, -1: cores idle as they like */
+	int wake_fd;		 /* eventfd: the thread has something to do */
+	_Atomic bool is_awake;	 /* idle cores are kept awake, */
+	_Atomic bool is_away;	 /* and workers run on others than their callers' */
+	_Atomic int64_t tick_ms; /* when requests were counted last, */
+	_Atomic uint64_t n_at_tick; /* and how many there had been */
+	_Atomic int64_t forgets_ms; /* when the last FORGETs came */
+	/* The thread's: */
+	pthread_t thread;
+	bool has_thread;
+	_Atomic bool is_stopping;
+	uint64_t n_at_look, awake_us; /* when it looked last */
+	uint32_t n_lean;	      /* looks in which there were few requests, */
+	uint32_t n_roomy;	      /* and in which cores had time, one after the other */
+};
+
+enum idle_choice idle_named(const char *name);
+int idle_start(struct mount *m);
+void idle_stop(struct mount *m);
+void idle_note(struct mount *m);
+void idle_forgets(struct mount *m);
+void idle_place(struct worker *w, bool is_away);
 
 /* placement.c */
 void placement_start(struct worker *w);

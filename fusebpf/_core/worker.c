@@ -301,6 +301,7 @@ static void begin_request(struct worker *w)
 	atomic_store_explicit(&w->nodeid, in->nodeid, memory_order_relaxed);
 	atomic_store_explicit(&w->pid, in->pid, memory_order_relaxed);
 	atomic_store(&w->unique, in->unique);
+	idle_note(w->mount);
 	placement_note(w, in->pid);
 	placement_begin(w);
 	bool was_parked = !atomic_compare_exchange_strong(&w->state, &expected, WORKER_RUNS);

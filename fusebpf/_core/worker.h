@@ -30,6 +30,7 @@ struct worker {
 	bool is_registered, is_unanswered;
 	_Atomic bool is_placed;	    /* placement.c chooses how it is scheduled; it may be SCHED_IDLE */
 	bool can_yield;
+	_Atomic bool is_away;	    /* it runs on another core than its callers */
 	_Atomic int policy;	    /* and what it is */
 	struct splice splice;
 	struct fb_slot *image;

@@ -119,3 +119,19 @@ def test_a_mount_whose_directory_was_renamed_is_listed_where_it_is(tree: Path) -
 def test_an_empty_name_is_none(tree: Path) -> None:
     for words in (["--name", ""], ["-o", "name="]):
         assert_refused(fusebpf("mount", "src", "mnt", *words, cwd=tree), 2, "''", "cannot be a mount's name")
+
+
+LATENCY = "/dev/cpu_dma_latency"
+NO_LATENCY = f"touch f && mount --bind f {LATENCY} && mount -o remount,ro,bind {LATENCY}"
+
+
+@pytest.mark.skipif(not Path(LATENCY).exists(), reason="the kernel has no PM QoS for cores")
+def test_a_machine_that_does_not_let_cores_be_kept_awake_is_told_so(tree: Path) -> None:
+    done = in_namespace(tree, NO_LATENCY, *MOUNT, "-o", "idle=poll")
+
+    assert_refused(done, 1, f"idle=poll: opening {LATENCY}", "Read-only file system")
+
+
+@pytest.mark.skipif(not Path(LATENCY).exists(), reason="the kernel has no PM QoS for cores")
+def test_nobody_has_to_let_cores_be_kept_awake(tree: Path) -> None:
+    in_namespace(tree, f"{NO_LATENCY} && {support.COMMAND} mount src mnt", "umount", "mnt").check_returncode()

@@ -23,4 +23,4 @@ def uring(mount: support.Mounter) -> support.Mounted:
     """A mount over io_uring."""
     if not SWITCH.exists():
         pytest.skip("no FUSE over io_uring here")
-    return mount(options="transport=uring")
+    return mount(options="transport=uring,idle=leave")

@@ -71,7 +71,7 @@ def test_workers_are_ordinary_again_when_a_caller_stays(
     assert uring.pid, "there is io_uring"
     # One for each core, so that no other one is left as it was when it last answered.
     few = os.sysconf("SC_NPROCESSORS_CONF") + 1
-    mounted = mount(options=f"transport=uring,max_workers={few}")
+    mounted = mount(options=f"transport=uring,idle=leave,max_workers={few}")
     support.wait_until(lambda: _is_idle_after_moves(mounted, cores))
 
     _ask(mounted.path, cores[1], MANY)

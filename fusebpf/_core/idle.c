@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * How cores idle while a mount is busy. In a virtual machine an idle core halts, and it takes the host some 40 µs to wake it, several
+ * times what a request takes. While requests come in numbers, idle cores are to look for work awake (PM QoS: /dev/cpu_dma_latency,
+ * which the kernel takes back when we close it or die). Then another core answers sooner than the caller's own, which would have to
+ * change address spaces twice: workers are away, on the other cores, while these have time, and the caller waits on its own.
+ *
+ * FORGETs have the backing file system free what was removed, which takes about as long as to remove it. They need the other core
+ * for that, so where they come workers stay at home.
+ *
+ * Threads: workers, at steps of the coarse clock, which begin it; a thread of its own that sees to its end. No lock.
+ * Source: Documentation/power/pm_qos_interface.rst, drivers/cpuidle/governors/haltpoll.c.
+ */
+#include "core.h"
+
+#include <poll.h>
+#include <sched.h>
+#include <stdio.h>
+#include <sys/eventfd.h>
+
+#define LATENCY_FILE "/dev/cpu_dma_latency"
+#define DRIVER_FILE "/sys/devices/system/cpu/cpuidle/current_driver"
+#define TIME_FILE "/sys/devices/system/cpu/cpu%d/cpuidle/state0/time"
+#define AWAKE 0			 /* µs that waking up may take: none, so an idle core does not sleep */
+#define AS_EVER (2000 * 1000000) /* include/linux/pm_qos.h: PM_QOS_CPU_LATENCY_DEFAULT_VALUE */
+
+#define MOST_CORES 8	   /* more of them would be kept awake for the sake of one */
+#define BURST_PER_MS 4	   /* so many requests in a millisecond keep them awake, */
+#define LOOK_MS 10	   /* until there were fewer */
+#define LEAST_PER_LOOK 10  /* than this */
+#define MOST_LEAN 5	   /* in so many looks one after the other */
+#define FORGETS_MS 30 	   /* how long workers stay at home after a FORGET */
+/* How long cores must have been idle together, of each 10 ms, for workers to leave, and what is too little for them to stay away. */
+#define ROOM_TO_LEAVE_US 8500
+#define N_ROOMY 2 /* looks one after the other, */
+#define ROOM_TO_STAY_US 5500
+
+static bool is_haltpoll(void)
+{
+	char driver[32];
+	int fd = open(DRIVER_FILE, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, driver, sizeof(driver) - 1);
+
+	if (fd >= 0)
+		close(fd);
+	driver[n < 0 ? 0 : n] = 0;
+	return !strcmp(driver, "haltpoll\n");
+}
+
+/* Where it is for us to say: a virtual machine that may poll, of not too many cores. */
+static bool is_for_us(const struct idle *idle)
+{
+	return CPU_COUNT(&idle->cores) > 1 && sysconf(_SC_NPROCESSORS_ONLN) <= MOST_CORES && is_haltpoll();
+}
+
+enum idle_choice idle_named(const char *name)
+{
+	return !strcmp(name, "poll") ? IDLE_POLL : !strcmp(name, "leave") ? IDLE_LEAVE : IDLE_AUTO;
+}
+
+static void set_latency(const struct idle *idle, int32_t microseconds)
+{
+	if (write(idle->latency_fd, &microseconds, sizeof(microseconds)) < 0)
+		return; // cores idle as they did
+}
+
+/* How long has a core looked for work awake, in µs? */
+static uint64_t awake_us(int core)
+{
+	char path[sizeof(TIME_FILE) + 12], text[32];
+
+	snprintf(path, sizeof(path), TIME_FILE, core);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+	if (fd >= 0)
+		close(fd);
+	text[n < 0 ? 0 : n] = 0;
+	return strtoull(text, NULL, 10);
+}
+
+static uint64_t all_awake_us(const struct idle *idle)
+{
+	uint64_t us = 0;
+
+	for (int core = 0; core < CPU_SETSIZE; core++)
+		us += CPU_ISSET(core, &idle->cores) ? awake_us(core) : 0;
+	return us;
+}
+
+static uint64_t n_requests(const struct mount *m)
+{
+	uint64_t n = 0;
+
+	for (uint32_t i = 0; i < m->n_queues; i++)
+		n += atomic_load_explicit(&m->queues[i].n_requests, memory_order_relaxed);
+	return n;
+}
+
+static void keep_awake(struct idle *idle)
+{
+	uint64_t one = 1;
+
+	if (atomic_exchange(&idle->is_awake, true))
+		return;
+	set_latency(idle, AWAKE);
+	if (write(idle->wake_fd, &one, sizeof(one)) < 0)
+		return; // the thread is told already
+}
+
+/** A request has come: are there many? */
+void idle_note(struct mount *m)
+{
+	struct idle *idle = &m->idle;
+
+	if (idle->latency_fd < 0)
+		return;
+	int64_t now = now_ms(), was = atomic_load_explicit(&idle->tick_ms, memory_order_relaxed);
+	if (now == was || !atomic_compare_exchange_strong(&idle->tick_ms, &was, now))
+		return;
+	uint64_t n = n_requests(m), before = atomic_exchange(&idle->n_at_tick, n);
+	if (n - before >= (uint64_t)(BURST_PER_MS * (now - was)))
+		keep_awake(idle);
+}
+
+/** FORGETs have come. */
+void idle_forgets(struct mount *m)
+{
+	if (m->idle.latency_fd < 0)
+		return;
+	atomic_store_explicit(&m->idle.forgets_ms, now_ms(), memory_order_relaxed);
+	atomic_store(&m->idle.is_away, false);
+}
+
+/** Have a worker run where its callers do, or where they do not. Any thread. */
+void idle_place(struct worker *w, bool is_away)
+{
+	cpu_set_t cores = w->mount->idle.cores;
+
+	if (is_away) {
+		CPU_CLR(w->queue->core, &cores);
+	} else {
+		CPU_ZERO(&cores);
+		CPU_SET(w->queue->core, &cores);
+	}
+	atomic_store_explicit(&w->is_away, is_away, memory_order_relaxed);
+	// Where it fails, since a core is off line, it is not tried again.
+	pthread_setaffinity_np(w->thread, sizeof(cores), &cores);
+}
+
+/* Fetch the workers home that have not come themselves, with an answer. */
+static void fetch_home(struct mount *m)
+{
+	pthread_mutex_lock(&m->workers.lock);
+	for (struct worker *w = m->workers.all; w; w = w->next)
+		if (atomic_load(&w->is_away))
+			idle_place(w, false);
+	pthread_mutex_unlock(&m->workers.lock);
+}
+
+/* Requests have become few: let cores idle as they do without us. */
+static void let_idle(struct idle *idle)
+{
+	atomic_store(&idle->is_away, false);
+	atomic_store(&idle->is_awake, false);
+	idle->n_lean = 0;
+	set_latency(idle, AS_EVER);
+	if (atomic_load(&idle->is_awake)) // requests have come meanwhile
+		set_latency(idle, AWAKE);
+}
+
+/* Have the cores time for workers that are away? */
+static void look_for_room(struct idle *idle)
+{
+	uint64_t us = all_awake_us(idle), room = us - idle->awake_us;
+	bool is_forgetting = now_ms() - atomic_load(&idle->forgets_ms) <= FORGETS_MS;
+
+	idle->awake_us = us;
+	idle->n_roomy = room > ROOM_TO_LEAVE_US && !is_forgetting ? idle->n_roomy + 1 : 0;
+	if (room < ROOM_TO_STAY_US)
+		atomic_store(&idle->is_away, false);
+	else if (idle->n_roomy >= N_ROOMY)
+		atomic_store(&idle->is_away, true);
+}
+
+/* Cores are kept awake: see whether they still are to be. */
+static void look(struct mount *m)
+{
+	struct idle *idle = &m->idle;
+	uint64_t n = n_requests(m);
+
+	idle->n_lean = n - idle->n_at_look < LEAST_PER_LOOK ? idle->n_lean + 1 : 0;
+	idle->n_at_look = n;
+	look_for_room(idle);
+	if (idle->n_lean >= MOST_LEAN)
+		let_idle(idle);
+	if (!atomic_load(&idle->is_away))
+		fetch_home(m);
+}
+
+static void *idle_main(void *argument)
+{
+	struct mount *m = argument;
+	struct idle *idle = &m->idle;
+	struct pollfd polled = { .fd = idle->wake_fd, .events = POLLIN };
+	uint64_t times;
+
+	prctl(PR_SET_NAME, "fusebpf/idle");
+	while (!atomic_load(&idle->is_stopping)) {
+		poll(&polled, 1, atomic_load(&idle->is_awake) ? LOOK_MS : -1);
+		if (read(idle->wake_fd, &times, sizeof(times)) == sizeof(times))
+			idle->awake_us = all_awake_us(idle); // from where on it counts
+		else if (atomic_load(&idle->is_awake))
+			look(m);
+	}
+	return NULL;
+}
+
+/** Begin, before the workers do and with signals blocked. 0, or -errno where idle=poll cannot be had. */
+int idle_start(struct mount *m)
+{
+	struct idle *idle = &m->idle;
+
+	if (sched_getaffinity(0, sizeof(idle->cores), &idle->cores) < 0)
+		CPU_ZERO(&idle->cores); // there are more than it holds
+	if (idle->choice == IDLE_LEAVE || (idle->choice == IDLE_AUTO && !is_for_us(idle)))
+		return 0;
+	idle->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	idle->latency_fd = idle->wake_fd < 0 ? -1 : open(LATENCY_FILE, O_WRONLY | O_CLOEXEC);
+	int e = idle->latency_fd < 0 ? -errno : -pthread_create(&idle->thread, NULL, idle_main, m);
+	idle->has_thread = !e;
+	if (!e)
+		return 0;
+	idle_stop(m);
+	if (idle->choice == IDLE_AUTO)
+		return 0;
+	m->failed_call = "idle=poll: opening " LATENCY_FILE;
+	return e;
+}
+
+/** The workers have ended, or begin nothing any more. */
+void idle_stop(struct mount *m)
+{
+	struct idle *idle = &m->idle;
+	uint64_t one = 1;
+
+	atomic_store(&idle->is_stopping, true);
+	if (idle->has_thread && write(idle->wake_fd, &one, sizeof(one)) == sizeof(one))
+		pthread_join(idle->thread, NULL);
+	idle->has_thread = false;
+	if (idle->latency_fd >= 0)
+		close(idle->latency_fd);
+	if (idle->wake_fd >= 0)
+		close(idle->wake_fd);
+	idle->latency_fd = idle->wake_fd = -1;
+}

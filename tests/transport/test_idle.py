@@ -1,0 +1,153 @@
+"""While requests come in numbers idle cores are kept awake, and serve the requests of others."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import support
+
+LATENCY = Path("/dev/cpu_dma_latency")
+DRIVER = Path("/sys/devices/system/cpu/cpuidle/current_driver")
+AWAKE = 0
+CORES = len(os.sched_getaffinity(0))
+ASKS = "import os, sys\nwhile True: os.statvfs(sys.argv[1])"
+FORGETS = """
+import os, sys, time
+while True:
+    for number in range(20):
+        os.close(os.open(f"{sys.argv[1]}/gone{number}", os.O_CREAT | os.O_WRONLY))
+        os.unlink(f"{sys.argv[1]}/gone{number}")
+    time.sleep(0.01)
+"""
+
+pytestmark = pytest.mark.skipif(not LATENCY.exists(), reason="the kernel has no PM QoS for cores")
+has_two_cores = pytest.mark.skipif(CORES < 2, reason="there is no other core")
+has_idle_times = pytest.mark.skipif(
+    not DRIVER.exists() or DRIVER.read_text() == "none\n",
+    reason="the kernel does not tell how long cores are idle",
+)
+
+
+def _may_take() -> int:
+    """How long waking up a core may take now, in µs: the least that anybody asked for."""
+    with LATENCY.open("rb") as file:
+        return int.from_bytes(file.read(4), sys.byteorder)
+
+
+def _is_awake() -> bool:
+    return _may_take() == AWAKE
+
+
+@contextmanager
+def _asked(path: Path, script: str = ASKS) -> Iterator[None]:
+    """A client that makes requests all the time."""
+    with support.clients((sys.executable, "-c", script, path)):
+        yield
+
+
+def _is_away(mounted: support.Mounted) -> bool:
+    """May a worker not run on the core whose requests it serves?"""
+    for task in Path(f"/proc/{mounted.pid}/task").iterdir():
+        core = (task / "comm").read_text().strip().removeprefix("fusebpf/")
+        if core.isdigit() and int(core) not in os.sched_getaffinity(int(task.name)):
+            return True
+    return False
+
+
+def test_idle_cores_are_awake_while_requests_come_in_numbers(mount: support.Mounter, transport: str) -> None:
+    mounted = mount(options=f"transport={transport},idle=poll")
+    support.wait_until(lambda: not _is_awake())  # it measures how far cores are
+
+    with _asked(mounted.path):
+        support.wait_until(_is_awake)
+
+    support.wait_until(lambda: not _is_awake())
+
+
+def test_a_few_requests_wake_nobody(mount: support.Mounter) -> None:
+    mounted = mount(options="idle=poll")
+    support.wait_until(lambda: not _is_awake())
+
+    for _ in range(3):
+        os.statvfs(mounted.path)
+        time.sleep(0.02)
+
+    assert not _is_awake()
+
+
+def test_cores_idle_as_they_like_where_that_is_said(mount: support.Mounter) -> None:
+    mounted = mount(options="idle=leave")
+
+    with _asked(mounted.path), pytest.raises(AssertionError):
+        support.wait_until(_is_awake, 1)
+
+
+@pytest.mark.skipif(not 2 <= CORES <= 8, reason="left alone on one core or many")
+@pytest.mark.skipif(
+    not DRIVER.exists() or DRIVER.read_text() != "haltpoll\n", reason="no virtual machine that may poll"
+)
+def test_a_virtual_machine_that_may_poll_does(mount: support.Mounter) -> None:
+    mounted = mount()
+
+    with _asked(mounted.path):
+        support.wait_until(_is_awake)
+
+
+def test_nothing_stays_awake_when_the_mount_ends(mount: support.Mounter) -> None:
+    mounted = mount(options="idle=poll")
+
+    with _asked(mounted.path):
+        support.wait_until(_is_awake)
+        support.run("umount", "-l", mounted.path)
+
+    support.wait_until(lambda: not _is_awake())
+
+
+def test_nothing_stays_awake_when_the_server_is_killed(mount: support.Mounter) -> None:
+    mounted = mount(options="idle=poll")
+
+    with _asked(mounted.path):
+        support.wait_until(_is_awake)
+        mounted.kill(signal.SIGKILL)
+
+        support.wait_until(lambda: not _is_awake())
+
+
+@has_two_cores
+@has_idle_times
+def test_workers_serve_from_another_core_while_one_is_idle(mount: support.Mounter) -> None:
+    mounted = mount(options="transport=uring,idle=poll")
+    assert not _is_away(mounted)
+
+    with _asked(mounted.path):
+        support.wait_until(lambda: _is_away(mounted), 60)
+
+    support.wait_until(lambda: not _is_away(mounted))
+
+
+@has_two_cores
+@has_idle_times
+def test_workers_come_home_while_files_are_forgotten(mount: support.Mounter) -> None:
+    mounted = mount(options="transport=uring,idle=poll")
+
+    with _asked(mounted.path):
+        support.wait_until(lambda: _is_away(mounted), 60)
+        with _asked(mounted.path, FORGETS):
+            support.wait_until(lambda: not _is_away(mounted))
+
+
+@has_two_cores
+@has_idle_times
+def test_workers_come_home_where_no_core_is_idle(mount: support.Mounter) -> None:
+    mounted = mount(options="transport=uring,idle=poll")
+    hog = ("sh", "-c", "ulimit -t 60; while :; do :; done")
+
+    with _asked(mounted.path):
+        support.wait_until(lambda: _is_away(mounted), 60)
+        with support.clients(*[hog] * 2 * CORES):
+            support.wait_until(lambda: not _is_away(mounted), 30)
