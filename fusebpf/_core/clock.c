@@ -15,6 +15,15 @@ int64_t now_ms(void)
 	return now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
+/** Nanoseconds of that clock, at this moment; takes longer. */
+int64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
 /** Make a condition that clock_wait can wait for. */
 void clock_cond_init(pthread_cond_t *cond)
 {

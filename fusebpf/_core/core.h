@@ -143,6 +143,7 @@ struct mount {
 
 /* clock.c */
 int64_t now_ms(void);
+int64_t now_ns(void);
 void clock_cond_init(pthread_cond_t *cond);
 void clock_wait(pthread_cond_t *cond, pthread_mutex_t *lock, int64_t ns);
 

@@ -5,18 +5,9 @@
 #include "core.h"
 
 #include <poll.h>
-#include <time.h>
 
 #define SPIN_NS 50000	/* how long to look */
 #define MAX_LEFT_OUT 7	/* how often not to, at most, once it was in vain */
-
-static int64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000000000 + now.tv_nsec;
-}
 
 /** Is there a message? */
 bool is_readable(int fd)

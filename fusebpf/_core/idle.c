@@ -2,13 +2,15 @@
 /*
  * How cores idle while a mount is busy. In a virtual machine an idle core halts, and it takes the host some 40 µs to wake it, several
  * times what a request takes. While requests come in numbers, idle cores are to look for work awake (PM QoS: /dev/cpu_dma_latency,
- * which the kernel takes back when we close it or die). Then another core answers sooner than the caller's own, which would have to
- * change address spaces twice: workers are away, on the other cores, while these have time, and the caller waits on its own.
+ * which the kernel takes back when the last process that has it open closes it or dies). Then another core answers sooner than the
+ * caller's own, which would have to change address spaces twice: workers are away, on the other cores, while these have time, and
+ * the caller waits on its own.
  *
  * FORGETs have the backing file system free what was removed, which takes about as long as to remove it. They need the other core
  * for that, so where they come workers stay at home.
  *
- * Threads: workers, at steps of the coarse clock, which begin it; a thread of its own that sees to its end. No lock.
+ * Threads: workers, at steps of the coarse clock, which say that there is much to do; a thread of its own for the rest, which takes
+ * workers.lock to fetch them home.
  * Source: Documentation/power/pm_qos_interface.rst, drivers/cpuidle/governors/haltpoll.c.
  */
 #include "core.h"
@@ -20,30 +22,37 @@
 
 #define LATENCY_FILE "/dev/cpu_dma_latency"
 #define DRIVER_FILE "/sys/devices/system/cpu/cpuidle/current_driver"
-#define TIME_FILE "/sys/devices/system/cpu/cpu%d/cpuidle/state0/time"
+#define STATE_FILE "/sys/devices/system/cpu/cpu%d/cpuidle/state0/%s" /* in which a core looks for work */
 #define AWAKE 0			 /* µs that waking up may take: none, so an idle core does not sleep */
 #define AS_EVER (2000 * 1000000) /* include/linux/pm_qos.h: PM_QOS_CPU_LATENCY_DEFAULT_VALUE */
 
-#define MOST_CORES 8	   /* more of them would be kept awake for the sake of one */
+#define MOST_CORES 8	   /* more of them would be kept awake for the sake of one; of more, so many are looked at */
 #define BURST_PER_MS 4	   /* so many requests in a millisecond keep them awake, */
 #define LOOK_MS 10	   /* until there were fewer */
 #define LEAST_PER_LOOK 10  /* than this */
 #define MOST_LEAN 5	   /* in so many looks one after the other */
-#define FORGETS_MS 30 	   /* how long workers stay at home after a FORGET */
+#define FORGETS_MS 30	   /* how long workers stay at home after a FORGET */
 /* How long cores must have been idle together, of each 10 ms, for workers to leave, and what is too little for them to stay away. */
 #define ROOM_TO_LEAVE_US 8500
 #define N_ROOMY 2 /* looks one after the other, */
 #define ROOM_TO_STAY_US 5500
 
-static bool is_haltpoll(void)
+/* Read a small file; what cannot be read is empty. */
+static void read_text(const char *path, char out[32])
 {
-	char driver[32];
-	int fd = open(DRIVER_FILE, O_RDONLY | O_CLOEXEC);
-	ssize_t n = fd < 0 ? -1 : read(fd, driver, sizeof(driver) - 1);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, out, 31);
 
 	if (fd >= 0)
 		close(fd);
-	driver[n < 0 ? 0 : n] = 0;
+	out[n < 0 ? 0 : n] = 0;
+}
+
+static bool is_haltpoll(void)
+{
+	char driver[32];
+
+	read_text(DRIVER_FILE, driver);
 	return !strcmp(driver, "haltpoll\n");
 }
 
@@ -64,27 +73,39 @@ static void set_latency(const struct idle *idle, int32_t microseconds)
 		return; // cores idle as they did
 }
 
-/* How long has a core looked for work awake, in µs? */
-static uint64_t awake_us(int core)
+static void read_state(int core, const char *what, char out[32])
 {
-	char path[sizeof(TIME_FILE) + 12], text[32];
+	char path[sizeof(STATE_FILE) + 16];
 
-	snprintf(path, sizeof(path), TIME_FILE, core);
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
-	if (fd >= 0)
-		close(fd);
-	text[n < 0 ? 0 : n] = 0;
-	return strtoull(text, NULL, 10);
+	snprintf(path, sizeof(path), STATE_FILE, core, what);
+	read_text(path, out);
 }
 
+/* How long have the cores looked for work awake, together, in µs? 0 where the kernel has no such state (on ARM the first is a halt). */
 static uint64_t all_awake_us(const struct idle *idle)
 {
+	char text[32];
 	uint64_t us = 0;
+	int n = 0;
 
-	for (int core = 0; core < CPU_SETSIZE; core++)
-		us += CPU_ISSET(core, &idle->cores) ? awake_us(core) : 0;
+	for (int core = 0; core < CPU_SETSIZE && n < MOST_CORES; core++) {
+		if (!CPU_ISSET(core, &idle->cores))
+			continue;
+		n++;
+		read_state(core, "name", text);
+		if (strcmp(text, "POLL\n"))
+			continue;
+		read_state(core, "time", text);
+		us += strtoull(text, NULL, 10);
+	}
 	return us;
+}
+
+/* Go on to count from here. */
+static void begin_look(struct idle *idle)
+{
+	idle->awake_us = all_awake_us(idle);
+	idle->looked_ns = now_ns();
 }
 
 static uint64_t n_requests(const struct mount *m)
@@ -102,7 +123,6 @@ static void keep_awake(struct idle *idle)
 
 	if (atomic_exchange(&idle->is_awake, true))
 		return;
-	set_latency(idle, AWAKE);
 	if (write(idle->wake_fd, &one, sizeof(one)) < 0)
 		return; // the thread is told already
 }
@@ -118,7 +138,8 @@ void idle_note(struct mount *m)
 	if (now == was || !atomic_compare_exchange_strong(&idle->tick_ms, &was, now))
 		return;
 	uint64_t n = n_requests(m), before = atomic_exchange(&idle->n_at_tick, n);
-	if (n - before >= (uint64_t)(BURST_PER_MS * (now - was)))
+	// Another worker may have counted since, and more.
+	if ((int64_t)(n - before) >= BURST_PER_MS * (now - was))
 		keep_awake(idle);
 }
 
@@ -127,11 +148,11 @@ void idle_forgets(struct mount *m)
 {
 	if (m->idle.latency_fd < 0)
 		return;
-	atomic_store_explicit(&m->idle.forgets_ms, now_ms(), memory_order_relaxed);
-	atomic_store(&m->idle.is_away, false);
+	atomic_store(&m->idle.forgets_ms, now_ms());
+	atomic_store(&m->idle.has_room, false);
 }
 
-/** Have a worker run where its callers do, or where they do not. Any thread. */
+/** Have a worker run where its callers do, or where they do not. The worker itself; the idle thread fetches it home. */
 void idle_place(struct worker *w, bool is_away)
 {
 	cpu_set_t cores = w->mount->idle.cores;
@@ -142,9 +163,10 @@ void idle_place(struct worker *w, bool is_away)
 		CPU_ZERO(&cores);
 		CPU_SET(w->queue->core, &cores);
 	}
-	atomic_store_explicit(&w->is_away, is_away, memory_order_relaxed);
 	// Where it fails, since a core is off line, it is not tried again.
 	pthread_setaffinity_np(w->thread, sizeof(cores), &cores);
+	// After it: one that is on its way is not fetched, and would go all the same; it is at the next look.
+	atomic_store(&w->is_away, is_away);
 }
 
 /* Fetch the workers home that have not come themselves, with an answer. */
@@ -160,26 +182,28 @@ static void fetch_home(struct mount *m)
 /* Requests have become few: let cores idle as they do without us. */
 static void let_idle(struct idle *idle)
 {
-	atomic_store(&idle->is_away, false);
+	atomic_store(&idle->has_room, false);
 	atomic_store(&idle->is_awake, false);
-	idle->n_lean = 0;
+	idle->n_lean = idle->n_roomy = 0;
 	set_latency(idle, AS_EVER);
-	if (atomic_load(&idle->is_awake)) // requests have come meanwhile
-		set_latency(idle, AWAKE);
 }
 
 /* Have the cores time for workers that are away? */
 static void look_for_room(struct idle *idle)
 {
-	uint64_t us = all_awake_us(idle), room = us - idle->awake_us;
-	bool is_forgetting = now_ms() - atomic_load(&idle->forgets_ms) <= FORGETS_MS;
+	uint64_t before_us = idle->awake_us;
+	int64_t before_ns = idle->looked_ns;
 
-	idle->awake_us = us;
+	begin_look(idle);
+	// Of a core that goes off line the time does, too.
+	uint64_t us = idle->awake_us < before_us ? 0 : idle->awake_us - before_us;
+	uint64_t room = us * LOOK_MS * 1000 / ((uint64_t)(idle->looked_ns - before_ns) / 1000 + 1);
+	bool is_forgetting = now_ms() - atomic_load(&idle->forgets_ms) <= FORGETS_MS;
 	idle->n_roomy = room > ROOM_TO_LEAVE_US && !is_forgetting ? idle->n_roomy + 1 : 0;
-	if (room < ROOM_TO_STAY_US)
-		atomic_store(&idle->is_away, false);
+	if (room < ROOM_TO_STAY_US || is_forgetting)
+		atomic_store(&idle->has_room, false);
 	else if (idle->n_roomy >= N_ROOMY)
-		atomic_store(&idle->is_away, true);
+		atomic_store(&idle->has_room, true);
 }
 
 /* Cores are kept awake: see whether they still are to be. */
@@ -193,7 +217,7 @@ static void look(struct mount *m)
 	look_for_room(idle);
 	if (idle->n_lean >= MOST_LEAN)
 		let_idle(idle);
-	if (!atomic_load(&idle->is_away))
+	if (!atomic_load(&idle->has_room))
 		fetch_home(m);
 }
 
@@ -207,12 +231,31 @@ static void *idle_main(void *argument)
 	prctl(PR_SET_NAME, "fusebpf/idle");
 	while (!atomic_load(&idle->is_stopping)) {
 		poll(&polled, 1, atomic_load(&idle->is_awake) ? LOOK_MS : -1);
-		if (read(idle->wake_fd, &times, sizeof(times)) == sizeof(times))
-			idle->awake_us = all_awake_us(idle); // from where on it counts
-		else if (atomic_load(&idle->is_awake))
+		if (read(idle->wake_fd, &times, sizeof(times)) == sizeof(times)) {
+			// Who said so may have been so slow that it is over.
+			set_latency(idle, atomic_load(&idle->is_awake) ? AWAKE : AS_EVER);
+			begin_look(idle);
+		} else if (atomic_load(&idle->is_awake)) {
 			look(m);
+		}
 	}
 	return NULL;
+}
+
+static int begin(struct mount *m)
+{
+	struct idle *idle = &m->idle;
+
+	m->failed_call = "idle=poll: making an eventfd";
+	idle->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (idle->wake_fd < 0)
+		return -errno;
+	m->failed_call = "idle=poll: opening " LATENCY_FILE;
+	idle->latency_fd = open(LATENCY_FILE, O_WRONLY | O_CLOEXEC);
+	if (idle->latency_fd < 0)
+		return -errno;
+	m->failed_call = "idle=poll: starting a thread";
+	return -pthread_create(&idle->thread, NULL, idle_main, m);
 }
 
 /** Begin, before the workers do and with signals blocked. 0, or -errno where idle=poll cannot be had. */
@@ -224,21 +267,18 @@ int idle_start(struct mount *m)
 		CPU_ZERO(&idle->cores); // there are more than it holds
 	if (idle->choice == IDLE_LEAVE || (idle->choice == IDLE_AUTO && !is_for_us(idle)))
 		return 0;
-	idle->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	idle->latency_fd = idle->wake_fd < 0 ? -1 : open(LATENCY_FILE, O_WRONLY | O_CLOEXEC);
-	int e = idle->latency_fd < 0 ? -errno : -pthread_create(&idle->thread, NULL, idle_main, m);
+	const char *before = m->failed_call;
+	int e = begin(m);
 	idle->has_thread = !e;
-	if (!e)
-		return 0;
-	idle_stop(m);
-	if (idle->choice == IDLE_AUTO)
-		return 0;
-	m->failed_call = "idle=poll: opening " LATENCY_FILE;
-	return e;
+	if (!e || idle->choice == IDLE_AUTO)
+		m->failed_call = before;
+	if (e)
+		idle_stop(m, true);
+	return idle->choice == IDLE_AUTO ? 0 : e;
 }
 
-/** The workers have ended, or begin nothing any more. */
-void idle_stop(struct mount *m)
+/** The workers have ended; or some are left behind, whose descriptors stay theirs. */
+void idle_stop(struct mount *m, bool have_ended)
 {
 	struct idle *idle = &m->idle;
 	uint64_t one = 1;
@@ -247,6 +287,10 @@ void idle_stop(struct mount *m)
 	if (idle->has_thread && write(idle->wake_fd, &one, sizeof(one)) == sizeof(one))
 		pthread_join(idle->thread, NULL);
 	idle->has_thread = false;
+	if (idle->latency_fd >= 0)
+		set_latency(idle, AS_EVER); // a child of the embedding program's may have it open, too
+	if (!have_ended)
+		return;
 	if (idle->latency_fd >= 0)
 		close(idle->latency_fd);
 	if (idle->wake_fd >= 0)

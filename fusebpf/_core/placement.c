@@ -54,9 +54,10 @@ void placement_start(struct worker *w)
 	set_policy(w, SCHED_OTHER);
 }
 
-static bool is_away(const struct mount *m)
+/* Are workers to be on other cores than their callers: idle.c? */
+static bool may_be_away(const struct mount *m)
 {
-	return atomic_load_explicit(&m->idle.is_away, memory_order_relaxed);
+	return atomic_load_explicit(&m->idle.has_room, memory_order_relaxed);
 }
 
 /** Note on which core a caller is, when its request has come. `tid` 0: nobody waits. */
@@ -72,7 +73,7 @@ void placement_note(struct worker *w, uint32_t tid)
 	if (was == is)
 		return;
 	atomic_store_explicit(&at->tid_and_core, is, memory_order_relaxed);
-	if (was >> 32 == tid && !is_away(w->mount) && !is_busy(w->mount, 1))
+	if (was >> 32 == tid && !may_be_away(w->mount) && !is_busy(w->mount, 1))
 		atomic_store_explicit(&q->n_yielding, N_ANSWERS, memory_order_relaxed);
 }
 
@@ -105,7 +106,7 @@ static bool is_quiet(const struct worker *w)
 /** Choose where the calling worker runs, and its policy, before it answers. */
 void placement_choose(struct worker *w)
 {
-	bool is_to_be_away = w->is_placed && is_away(w->mount);
+	bool is_to_be_away = w->is_placed && may_be_away(w->mount);
 
 	if (is_to_be_away != atomic_load_explicit(&w->is_away, memory_order_relaxed))
 		idle_place(w, is_to_be_away);

@@ -169,7 +169,7 @@ void workers_stop(struct mount *m)
 	janitor_stop(m);
 	for (uint32_t i = 1; !left && i < m->n_queues; i++)
 		uring_free_spares(&m->queues[i]);
-	idle_stop(m); // those that were left begin nothing
+	idle_stop(m, !left);
 	if (!left && m->workers.load_fd >= 0) {
 		close(m->workers.load_fd);
 		m->workers.load_fd = -1;

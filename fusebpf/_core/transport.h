@@ -41,7 +41,7 @@ struct transport {
  * one request each; the last idle one that takes a request starts another, so that none waits behind one that blocks. */
 struct queue {
 	const struct transport *transport;
-	int core; /* that its workers are pinned to; -1: none */
+	int core; /* that its workers are pinned to, but while they are away; -1: none */
 	_Atomic uint32_t n_idle, least_idle; /* the second: since the janitor looked last */
 	_Atomic uint32_t n_surplus; /* how many of those that get a message of ours may leave: uring.c */
 	struct spare *spares;	    /* under workers.lock */
@@ -92,7 +92,7 @@ struct idle {
 	int latency_fd;		 /* /dev/cpu_dma_latency, -1: cores idle as they like */
 	int wake_fd;		 /* eventfd: the thread has something to do */
 	_Atomic bool is_awake;	 /* idle cores are kept awake, */
-	_Atomic bool is_away;	 /* and workers run on others than their callers' */
+	_Atomic bool has_room;	 /* and have time for workers of others */
 	_Atomic int64_t tick_ms; /* when requests were counted last, */
 	_Atomic uint64_t n_at_tick; /* and how many there had been */
 	_Atomic int64_t forgets_ms; /* when the last FORGETs came */
@@ -100,14 +100,15 @@ struct idle {
 	pthread_t thread;
 	bool has_thread;
 	_Atomic bool is_stopping;
-	uint64_t n_at_look, awake_us; /* when it looked last */
+	uint64_t n_at_look, awake_us; /* when it looked last, */
+	int64_t looked_ns;	      /* which was then */
 	uint32_t n_lean;	      /* looks in which there were few requests, */
 	uint32_t n_roomy;	      /* and in which cores had time, one after the other */
 };
 
 enum idle_choice idle_named(const char *name);
 int idle_start(struct mount *m);
-void idle_stop(struct mount *m);
+void idle_stop(struct mount *m, bool have_ended);
 void idle_note(struct mount *m);
 void idle_forgets(struct mount *m);
 void idle_place(struct worker *w, bool is_away);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * FUSE over io_uring: the kernel has a queue for each core and gives a request to an entry of the caller's core. Each
- * worker is pinned to a core and has a ring of its own with one entry, so that one that blocks holds up no other: the
+ * worker is pinned to a core (but see idle.c) and has a ring of its own with one entry, so that one that blocks holds up no other: the
  * kernel's list of entries that wait is what says who is next, last in first out, which keeps the busiest warm. A reply
  * and the wait for the next request are one system call. The kernel has no way to take an entry back, so a worker that is no longer
  * needed leaves with a message of ours that it does not answer: nobody waits for that, and with the answer the next worker

@@ -340,7 +340,7 @@ static bool wait_for_opening(struct workers *p)
 	return !atomic_load(&p->is_stopping);
 }
 
-/* Stay on the queue's core. Where that is off line or not ours, the scheduler chooses. */
+/* Stay on the queue's core, until idle.c says otherwise. Where that is off line or not ours, the scheduler chooses. */
 static void pin(int core)
 {
 	cpu_set_t cores;

@@ -30,8 +30,8 @@ struct worker {
 	bool is_registered, is_unanswered;
 	_Atomic bool is_placed;	    /* placement.c chooses how it is scheduled; it may be SCHED_IDLE */
 	bool can_yield;
-	_Atomic bool is_away;	    /* it runs on another core than its callers */
 	_Atomic int policy;	    /* and what it is */
+	_Atomic bool is_away;	    /* it was sent to other cores than its callers' */
 	struct splice splice;
 	struct fb_slot *image;
 	struct known_path directory; /* the last one whose path a filter wanted */
