@@ -22,15 +22,6 @@ def cores() -> Iterator[list[int]]:
     os.sched_setaffinity(0, before)
 
 
-@pytest.fixture
-def quiet() -> None:
-    """The machine has little else to do, as the core wants it: fusebpf/_core/placement.c."""
-    try:
-        support.wait_until(lambda: Path("/proc/loadavg").read_text().split()[3].startswith("1/"), 20)
-    except AssertionError:
-        pytest.skip("other programs keep this machine busy")
-
-
 def _policies(mounted: support.Mounted) -> list[int]:
     """Of all threads of the server."""
     return [os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{mounted.pid}/task").iterdir()]
