@@ -22,7 +22,8 @@
 
 #define LATENCY_FILE "/dev/cpu_dma_latency"
 #define DRIVER_FILE "/sys/devices/system/cpu/cpuidle/current_driver"
-#define STATE_FILE "/sys/devices/system/cpu/cpu%d/cpuidle/state0/%s" /* in which a core looks for work */
+#define NAME_FILE "/sys/devices/system/cpu/cpu0/cpuidle/state0/name" /* of the state in which a core looks for work; on ARM it is a halt */
+#define TIME_FILE "/sys/devices/system/cpu/cpu%d/cpuidle/state0/time"
 #define AWAKE 0			 /* µs that waking up may take: none, so an idle core does not sleep */
 #define AS_EVER (2000 * 1000000) /* include/linux/pm_qos.h: PM_QOS_CPU_LATENCY_DEFAULT_VALUE */
 
@@ -37,29 +38,18 @@
 #define N_ROOMY 2 /* looks one after the other, */
 #define ROOM_TO_STAY_US 5500
 
-/* Read a small file; what cannot be read is empty. */
-static void read_text(const char *path, char out[32])
+static bool is_in(const char *path, const char *line)
 {
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t n = fd < 0 ? -1 : read(fd, out, 31);
+	char text[32];
 
-	if (fd >= 0)
-		close(fd);
-	out[n < 0 ? 0 : n] = 0;
-}
-
-static bool is_haltpoll(void)
-{
-	char driver[32];
-
-	read_text(DRIVER_FILE, driver);
-	return !strcmp(driver, "haltpoll\n");
+	text_in(path, text, sizeof(text));
+	return !strcmp(text, line);
 }
 
 /* Where it is for us to say: a virtual machine that may poll, of not too many cores. */
 static bool is_for_us(const struct idle *idle)
 {
-	return CPU_COUNT(&idle->cores) > 1 && sysconf(_SC_NPROCESSORS_ONLN) <= MOST_CORES && is_haltpoll();
+	return CPU_COUNT(&idle->cores) > 1 && sysconf(_SC_NPROCESSORS_ONLN) <= MOST_CORES && is_in(DRIVER_FILE, "haltpoll\n");
 }
 
 enum idle_choice idle_named(const char *name)
@@ -73,30 +63,19 @@ static void set_latency(const struct idle *idle, int32_t microseconds)
 		return; // cores idle as they did
 }
 
-static void read_state(int core, const char *what, char out[32])
-{
-	char path[sizeof(STATE_FILE) + 16];
-
-	snprintf(path, sizeof(path), STATE_FILE, core, what);
-	read_text(path, out);
-}
-
-/* How long have the cores looked for work awake, together, in µs? 0 where the kernel has no such state (on ARM the first is a halt). */
+/* How long have the cores looked for work awake, together, in µs? 0 where the kernel does not say. */
 static uint64_t all_awake_us(const struct idle *idle)
 {
-	char text[32];
+	char path[sizeof(TIME_FILE) + 12];
 	uint64_t us = 0;
 	int n = 0;
 
-	for (int core = 0; core < CPU_SETSIZE && n < MOST_CORES; core++) {
+	for (int core = 0; idle->can_tell && core < CPU_SETSIZE && n < MOST_CORES; core++) {
 		if (!CPU_ISSET(core, &idle->cores))
 			continue;
 		n++;
-		read_state(core, "name", text);
-		if (strcmp(text, "POLL\n"))
-			continue;
-		read_state(core, "time", text);
-		us += strtoull(text, NULL, 10);
+		snprintf(path, sizeof(path), TIME_FILE, core);
+		us += number_in(path);
 	}
 	return us;
 }
@@ -246,6 +225,7 @@ static int begin(struct mount *m)
 {
 	struct idle *idle = &m->idle;
 
+	idle->can_tell = is_in(NAME_FILE, "POLL\n");
 	m->failed_call = "idle=poll: making an eventfd";
 	idle->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (idle->wake_fd < 0)

@@ -28,15 +28,23 @@ void transport_enable_uring(struct mount *m)
 	close(fd);
 }
 
-static uint64_t number_in(const char *path)
+/** Read a small file of the kernel's into size bytes; what cannot be read is empty. */
+void text_in(const char *path, char *out, size_t size)
 {
-	char text[32];
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+	ssize_t n = fd < 0 ? -1 : read(fd, out, size - 1);
 
 	if (fd >= 0)
 		close(fd);
-	text[n < 0 ? 0 : n] = 0;
+	out[n < 0 ? 0 : n] = 0;
+}
+
+/** The number in such a file; 0 if it cannot be read. */
+uint64_t number_in(const char *path)
+{
+	char text[32];
+
+	text_in(path, text, sizeof(text));
 	return strtoull(text, NULL, 10);
 }
 
@@ -51,14 +59,8 @@ uint32_t transport_n_cores(void)
 {
 	char text[256];
 	unsigned int first = 0, last = 0;
-	int fd = open(POSSIBLE_CORES, O_RDONLY | O_CLOEXEC);
-	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
 
-	if (fd >= 0)
-		close(fd);
-	if (n <= 0)
-		return 0;
-	text[n] = 0;
+	text_in(POSSIBLE_CORES, text, sizeof(text));
 	// With gaps between them the kernel counts fewer queues than the highest core's number says.
 	int fields = strchr(text, ',') ? 0 : sscanf(text, "%u-%u", &first, &last);
 	return fields < 1 || first ? 0 : last + 1;

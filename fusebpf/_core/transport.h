@@ -90,6 +90,7 @@ struct idle {
 	enum idle_choice choice;
 	cpu_set_t cores;	 /* that the process may run on */
 	int latency_fd;		 /* /dev/cpu_dma_latency, -1: cores idle as they like */
+	bool can_tell;		 /* the kernel says how long cores look for work */
 	int wake_fd;		 /* eventfd: the thread has something to do */
 	_Atomic bool is_awake;	 /* idle cores are kept awake, */
 	_Atomic bool has_room;	 /* and have time for workers of others */
@@ -125,6 +126,8 @@ void uring_let_leave(struct mount *m, struct queue *q, uint32_t n);
 void uring_free_spares(struct queue *q);
 
 /* transport.c */
+void text_in(const char *path, char *out, size_t size);
+uint64_t number_in(const char *path);
 bool transport_has_deadline(void);
 enum transport_choice transport_named(const char *name);
 void transport_enable_uring(struct mount *m);

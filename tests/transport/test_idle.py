@@ -26,6 +26,8 @@ while True:
     time.sleep(0.01)
 """
 
+HOG: tuple[str, ...] = ("sh", "-c", "ulimit -t 60; while :; do :; done")
+
 # Forks while a mount of its own is busy, which ends then; the child stays.
 FORKS = """
 import os, subprocess, sys, time
@@ -74,9 +76,9 @@ def _is_awake() -> bool:
 
 
 @contextmanager
-def _asked(path: Path, script: str = ASKS) -> Iterator[None]:
+def _asked(path: Path) -> Iterator[None]:
     """A client that makes requests all the time."""
-    with support.clients((sys.executable, "-c", script, path)):
+    with support.clients((sys.executable, "-c", ASKS, path)):
         yield
 
 
@@ -185,23 +187,15 @@ def test_workers_serve_from_another_core_while_one_is_idle(mount: support.Mounte
 @has_two_cores
 @has_idle_times
 @pytest.mark.usefixtures("quiet")
-def test_workers_come_home_while_files_are_forgotten(mount: support.Mounter) -> None:
+@pytest.mark.parametrize(
+    "others",
+    [[(sys.executable, "-c", FORGETS)], [HOG] * 2 * CORES],
+    ids=["they forget files", "they compute"],
+)
+def test_workers_come_home_for_others(mount: support.Mounter, others: list[tuple[str, ...]]) -> None:
     mounted = mount(options="transport=uring,idle=poll")
 
     with _asked(mounted.path):
         support.wait_until(lambda: _is_away(mounted), 60)
-        with _asked(mounted.path, FORGETS):
-            support.wait_until(lambda: not _is_away(mounted))
-
-
-@has_two_cores
-@has_idle_times
-@pytest.mark.usefixtures("quiet")
-def test_workers_come_home_where_no_core_is_idle(mount: support.Mounter) -> None:
-    mounted = mount(options="transport=uring,idle=poll")
-    hog = ("sh", "-c", "ulimit -t 60; while :; do :; done")
-
-    with _asked(mounted.path):
-        support.wait_until(lambda: _is_away(mounted), 60)
-        with support.clients(*[hog] * 2 * CORES):
+        with support.clients(*[(*words, str(mounted.path)) for words in others]):
             support.wait_until(lambda: not _is_away(mounted), 30)
