@@ -144,3 +144,15 @@ void backing_id_forget(struct mount *m, struct inode *inode)
 	pthread_mutex_unlock(&m->backing_ids.lock);
 	backing_id_put(m, inode);
 }
+
+/** The mount ends, its threads have: give all ids back while there is a descriptor to do it by. With the last one the kernel does that
+ * too, but over io_uring some 10 ms later, and until then the backing file system cannot be unmounted. */
+void backing_ids_deinit(struct mount *m)
+{
+	for (uint32_t shard = 0; shard < N_SHARDS; shard++) {
+		const struct inode_shard *s = &m->inodes.by_id[shard];
+		for (uint32_t i = 0; i < s->n_buckets && s->buckets; i++)
+			for (struct inode *inode = s->buckets[i]; inode; inode = inode->next_by_id)
+				backing_id_put(m, inode);
+	}
+}

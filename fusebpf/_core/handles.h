@@ -87,6 +87,7 @@ void backing_id_rest(struct mount *m, struct inode *inode, int fd);
 void backing_ids_sweep(struct mount *m);
 void backing_id_unlinked(struct mount *m, struct inode *inode);
 void backing_id_forget(struct mount *m, struct inode *inode);
+void backing_ids_deinit(struct mount *m);
 
 /* passthrough.c */
 int passthrough_open(struct request *rq, struct handle *h, struct fb_fuse_open_out *out);

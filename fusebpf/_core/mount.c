@@ -138,6 +138,7 @@ void mount_stop(struct mount *m)
 	notifier_deinit(m);
 	negatives_deinit(m);
 	handles_deinit(m);
+	backing_ids_deinit(m);
 	close_fd(&m->device_fd); // the last descriptor: callers that wait get ENOTCONN
 	inodes_deinit(m);
 	tags_deinit(&m->tags);

@@ -37,6 +37,16 @@ def test_a_mount_is_usable_when_the_command_returns_and_says_nothing(tree: Path)
     assert left_behind(tree) == []
 
 
+def test_the_backing_file_system_can_be_unmounted_as_soon_as_the_mount_is(tree: Path, tmpfs: Path) -> None:
+    (tmpfs / "file").write_text("text")
+    mount(tmpfs, tree / "mnt")
+    (tree / "mnt" / "file").read_text()  # passed through: it is kept open for the next one
+
+    umount(tree / "mnt")
+
+    assert support.umount(tmpfs, 0)
+
+
 def test_relative_paths_and_symlinks_are_followed_when_the_command_runs(tree: Path) -> None:
     (tree / "link").symlink_to("mnt")
 
