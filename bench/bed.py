@@ -19,6 +19,8 @@ CLIENT = Path(__file__).resolve().parent / "out" / "client"
 STATE = Path("/run/fusebpf")
 PINS = Path("/sys/fs/bpf/fusebpf")
 CLIENT_SECONDS = 120
+# How many clients move data at a time, where it is more than one.
+JOBS = 4
 # A server that uses less CPU time than this in 20 ms has nothing left to do.
 QUIET_NS = 500_000
 
@@ -223,8 +225,11 @@ class Bed:
             call("cp", "-a", tree, self.repository(label))
 
     def fill_big(self, n_bytes: int) -> None:
-        """Make `big` alone."""
-        (self.src / "big").write_bytes(os.urandom(1 << 20) * (n_bytes >> 20))
+        """Make `big`, and for the jobs beside the first one `big1` … of a job's share of it."""
+        megabyte = os.urandom(1 << 20)
+        (self.src / "big").write_bytes(megabyte * (n_bytes >> 20))
+        for job in range(1, JOBS):
+            (self.src / f"big{job}").write_bytes(megabyte * (n_bytes // JOBS >> 20))
 
     def _write_c_project(self, directory: Path, n_units: int) -> None:
         """A program of some units that all include one header and some of the system's."""

@@ -15,9 +15,9 @@
  *   client pingpong . N                      a byte through a pipe to another process, and one back
  *   client syscall . N                       getppid
  *   client prog . N                          BPF_PROG_RUN of a program that does nothing
- *   client read|write FILE BLOCK N seq|rand buffered|direct|mmap JOBS
- *                                            N blocks of an existing file by each of JOBS processes, over and over if it is
- *                                            shorter; each job has its own part of the file
+ *   client read|write FILE BLOCK N seq|rand buffered|direct|mmap JOBS [shared]
+ *                                            N blocks by each of JOBS processes, over and over if its part is shorter: of
+ *                                            existing files of their own, FILE, FILE1, …; or of shares of one FILE
  *
  * All but those that change a directory and LOOPS = 0 (which means one cold pass) go once over everything before the clock starts.
  */
@@ -40,6 +40,8 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+#define MAX_JOBS 16
 
 static const char *where;
 
@@ -270,21 +272,42 @@ static void move(const struct data *d, long index)
 		err(1, "%s: %zd of %zu bytes at %jd", where, moved, d->block, (intmax_t)at);
 }
 
-static void open_data(struct data *d)
+static void open_data(struct data *d, const char *path)
 {
 	struct stat st;
 
-	d->fd = open(where, (d->writes ? O_RDWR : O_RDONLY) | (d->is_direct ? O_DIRECT : 0) | O_CLOEXEC);
+	d->fd = open(path, (d->writes ? O_RDWR : O_RDONLY) | (d->is_direct ? O_DIRECT : 0) | O_CLOEXEC);
 	d->buffer = aligned_alloc(4096, d->block);
 	if (d->fd < 0 || fstat(d->fd, &st) < 0 || !d->buffer)
-		err(1, "%s", where);
+		err(1, "%s", path);
 	memset(d->buffer, 'x', d->block);
 	d->n_blocks = st.st_size / (off_t)d->block;
 	if (!d->is_mapped)
 		return;
 	d->map = mmap(NULL, (size_t)st.st_size, PROT_READ | (d->writes ? PROT_WRITE : 0), MAP_SHARED, d->fd, 0);
 	if (d->map == MAP_FAILED)
-		err(1, "mmap %s", where);
+		err(1, "mmap %s", path);
+}
+
+/* A job's file, and its part of it: FILE for the first job, FILE1 … for the others; or a share of FILE for each. */
+static struct data open_job(const struct data *all, long job, long n_jobs, bool is_shared)
+{
+	struct data d = *all;
+	char path[4096];
+
+	if (job && !is_shared)
+		snprintf(path, sizeof(path), "%s%ld", where, job);
+	else
+		snprintf(path, sizeof(path), "%s", where);
+	open_data(&d, path);
+	if (is_shared || !job)
+		d.n_blocks /= n_jobs;
+	if (d.n_blocks < 1)
+		errx(1, "%s: shorter than a block for each job", path);
+	d.first = is_shared ? job * d.n_blocks : 0;
+	for (long i = 0; i < d.n_blocks && !d.is_direct; i++)
+		move(&d, i);
+	return d;
 }
 
 static void move_all(const struct data *d)
@@ -310,31 +333,30 @@ static uint64_t all_cpu_ns(void)
 	       (uint64_t)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) * 1000u;
 }
 
-static void run_data(struct data *d, long n_jobs)
+static void run_data(const struct data *d, long n_jobs, bool is_shared)
 {
-	open_data(d);
-	if (n_jobs < 1 || d->n_blocks < n_jobs)
-		errx(1, "%s: shorter than a block for each job", where);
-	for (long i = 0; i < d->n_blocks && !d->is_direct; i++)
-		move(d, i);
-	d->n_blocks /= n_jobs;
-
-	uint64_t n_before = d->is_direct ? 0 : (uint64_t)(d->n_blocks * n_jobs);
-	uint64_t start_ns = read_clock(CLOCK_MONOTONIC), start_cpu_ns = all_cpu_ns();
-	uint64_t n_ops = (uint64_t)(d->n * n_jobs);
+	struct data jobs[MAX_JOBS];
+	uint64_t n_ops = (uint64_t)(d->n * n_jobs), n_before = 0;
 	int status = 0;
+
+	if (n_jobs < 1 || n_jobs > MAX_JOBS)
+		errx(2, "1 to %d jobs", MAX_JOBS);
+	for (long job = 0; job < n_jobs; job++) {
+		jobs[job] = open_job(d, job, n_jobs, is_shared);
+		n_before += d->is_direct ? 0 : (uint64_t)jobs[job].n_blocks;
+	}
+	uint64_t start_ns = read_clock(CLOCK_MONOTONIC), start_cpu_ns = all_cpu_ns();
 
 	for (long job = 1; job < n_jobs; job++) {
 		pid_t child = fork();
 		if (child < 0)
 			err(1, "fork");
 		if (child == 0) {
-			d->first = job * d->n_blocks;
-			move_all(d);
+			move_all(&jobs[job]);
 			_exit(0);
 		}
 	}
-	move_all(d);
+	move_all(&jobs[0]);
 	while (wait(&status) > 0)
 		if (status)
 			errx(1, "%s: a job failed", where);
@@ -400,6 +422,7 @@ static void run_prog(long n)
 int main(int argc, char **argv)
 {
 	const char *op = argc > 2 ? argv[1] : "";
+	bool is_shared = argc == 9 && !strcmp(argv[8], "shared");
 
 	where = argc > 2 ? argv[2] : "";
 	if (!strcmp(op, "list") && argc == 4)
@@ -410,14 +433,14 @@ int main(int argc, char **argv)
 		run_syscall(atol(argv[3]));
 	else if (!strcmp(op, "prog") && argc == 4)
 		run_prog(atol(argv[3]));
-	else if ((!strcmp(op, "read") || !strcmp(op, "write")) && argc == 8)
+	else if ((!strcmp(op, "read") || !strcmp(op, "write")) && (argc == 8 || is_shared))
 		run_data(&(struct data){ .writes = op[0] == 'w',
 					 .block = (size_t)atol(argv[3]),
 					 .n = atol(argv[4]),
 					 .is_random = !strcmp(argv[5], "rand"),
 					 .is_direct = !strcmp(argv[6], "direct"),
 					 .is_mapped = !strcmp(argv[6], "mmap") },
-			 atol(argv[7]));
+			 atol(argv[7]), is_shared);
 	else if (!run_by_name(op, argc - 3, argv + 3))
 		errx(2, "usage: see the head of bench/client.c");
 	return 0;

@@ -66,6 +66,20 @@ def mergerfs(bed: Bed, label: str) -> Iterator[Target]:
 
 
 @contextmanager
+def passthrough_hp(bed: Bed, label: str, options: str = "") -> Iterator[Target]:
+    """The fastest example of libfuse, which no package of Debian has: taken where it is in the PATH.
+
+    Raises:
+        RuntimeError: It is not there, or does not mount.
+    """
+    words = ["passthrough_hp", "--foreground", "-o", f"allow_other,default_permissions,{options}"]
+    if not shutil.which(words[0]):
+        raise RuntimeError(f"{words[0]} of libfuse 3.18 or later is not in the PATH")
+    with _served(bed, label, lambda mnt: [*words, bed.src, mnt]) as target:
+        yield target
+
+
+@contextmanager
 def plain_pyfuse3(bed: Bed, label: str, *words: str) -> Iterator[Target]:
     """A minimal passthrough on pyfuse3: what a file system written in Python costs."""
     with _python(bed, label, "plain_pyfuse3.py", *words) as target:

@@ -26,7 +26,7 @@ import yardstick
 from bed import Bed, clean_up_on_signals, run_on
 from disk import fresh_ext4
 from filter_cost import ONE_CORE, calibrate, measure_pairs
-from workloads import DATA, FULL, FURTHER, METADATA, QUICK, WORK, Size
+from workloads import DATA, FULL, FURTHER, METADATA, QUICK, SHARED, WORK, Size
 
 DISK = "/var/tmp"  # noqa: S108 - a directory of random name is made there
 PARTS = ("yardstick", "filters", "daemon", "start", "scale")
@@ -110,7 +110,7 @@ def measure(arguments: argparse.Namespace, bed: Bed, disk: Bed, size: Size) -> l
     run_on(all_cores, ())  # what is started from here on may run on all of them
     modes = {"free": all_cores} | ({ONE_CORE: {min(all_cores)}} if arguments.one_core else {})
     if "yardstick" in parts:
-        beds = {METADATA: bed, WORK: bed, FURTHER: bed, DATA: disk}
+        beds = {METADATA: bed, WORK: bed, FURTHER: bed, DATA: disk, SHARED: disk}
         found = yardstick.measure_all(beds, size, modes, wanted, arguments.peers)
         for mode in modes:
             yardstick.print_tables([one for one in found if one["mode"] == mode], mode)

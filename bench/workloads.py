@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from bed import Bed, Sample, Target, client, forget_caches, program
+from bed import JOBS, Bed, Sample, Target, client, forget_caches, program
 
 # What the aims name, and what is measured beside.
 METADATA, DATA, WORK, FURTHER = "metadata", "data", "real work", "further lines"
+# Jobs that all write to one file: what its lock costs them.
+SHARED = "writes to one file"
 # Servers in Python are slow enough for a tenth of the ops to say as much.
 SLOW = {"pyfuse3": 10}
 
@@ -94,23 +96,27 @@ def _metadata(bed: Bed, size: Size, targets: Sequence[Target]) -> list[Workload]
 
 
 def _data(size: Size) -> list[Workload]:
-    lines = []
-    for (order, block), op, io, jobs in product(
-        (("seq", 128 << 10), ("rand", 4 << 10)), ("read", "write"), ("buffered", "direct", "mmap"), (1, 4)
-    ):
-        share = 8 if io == "direct" else 1
-        n = max(16, size.big_bytes // block // share // jobs)
+    orders = (("seq", 128 << 10), ("rand", 4 << 10))
+    lines = product(orders, ("read", "write"), ("buffered", "direct", "mmap"), (1, JOBS))
+    shared = product(orders, ("write",), ("buffered", "direct"))
+    return [
+        *(_moved(size, DATA, *order, op, io, jobs) for order, op, io, jobs in lines),
+        *(_moved(size, SHARED, *order, op, io, JOBS) for order, op, io in shared),
+    ]
 
-        def sample(
-            target: Target,
-            words: tuple[str, int, int, str, str, int] = (op, block, n, order, io, jobs),
-        ) -> Sample:
-            op, block, n, order, io, jobs = words
-            return client(target, op, target.path / "big", block, _fewer(target, n), order, io, jobs)
 
-        kind = "sequential 128 KiB" if order == "seq" else "random 4 KiB"
-        lines.append(Workload(DATA, f"{op}, {kind}, {io}, {jobs} job{'s' if jobs > 1 else ''}", sample))
-    return lines
+def _moved(size: Size, group: str, order: str, block: int, op: str, io: str, jobs: int) -> Workload:
+    share = 8 if io == "direct" else 1
+    n = max(16, size.big_bytes // block // share // jobs)
+    of_one = ("shared",) if group == SHARED else ()
+
+    def sample(target: Target) -> Sample:
+        count = _fewer(target, n)
+        return client(target, op, target.path / "big", block, count, order, io, jobs, *of_one)
+
+    kind = {"seq": "sequential", "rand": "random"}[order]
+    name = f"{op}, {kind} {block >> 10} KiB, {io}, {jobs} job{'s' if jobs > 1 else ''}"
+    return Workload(group, name + (", one file" if of_one else ""), sample)
 
 
 def _work(bed: Bed, size: Size, targets: Sequence[Target]) -> list[Workload]:

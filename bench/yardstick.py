@@ -4,10 +4,11 @@ import re
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import Any
 
 import peers
-from bed import Bed, Sample, Target, run_on, show_progress
+from bed import Bed, Sample, Target, forget_caches, run_on, show_progress
 from tabulate import tabulate
 from workloads import DATA, METADATA, WORK, Size, Workload, workloads
 
@@ -26,9 +27,13 @@ PEERS: dict[str, Callable[[Bed, str], AbstractContextManager[Target]]] = {
     "bindfs": peers.bindfs,
     "mergerfs": peers.mergerfs,
     "fuse-overlayfs": peers.fuse_overlayfs,
+    "passthrough_hp": peers.passthrough_hp,
+    "passthrough_hp, io_uring": partial(peers.passthrough_hp, options="io_uring"),
     "pyfuse3": peers.plain_pyfuse3,
 }
 LABELS = ("bare", BASE, *OURS, *PEERS)
+# How a target says that it cannot: its client fails, or what is prepared for that client.
+FAILURES = (RuntimeError, OSError)
 # Times slower than the bind mount, at most: docs/performance.md says where they come from.
 TARGETS = {
     "fusebpf": {METADATA: 2.2, DATA: 1.0, WORK: 2.0},
@@ -124,6 +129,7 @@ def measure(
         if workload.name not in lines:
             continue
         show_progress(f"  {mode}: {workload.name}")
+        forget_caches(targets)  # no line is to find what the ones before it have left in servers
         able = [target for target in targets if _can(workload, target)]
         samples = _turns_of_able(workload, able, size.rounds)
         ns = {label: [one.ns for one in taken] for label, taken in samples.items()}
@@ -144,7 +150,7 @@ def _turns_of_able(workload: Workload, able: Sequence[Target], rounds: int) -> d
     def sample(target: Target) -> Sample:
         try:
             return workload.sample(target)
-        except RuntimeError:
+        except FAILURES:
             if target.label in PEERS:
                 unable.add(target.label)
             raise
@@ -153,7 +159,7 @@ def _turns_of_able(workload: Workload, able: Sequence[Target], rounds: int) -> d
         n_unable = len(unable)
         try:
             return take_turns(sample, [target for target in able if target.label not in unable], rounds)
-        except RuntimeError:
+        except FAILURES:
             if len(unable) == n_unable:
                 raise
 
@@ -162,7 +168,7 @@ def _can(workload: Workload, target: Target) -> bool:
     """Whether a peer does this at all (some refuse O_DIRECT); of ours that is an error."""
     try:
         workload.sample(target)
-    except RuntimeError:
+    except FAILURES:
         if target.label not in PEERS:
             raise
         return False
