@@ -104,10 +104,33 @@ static bool entry_by_handle(struct request *rq, int parent_fd, const char *name,
 	    (int64_t)out->attr.ctime * 1000000000LL + out->attr.ctimensec > before_ns)
 		return false;
 	*inode = inodes_enter_key(m, &key, out->attr.mode & S_IFMT, entry_view(rq), rq->inode, name, &none);
-	if (*inode)
+	if (*inode) {
+		hint_note(rq, name, *inode, out->attr.ino, before_ns);
 		entry_finish(rq, name, *inode, out);
+	}
 	*e = *inode ? 0 : -ENOMEM;
 	return true;
+}
+
+/* An entry that leads where it did before, to an inode that is known still: by one call, which tells both. Returns false where it
+ * cannot say; *e is 0 or -errno where it can. */
+static bool entry_by_hint(struct request *rq, int parent_fd, const char *name, struct fuse_entry_out *out, struct inode **inode,
+			  int *e)
+{
+	struct mount *m = rq->mount;
+	struct inode *known = entry_view(rq) || m->inodes.has_views ? NULL : hint_get(m, rq->inode, name);
+
+	if (!known)
+		return false;
+	memset(out, 0, sizeof(*out));
+	*e = attr_at(rq, parent_fd, name, &out->attr);
+	bool is_it = !*e && hint_holds(rq, known, out->attr.ino) && inodes_enter_known(m, known, rq->inode, name);
+	if (is_it) {
+		entry_finish(rq, name, known, out);
+		*inode = known;
+	}
+	inode_release(m, known);
+	return *e || is_it;
 }
 
 /** Look a name up in rq->inode, whose descriptor is parent_fd; the inode is counted once. */
@@ -116,6 +139,8 @@ int entry_at(struct request *rq, int parent_fd, const char *name, struct fuse_en
 	uint32_t n_waits = 0;
 	int e, fd;
 
+	if (entry_by_hint(rq, parent_fd, name, out, inode, &e))
+		return e;
 	// What was made a moment ago it could not judge.
 	if (!rq->has_changed && entry_by_handle(rq, parent_fd, name, out, inode, &e))
 		return e;

@@ -188,16 +188,20 @@ static struct inode *set_parent(struct mount *m, struct inode *inode, struct ino
 	return old == parent ? NULL : old;
 }
 
-static void note_place(struct mount *m, struct inode *inode, struct inode *parent, const char *name, bool is_rename)
+/* It has left the directory old, if there is one. Called without locks. */
+static void parent_left(struct mount *m, struct inode *inode, struct inode *old)
 {
-	struct inode_shard *s = key_shard(m, inode->key_hash);
-
-	pthread_mutex_lock(&s->lock);
-	struct inode *old = set_parent(m, inode, parent, name, is_rename);
-	pthread_mutex_unlock(&s->lock);
 	if (old)
 		tags_moved(m, inode);
 	inode_release(m, old);
+}
+
+static void note_place(struct mount *m, struct inode *inode, struct inode *parent, const char *name, bool is_rename)
+{
+	pthread_mutex_lock(inode_name_lock(m, inode));
+	struct inode *old = set_parent(m, inode, parent, name, is_rename);
+	pthread_mutex_unlock(inode_name_lock(m, inode));
+	parent_left(m, inode, old);
 }
 
 /** Note where an inode is now, after a rename. */
@@ -278,6 +282,15 @@ static struct inode *find_held(struct mount *m, const struct inode_key *key, uin
 	return inode;
 }
 
+/* Count an inode once more for the kernel, which comes to it by that name. Called with the key shard's lock held; returns what
+ * parent_left is to be told. */
+static struct inode *count_locked(struct mount *m, struct inode *inode, struct inode *parent, const char *name)
+{
+	inode->n_lookup++;
+	inode->n_daemon += inode->is_virtual;
+	return tags_judge_first(m, inode, parent) ? NULL : set_parent(m, inode, parent, name, false);
+}
+
 /**
  * The inode of a key, counted once more for the kernel; made if it is not known. *fd is an O_PATH descriptor that an inode
  * without a way back by handle takes (then it is -1), or -1 where there is one. Returns NULL where memory is short.
@@ -290,16 +303,25 @@ struct inode *inodes_enter_key(struct mount *m, const struct inode_key *key, uin
 
 	pthread_mutex_lock(&s->lock);
 	struct inode *inode = find_or_make_locked(m, key, type, view, fd);
-	if (inode) {
-		inode->n_lookup++;
-		inode->n_daemon += inode->is_virtual;
-		old_parent = tags_judge_first(m, inode, parent) ? NULL : set_parent(m, inode, parent, name, false);
-	}
+	if (inode)
+		old_parent = count_locked(m, inode, parent, name);
 	pthread_mutex_unlock(&s->lock);
-	if (old_parent)
-		tags_moved(m, inode);
-	inode_release(m, old_parent);
+	parent_left(m, inode, old_parent);
 	return inode;
+}
+
+/** Count an inode, on which the caller has a reference, once more for the kernel. Returns false if it is being forgotten. */
+bool inodes_enter_known(struct mount *m, struct inode *inode, struct inode *parent, const char *name)
+{
+	struct inode *old_parent = NULL;
+
+	pthread_mutex_lock(inode_name_lock(m, inode));
+	bool is_known = inode->n_lookup > 0;
+	if (is_known)
+		old_parent = count_locked(m, inode, parent, name);
+	pthread_mutex_unlock(inode_name_lock(m, inode));
+	parent_left(m, inode, old_parent);
+	return is_known;
 }
 
 /**
@@ -441,7 +463,7 @@ int inodes_init(struct mount *m)
 
 	pthread_mutex_init(&t->mounts_lock, NULL);
 	t->next_nodeid = ROOT_NODEID;
-	if (shards_init(t->by_id) || shards_init(t->by_key))
+	if (shards_init(t->by_id) || shards_init(t->by_key) || hints_init(m))
 		return -ENOMEM;
 	struct stat st;
 	if (fstat(m->root_fd, &st) < 0)
@@ -473,5 +495,6 @@ void inodes_deinit(struct mount *m)
 	}
 	backing_mounts_deinit(m);
 	inode_numbers_deinit(m);
+	hints_deinit(m);
 	t->root = NULL;
 }

@@ -55,6 +55,9 @@ struct inode {
 	uint64_t daemon_id;	    /* what the daemon calls a virtual one */
 	uint64_t n_daemon;	    /* how often the daemon handed it out, as n_lookup */
 	struct backing_mount *mnt; /* NULL where the file system has no handles */
+	/* By which it is found again without its handle (hints.c), immutable once born_ns is there: */
+	_Atomic int64_t born_ns;    /* when the file was made; 0: not to be gone by */
+	uint64_t number;	    /* its inode number in the mount */
 	/* The cached descriptor, under the fd stripe's lock: */
 	int fd;			    /* O_PATH, -1: closed, open again by handle */
 	uint32_t fd_users;	    /* uses under way; it is not closed meanwhile */
@@ -118,6 +121,7 @@ struct inodes {
 	struct backing_device *_Atomic devices; /* but the root's */
 	dev_t root_dev;
 	struct inode *root;
+	_Atomic uint64_t *hints; /* nodeids, by directory and name */
 };
 
 /* The path of a directory, as of an inodes.n_moved. */
@@ -179,6 +183,7 @@ int inodes_enter(struct mount *m, int fd, uint32_t type, uint32_t view, struct i
 		 bool adopt_fd, struct inode **out);
 struct inode *inodes_enter_key(struct mount *m, const struct inode_key *key, uint32_t type, uint32_t view,
 			       struct inode *parent, const char *name, int *fd);
+bool inodes_enter_known(struct mount *m, struct inode *inode, struct inode *parent, const char *name);
 int inodes_enter_view(struct mount *m, struct inode *like, uint32_t view, struct inode **out);
 struct inode *inodes_view_from(struct mount *m, const struct inode *like, uint32_t view);
 struct inode *inodes_find_handle(struct mount *m, struct backing_mount *b, const struct file_handle *handle,
@@ -190,6 +195,13 @@ void inode_release(struct mount *m, struct inode *inode);
 void inode_moved(struct mount *m, struct inode *inode, struct inode *parent, const char *name);
 void inode_seen(struct mount *m, struct inode *inode, struct inode *parent, const char *name);
 pthread_mutex_t *inode_name_lock(struct mount *m, const struct inode *inode);
+
+/* hints.c */
+int hints_init(struct mount *m);
+void hints_deinit(struct mount *m);
+void hint_note(const struct request *rq, const char *name, struct inode *inode, uint64_t number, int64_t before_ns);
+struct inode *hint_get(struct mount *m, const struct inode *dir, const char *name);
+bool hint_holds(const struct request *rq, const struct inode *inode, uint64_t number);
 
 /* inodes_walk.c */
 struct inode *inodes_get_held(struct mount *m, uint64_t nodeid);

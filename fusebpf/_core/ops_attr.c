@@ -17,8 +17,9 @@ int attr_at(struct request *rq, int fd, const char *name, struct fuse_attr *out)
 	static const int flags = AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT;
 	struct statx st;
 
-	if (syscall(SYS_statx, fd, name, flags, STATX_BASIC_STATS | STATX_BTIME, &st) < 0)
+	if (syscall(SYS_statx, fd, name, flags, STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID, &st) < 0)
 		return -errno;
+	rq->mnt_id = st.stx_mask & STATX_MNT_ID ? (int64_t)st.stx_mnt_id : -1;
 	rq->btime = (struct timespec){ st.stx_btime.tv_sec, st.stx_mask & STATX_BTIME ? (long)st.stx_btime.tv_nsec : -1 };
 	uint32_t major = st.stx_rdev_major, minor = st.stx_rdev_minor;
 	dev_t dev = makedev(st.stx_dev_major, st.stx_dev_minor);

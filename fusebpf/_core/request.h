@@ -50,6 +50,7 @@ struct request {
 	struct inode *entry;   /* the inode that the reply counts once; taken back if the reply does not arrive */
 	struct handle *opened; /* the handle that the reply hands out; closed if it does not arrive */
 	uint64_t count;	       /* FB_OP_COUNT: bytes moved, or lseek's offset */
+	int64_t mnt_id;	       /* of the file whose attributes were last read; -1: the kernel does not say */
 	struct timespec btime; /* statx: when the inode was made; tv_nsec -1: the file system does not say */
 	uint64_t n_listed;     /* entries */
 	char *input;	       /* what write, setxattr and ioctl take; NULL: what the request brought, behind its arguments */

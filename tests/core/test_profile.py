@@ -114,9 +114,9 @@ def _is_read_anew(mounted: support.Mounted, name: str) -> bool:
     return (mounted.src / name).stat().st_atime_ns > (mounted.src / name).stat().st_mtime_ns
 
 
-def test_what_is_read_from_kept_pages_leaves_the_time_of_access(mount: support.Mounter) -> None:
-    mounted = mount(options=f"{SMALL},cache=watch")
-    (mounted.src / "f").write_text("x")
+def test_what_is_read_from_kept_pages_leaves_the_time_of_access(mount: support.Mounter, bare: Path) -> None:
+    (bare / "f").write_text("x")  # before there is a watch, which would have its pages dropped later
+    mounted = mount(bare, options=f"{SMALL},cache=watch")
     (mounted.path / "f").read_text()
     os.utime(mounted.src / "f", ns=(1, 2))
     support.wait_until(lambda: _is_read_anew(mounted, "f"))
