@@ -66,13 +66,13 @@ def mergerfs(bed: Bed, label: str) -> Iterator[Target]:
 
 
 @contextmanager
-def passthrough_hp(bed: Bed, label: str, options: str = "") -> Iterator[Target]:
+def passthrough_hp(bed: Bed, label: str, *flags: str, options: str = "") -> Iterator[Target]:
     """The fastest example of libfuse, which no package of Debian has: taken where it is in the PATH.
 
     Raises:
         RuntimeError: It is not there, or does not mount.
     """
-    words = ["passthrough_hp", "--foreground", "-o", f"allow_other,default_permissions,{options}"]
+    words = ["passthrough_hp", "--foreground", *flags, "-o", f"allow_other,default_permissions,{options}"]
     if not shutil.which(words[0]):
         raise RuntimeError(f"{words[0]} of libfuse 3.18 or later is not in the PATH")
     with _served(bed, label, lambda mnt: [*words, bed.src, mnt]) as target:

@@ -4,7 +4,6 @@ import re
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from functools import partial
 from typing import Any
 
 import peers
@@ -28,7 +27,10 @@ PEERS: dict[str, Callable[[Bed, str], AbstractContextManager[Target]]] = {
     "mergerfs": peers.mergerfs,
     "fuse-overlayfs": peers.fuse_overlayfs,
     "passthrough_hp": peers.passthrough_hp,
-    "passthrough_hp, io_uring": partial(peers.passthrough_hp, options="io_uring"),
+    "passthrough_hp, io_uring": lambda bed, label: peers.passthrough_hp(bed, label, options="io_uring"),
+    "passthrough_hp, no cache": lambda bed, label: peers.passthrough_hp(
+        bed, label, "--nocache", options="io_uring"
+    ),
     "pyfuse3": peers.plain_pyfuse3,
 }
 LABELS = ("bare", BASE, *OURS, *PEERS)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support import CHECKOUT, run
 
-BPF_SOURCES = {"fusebpf.h", "fusebpf_filter.h", "filters/hide.c"}
+BPF_SOURCES = {str(path.relative_to(CHECKOUT / "bpf")) for path in (CHECKOUT / "bpf").rglob("*.[ch]")}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,19 @@ def test_the_wheel_works_in_an_environment_of_its_own(built: Path, directory: Pa
     found = Path(run(venv / "bin/python", "-c", where, cwd=directory).stdout.strip())
     assert found.is_relative_to(venv)
     assert found.read_text() == (CHECKOUT / "bpf/filters/hide.c").read_text()
+    _mount_with_what_notes_callers(venv / "bin/fusebpf", directory)
+
+
+def _mount_with_what_notes_callers(command: Path, directory: Path) -> None:
+    src, mnt = directory / "src", directory / "mnt"
+    src.mkdir()
+    mnt.mkdir()
+    (src / "f").write_text("text")
+    run(command, "mount", src, mnt, "--filter", "noexec", cwd=directory, seconds=60)
+    try:
+        assert run("cat", mnt / "f").stdout == "text"
+    finally:
+        run(command, "umount", mnt, cwd=directory, check=False)
 
 
 def test_the_version_stands_in_one_place() -> None:
