@@ -10,7 +10,7 @@ packages=(
 	linux-libc-dev
 	libfuse3-dev pkg-config                # build pyfuse3, for mounts with a daemon
 	git tar sqlite3 rsync make fio         # programs that the demo, the tests and the benchmark run
-	attr acl e2fsprogs util-linux procps
+	attr acl e2fsprogs btrfs-progs util-linux procps
 )
 # `make soak` runs postgres too, which is large.
 [ -z "${SOAK:-}" ] || packages+=(postgresql)

@@ -88,6 +88,21 @@ bool inode_is_made_up(const struct inode *inode, int fd)
 	return inode->mnt ? inode->mnt->is_made_up : is_made_up(fd);
 }
 
+/* Is a file known by its number and the time at which it was made, since none ever gets those of another? On btrfs a snapshot has
+ * them all, and the device number of a deleted one is given again; of others nobody has looked. */
+static bool are_births_own(int fd)
+{
+	switch (magic_of(fd)) {
+	case EXT4_SUPER_MAGIC:
+	case F2FS_SUPER_MAGIC:
+	case TMPFS_MAGIC:
+	case XFS_SUPER_MAGIC:
+		return true;
+	default:
+		return false;
+	}
+}
+
 /* Of ext4, f2fs and tmpfs the kernel says under /sys whether it can fold case at all; then a directory does that has the attribute. */
 static enum case_folding folding_by_directory(const char *type)
 {
@@ -169,6 +184,7 @@ struct backing_mount *backing_mount_get(struct mount *m, int id, int fd, uint32_
 		b->is_remote = is_remote(fd);
 		b->is_made_up = is_made_up(fd);
 		b->fsid = fsid_of(fd);
+		b->are_births_own = are_births_own(fd);
 		b->folding = folding_of(fd);
 		b->is_watched = b->fd >= 0 && watch_add(m, b->fd);
 		b->next = atomic_load(&t->mounts);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Where a name led when it was last looked up: a guess, which one statx(2) confirms, and then the name needs no handle and the file
- * no descriptor. A file is known again by its mount, its number and the time at which it was made: whatever is made once the
- * inode is in the table has a later one, so what was made just before that is not gone by. Any worker, no lock.
+ * no descriptor. A file is known again by its mount, its number and the time at which it was made, where the file system gives those to one
+ * file alone: whatever is made once the inode is in the table has a later time, so what was made just before that is not gone by. Any
+ * worker, no lock.
  */
 #include "core.h"
 
@@ -45,7 +46,7 @@ void hint_note(const struct request *rq, const char *name, struct inode *inode, 
 {
 	int64_t born = born_ns(rq);
 
-	if (born <= 0 || born >= before_ns || rq->mnt_id != inode->mnt->id)
+	if (!inode->mnt->are_births_own || born <= 0 || born >= before_ns || rq->mnt_id != inode->mnt->id)
 		return;
 	__atomic_store_n(&inode->number, number, __ATOMIC_RELAXED);
 	atomic_store_explicit(&inode->born_ns, born, memory_order_release);

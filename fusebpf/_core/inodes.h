@@ -16,6 +16,7 @@ struct backing_mount {
 	bool can_reopen; /* its file handles can be opened again */
 	bool is_remote;	 /* close(2) may report errors of earlier writes */
 	bool is_made_up; /* the kernel makes its files up as they are read: their sizes say nothing */
+	bool are_births_own; /* no two files have the same number and birth time: see hints.c */
 	bool is_watched; /* the kernel is told of changes behind the mount */
 	enum case_folding folding;
 	uint64_t fsid;	 /* statfs(2)'s, as fanotify names its file system */

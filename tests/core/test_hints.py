@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import serving
+import support
 from core.table import in_child
 
 # What was made just before it was looked up is not gone by: entries.c, JUST_NOW_NS.
@@ -82,6 +83,47 @@ def test_directories_that_change_places_lead_to_what_is_in_them_now(served: serv
     (served.src / "c").rename(served.src / "b")
 
     assert in_child(lambda: [(served.path / name / "f").read_text() for name in "ab"]) == ["b", "a"]
+
+
+@pytest.fixture
+def btrfs(directory: Path) -> Iterator[Path]:
+    """The root of a btrfs of its own."""
+    if "btrfs" not in Path("/proc/filesystems").read_text():
+        pytest.skip("the kernel has no btrfs")
+    image, path = directory / "btrfs.img", directory / "btrfs"
+    with image.open("wb") as file:
+        file.truncate(300 << 20)
+    path.mkdir()
+    support.run("mkfs.btrfs", "-qf", image)
+    support.run("mount", "-o", "loop", image, path)
+    yield path
+    support.umount(path, support.MNT_DETACH)
+
+
+@pytest.mark.parametrize("options", ["cache=none", "cache=normal,ttl=0.2"])
+def test_a_subvolume_that_a_snapshot_took_the_place_of_leads_to_the_snapshot(
+    btrfs: Path, options: str
+) -> None:
+    """It has its number, its birth time and, when the old one is gone, its device number."""
+    volume, snapshot = btrfs / "src" / "volume", btrfs / "snapshot"
+    (btrfs / "src").mkdir()
+    support.run("btrfs", "-q", "subvolume", "create", volume)
+    for name in ("f", "g"):
+        (volume / name).write_text("old")
+    with serving.serve(btrfs, "volumes", options=options) as served:
+        in_child(lambda: _look_up_when_old(served, "volume/f", "volume/g"))
+
+        support.run("btrfs", "-q", "subvolume", "snapshot", volume, snapshot)
+        support.run("btrfs", "-q", "subvolume", "delete", volume)
+        support.run("btrfs", "-q", "subvolume", "snapshot", snapshot, volume)
+        time.sleep(3 * OLD_SECONDS)
+
+        def write_and_list() -> list[str]:
+            (served.path / "volume" / "f").write_text("new")
+            return sorted(os.listdir(served.path / "volume"))
+
+        assert in_child(write_and_list) == ["f", "g"]
+        assert (volume / "f").read_text() == "new"
 
 
 def test_a_listing_after_another_one_brings_the_attributes_of_now(ext4: Path) -> None:
