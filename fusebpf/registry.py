@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 DIRECTORY = Path("/run/fusebpf")
 PINS = bpf.BPFFS / "fusebpf"
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")  # no option of a command
 _LOCK_SECONDS = 10.0
 _ENDING_SECONDS = 5.0
 _PF_EXITING = 0x4  # include/linux/sched.h
@@ -212,13 +212,13 @@ def check_name(name: str) -> None:
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"{name!r} cannot be a mount's name: 1 to 63 of A-Z, a-z, 0-9, '_' and '-' are wanted"
+            f"{name!r} cannot be a mount's name: 1 to 63 of A-Z, a-z, 0-9, '_' and '-' are wanted, no '-' first"
         )
 
 
 def name_for(mnt: str, taken: set[str]) -> str:
     """A name that is not taken, after the last component of a mount point."""
-    base = re.sub(r"[^A-Za-z0-9_-]", "_", os.path.basename(mnt))[:63] or "root"  # noqa: PTH119 - as text
+    base = re.sub(r"[^A-Za-z0-9_-]|^-", "_", os.path.basename(mnt))[:63] or "root"  # noqa: PTH119 - as text
     name, number = base, 1
     while name in taken:
         number += 1

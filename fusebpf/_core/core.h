@@ -109,6 +109,7 @@ struct mount {
 	uint64_t init_unique;
 	uint32_t max_readahead;
 	bool has_passthrough, is_started, is_stopped, is_mounted;
+	bool is_left; /* it was stopped, and threads that something holds still use it */
 	int ended_fd; /* eventfd */
 	int log_read_fd, log_write_fd;
 	_Atomic uint64_t log_window; /* rate limit: the second << 32 | lines in it */

@@ -131,9 +131,10 @@ void mount_stop(struct mount *m)
 	m->is_stopped = true;
 	notifier_end(m);
 	bool has_ended = watch_stop(m);
-	workers_stop(m);
+	has_ended = workers_stop(m) && has_ended;
 	daemon_stop(m);
-	if (m->workers.n || !notifier_join(m) || !has_ended)
+	m->is_left = !has_ended || !notifier_join(m);
+	if (m->is_left)
 		return; // what a stuck thread may still touch stays; the process's end frees it
 	notifier_deinit(m);
 	negatives_deinit(m);
@@ -158,7 +159,7 @@ void mount_stop(struct mount *m)
 void mount_destroy(struct mount *m)
 {
 	mount_stop(m);
-	if (m->workers.n || m->notifier.has_thread || m->watch.has_thread)
+	if (m->is_left)
 		return;
 	daemon_destroy(m);
 	close_fd(&m->ended_fd);

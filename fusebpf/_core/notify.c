@@ -9,22 +9,12 @@
 #include <poll.h>
 #include <signal.h>
 
-#define QUEUE_SIZE 1024
 #define MAX_LEASES 65536
 #define MAX_IDLE_MS 60000
-#define AGAIN_MS 50
 #define ARRIVAL_MS 20 /* in which an answer that was given is with whom it was given to */
 #define END_TIMEOUT_MS 10000
 #define END_STEP_MS 20
 #define CLOCK_STEP_MS 10 /* of the coarse clock, and of the kernel's timeouts, at most */
-
-struct notice {
-	int code; /* enum fuse_notify_code */
-	uint32_t flags;	 /* of an entry: FUSE_EXPIRE_ONLY */
-	uint64_t nodeid; /* of an entry: its directory */
-	int64_t offset, length;
-	char name[FB_NAME_SIZE];
-};
 
 static void wait_at_most(struct notifier *n, int64_t ms)
 {
@@ -71,7 +61,8 @@ void notifier_drop(struct mount *m, uint64_t parent, const char *name)
 	send_entry(m, parent, 0, name);
 }
 
-static bool send_notice(struct mount *m, const struct notice *n)
+/** Returns false if the kernel has nothing of it cached. On the notifier's thread. */
+bool notice_send(struct mount *m, const struct notice *n)
 {
 	return n->code == FUSE_NOTIFY_INVAL_ENTRY ? send_entry(m, n->nodeid, n->flags, n->name)
 						  : send_inode(m, n->nodeid, n->offset, n->length);
@@ -108,11 +99,10 @@ static void send_negatives(struct mount *m)
 	free(list);
 }
 
-/* Invalidate all that was handed out: each inode's attributes and pages, and its entry. FUSE_NOTIFY_INC_EPOCH would do it
- * for entries at once, but drops them, and with them whatever is mounted below (fs/dcache.c: d_invalidate). */
-static void send_all(struct mount *m)
+/** Invalidate the entries of all inodes that were handed out, and with_inodes their attributes and pages. FUSE_NOTIFY_INC_EPOCH would
+ * do it for entries at once, but drops them, and with them whatever is mounted below (fs/dcache.c: d_invalidate). */
+void notifier_send_handed_out(struct mount *m, bool with_inodes)
 {
-	usleep(ARRIVAL_MS * 1000);
 	for (uint32_t shard = 0; shard < N_SHARDS; shard++) {
 		uint32_t n;
 		uint64_t *nodeids = inodes_of_shard(m, shard, &n);
@@ -121,30 +111,30 @@ static void send_all(struct mount *m)
 			uint64_t parent = inode_place(m, nodeids[i], name);
 			if (parent)
 				send_entry(m, parent, FUSE_EXPIRE_ONLY, name);
-			send_inode(m, nodeids[i], 0, 0);
+			if (with_inodes)
+				send_inode(m, nodeids[i], 0, 0);
 		}
 		free(nodeids);
 	}
+}
+
+static void send_all(struct mount *m)
+{
+	usleep(ARRIVAL_MS * 1000);
+	notifier_send_handed_out(m, true);
 	send_negatives(m);
 	hold_for_unknown(m);
+	again_note_all(m);
 }
 
-/* The kernel had nothing cached where something changed behind the mount. But an op may be on its way to it, whose answer we
- * gave before we knew of the change: tell it once more when that has arrived. */
-static void send_again(struct mount *m)
+/* Send one notice, and have it sent again where an answer may be on its way that was given before: of an entry always, else if the
+ * kernel had nothing cached of what changed behind the mount. */
+static void send_one(struct mount *m, const struct notice *notice)
 {
-	struct notifier *n = &m->notifier;
+	bool was_there = notice_send(m, notice);
 
-	for (uint32_t i = 0; i < n->n_again; i++)
-		send_notice(m, &n->again[i]);
-	n->n_again = 0;
-}
-
-static void note_again(struct notifier *n, const struct notice *notice)
-{
-	if (!n->n_again)
-		n->again_ms = now_ms();
-	n->again[n->n_again++] = *notice;
+	if (was_there ? notice->flags & FUSE_EXPIRE_ONLY : m->wants_watch)
+		again_note(m, notice, was_there);
 }
 
 /* Called with the lock held. Returns false if there is no room for it. */
@@ -193,16 +183,16 @@ static void idle(struct mount *m)
 	struct notifier *n = &m->notifier;
 	int64_t now = now_ms(), until = now + MAX_IDLE_MS;
 
-	if (n->n_again && n->again_ms + AGAIN_MS <= now) {
+	if (n->again_ms <= now) {
 		pthread_mutex_unlock(&n->lock);
-		send_again(m);
+		again_send(m);
 		pthread_mutex_lock(&n->lock);
 		return;
 	}
 	if (n->n_leases && n->lease_ms < until)
 		until = n->lease_ms;
-	if (n->n_again && n->again_ms + AGAIN_MS < until)
-		until = n->again_ms + AGAIN_MS;
+	if (n->again_ms < until)
+		until = n->again_ms;
 	if (n->n_done != n->n_heeded && n->held_ms < until)
 		until = n->held_ms;
 	if (until > now)
@@ -255,16 +245,14 @@ static void *notifier_main(void *argument)
 			n->n_queued = 0; // it covers them
 		} else {
 			notice = n->queue[n->first];
-			n->first = (n->first + 1) % QUEUE_SIZE;
+			n->first = (n->first + 1) % NOTIFY_QUEUE_SIZE;
 			n->n_queued--;
 		}
 		pthread_mutex_unlock(&n->lock);
 		if (all)
 			send_all(m);
-		else if (!send_notice(m, &notice) && m->wants_watch)
-			note_again(n, &notice);
-		if (n->n_again == QUEUE_SIZE)
-			send_again(m);
+		else
+			send_one(m, &notice);
 		pthread_mutex_lock(&n->lock);
 		n->n_heeded = done;
 	}
@@ -292,12 +280,12 @@ static void ask(struct mount *m, const struct notice *notice)
 		// nothing is cached yet, or nobody will need it
 	} else if (n->wants_all) {
 		n->n_asked++; // covered by it
-	} else if (!notice || n->n_queued == QUEUE_SIZE) {
+	} else if (!notice || n->n_queued == NOTIFY_QUEUE_SIZE) {
 		n->wants_all = true;
 		n->n_asked++;
 		pthread_cond_broadcast(&n->changed);
-	} else if (!n->n_queued || !is_same(notice, &n->queue[(n->first + n->n_queued - 1) % QUEUE_SIZE])) {
-		n->queue[(n->first + n->n_queued++) % QUEUE_SIZE] = *notice;
+	} else if (!n->n_queued || !is_same(notice, &n->queue[(n->first + n->n_queued - 1) % NOTIFY_QUEUE_SIZE])) {
+		n->queue[(n->first + n->n_queued++) % NOTIFY_QUEUE_SIZE] = *notice;
 		n->n_asked++;
 		pthread_cond_broadcast(&n->changed);
 	}
@@ -417,9 +405,8 @@ int notifier_start(struct mount *m)
 	sigset_t all, old;
 
 	m->failed_call = "starting the notifier";
-	n->queue = calloc(QUEUE_SIZE, sizeof(*n->queue));
-	n->again = calloc(QUEUE_SIZE, sizeof(*n->again));
-	if (!n->queue || !n->again)
+	n->queue = calloc(NOTIFY_QUEUE_SIZE, sizeof(*n->queue));
+	if (!n->queue || again_init(n))
 		return -ENOMEM;
 	sigfillset(&all); // signals are the embedding program's
 	pthread_sigmask(SIG_SETMASK, &all, &old);
@@ -493,8 +480,8 @@ bool notifier_join(struct mount *m)
 void notifier_deinit(struct mount *m)
 {
 	free(m->notifier.queue);
-	free(m->notifier.again);
+	again_deinit(&m->notifier);
 	free(m->notifier.leases);
-	m->notifier.queue = m->notifier.again = NULL;
+	m->notifier.queue = NULL;
 	m->notifier.leases = NULL;
 }

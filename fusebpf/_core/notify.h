@@ -5,7 +5,24 @@
 
 #include "core.h"
 
-struct notice;
+#define NOTIFY_QUEUE_SIZE 1024
+
+/* One notification. */
+struct notice {
+	int code; /* enum fuse_notify_code */
+	uint32_t flags;	 /* of an entry: FUSE_EXPIRE_ONLY */
+	uint64_t nodeid; /* of an entry: its directory */
+	int64_t offset, length;
+	char name[FB_NAME_SIZE];
+};
+
+/* One that is to be sent again. */
+struct again {
+	struct notice notice;
+	bool was_there; /* the kernel had it cached when it was sent first */
+	int64_t due_ms;
+	uint32_t n_told; /* again */
+};
 
 /* Until when the kernel may keep what it has of an inode without a time of its own. */
 struct lease {
@@ -27,10 +44,12 @@ struct notifier {
 	uint64_t n_asked, n_done;
 	_Atomic uint64_t n_all; /* times that everything was to be invalidated */
 	_Atomic int64_t unknown_ms; /* when notify_unknown was last called */
-	/* The thread's own: what the kernel had nothing of, to be sent once more. */
-	struct notice *again;
+	/* The thread's own: */
+	struct again *again; /* the oldest first */
 	uint32_t n_again;
-	int64_t again_ms;
+	int64_t again_ms;   /* when again_send is to be called next; INT64_MAX: not as things are */
+	int64_t all_due_ms; /* when all entries are to expire again; INT64_MAX: not */
+	uint32_t n_all_told;
 	uint64_t n_heeded; /* of what was asked; */
 	uint64_t n_held;   /* and what of that is done from held_ms on, the rest from next_ms on */
 	int64_t held_ms, next_ms;
@@ -72,6 +91,15 @@ void notify_prune(struct mount *m);
 
 /* On the notifier's thread. */
 void notifier_drop(struct mount *m, uint64_t parent, const char *name);
+bool notice_send(struct mount *m, const struct notice *n);
+void notifier_send_handed_out(struct mount *m, bool with_inodes);
+
+/* notify_again.c: on the notifier's thread. */
+int again_init(struct notifier *n);
+void again_note(struct mount *m, const struct notice *notice, bool was_there);
+void again_note_all(struct mount *m);
+void again_send(struct mount *m);
+void again_deinit(struct notifier *n);
 
 /* prune.c: the notifier's, and a worker's. */
 void prune(struct mount *m);

@@ -148,8 +148,9 @@ void workers_open(struct mount *m)
 	pthread_mutex_unlock(&p->lock);
 }
 
-/** End all threads; ops in flight finish, those that block are interrupted. Bounded: a thread that a dead backing holds is left. */
-void workers_stop(struct mount *m)
+/** End all threads; ops in flight finish, those that block are interrupted. Bounded: a thread that a dead backing holds is left, and
+ * then false is returned. */
+bool workers_stop(struct mount *m)
 {
 	struct workers *p = &m->workers;
 	int64_t end_ms = now_ms() + STOP_TIMEOUT_MS;
@@ -165,7 +166,7 @@ void workers_stop(struct mount *m)
 	uint32_t left = p->n;
 	pthread_mutex_unlock(&p->lock);
 	if (left)
-		mount_log(m, "ERROR", "%u workers are held by the backing file system and were left behind", left);
+		mount_log(m, "ERROR", "workers that the backing file system holds are left behind: %u", left);
 	janitor_stop(m);
 	for (uint32_t i = 1; !left && i < m->n_queues; i++)
 		uring_free_spares(&m->queues[i]);
@@ -174,4 +175,5 @@ void workers_stop(struct mount *m)
 		close(m->workers.load_fd);
 		m->workers.load_fd = -1;
 	}
+	return !left;
 }

@@ -87,7 +87,7 @@ struct workers {
 /* pool.c */
 int workers_start(struct mount *m);
 void workers_open(struct mount *m);
-void workers_stop(struct mount *m);
+bool workers_stop(struct mount *m);
 
 /* worker.c */
 int worker_create(struct mount *m, struct queue *q, struct worker **out);

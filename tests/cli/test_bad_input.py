@@ -26,6 +26,7 @@ EVERYBODYS_MODE = 0o777
         (["src", "mnt", "-o", "frobnicate"], ["unknown mount option 'frobnicate'"]),
         (["src", "mnt", "-o", "max_read=x"], ["max_read=x"]),
         (["src", "mnt", "--name", "a/b"], ["'a/b' cannot be a mount's name"]),
+        (["src", "mnt", "--name", "-a"], ["'-a' cannot be a mount's name"]),
         (["src", "mnt", "--name", ""], ["'' cannot be a mount's name"]),
         (["src", "mnt", "--daemon-timeout", "5"], ["--daemon-timeout", "has no daemon"]),
         (["src", "mnt", "--on-daemon-failure", "fail"], ["--on-daemon-failure", "has no daemon"]),

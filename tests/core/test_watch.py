@@ -18,6 +18,8 @@ from core import scenarios_users
 from core.table import in_child
 
 MODES = ["cache=watch", "cache=watch,nopassthrough"]
+# After which everything has been told again that the kernel is told again (notify_again.c): 50 ms and 1 s.
+AGAIN_SECONDS = 1.1
 
 
 def watched(directory: Path, options: str = "cache=watch") -> AbstractContextManager[serving.Served]:
@@ -37,7 +39,7 @@ def settled(served: serving.Served) -> int:
 
     def is_settled() -> dict[str, int]:
         before = served.counters()
-        time.sleep(0.1)  # what comes in this time is what is looked for
+        time.sleep(AGAIN_SECONDS)  # what comes in this time is what is looked for
         after = served.counters()
         same = all(before[key] == after[key] for key in ("requests", "notifications", "changes_behind"))
         return after if same else {}
@@ -407,6 +409,27 @@ def test_what_is_mounted_below_behind_is_seen(directory: Path) -> None:
             support.run("umount", "-l", served.src / "sub")
         (served.src / "sub" / "below").touch()
         support.wait_until(lambda: os.listdir(served.path / "sub") == ["below"])
+
+
+def test_a_name_that_changed_is_told_again_for_whoever_was_just_being_answered(directory: Path) -> None:
+    with watched(directory) as served:
+        for name in "fg":
+            (served.src / name).write_text(name)
+            assert (served.path / name).read_text() == name
+        settled(served)
+
+        (served.src / "f").rename(served.src / "g")
+
+        support.wait_until(lambda: (served.path / "g").read_text() == "f")
+        time.sleep(0.2)  # until it was told again for the first time
+        (served.path / "g").stat()
+        before = requests_of(served)
+        time.sleep(AGAIN_SECONDS)
+        (served.path / "g").stat()
+        assert requests_of(served) > before
+        before = settled(served)
+        (served.path / "g").stat()
+        assert requests_of(served) == before
 
 
 def test_a_backing_root_that_cannot_be_watched_is_refused(directory: Path, mount: support.Mounter) -> None:
