@@ -212,7 +212,7 @@ def check_name(name: str) -> None:
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"{name!r} cannot be a mount's name: 1 to 63 of A-Z, a-z, 0-9, '_' and '-' are wanted, no '-' first"
+            f"{name!r} cannot be a mount's name: 1 to 63 of A-Z, a-z, 0-9, '_' and '-', not '-' first"
         )
 
 
