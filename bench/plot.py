@@ -9,6 +9,7 @@ from typing import Any
 import yardstick
 
 MATPLOTLIB = "matplotlib>=3.8,<4"
+TICKS = (1, 1.5, 2, 3, 5, 10, 20, 50, 100)
 
 
 def draw(results: list[dict[str, Any]], directory: Path) -> None:
@@ -38,6 +39,9 @@ def _bars(plt: Any, means: dict[str, dict[str, float]], path: Path) -> None:
         colours = ["tab:orange" if label.startswith("fusebpf") else "tab:blue" for label in labels]
         axis.barh(labels, [by_label[label] for label in labels], color=colours)
         axis.set_xscale("log")
+        axis.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+        axis.set_xticks([], minor=True)
+        axis.set_xlim(0.9, 1.1 * max(2, *by_label.values()))
         axis.axvline(1, color="black", linewidth=0.8)
         axis.invert_yaxis()
         axis.set_title(group)
