@@ -34,7 +34,7 @@ class Size:
 FULL = Size(
     n_files=1000, n_listed=10_000, n_small=20_000, big_bytes=64 << 20, rounds=7, pair_rounds=60, loops=5
 )
-QUICK = Size(n_files=100, n_listed=500, n_small=500, big_bytes=4 << 20, rounds=2, pair_rounds=8, loops=2)
+QUICK = Size(n_files=100, n_listed=500, n_small=500, big_bytes=4 << 20, rounds=2, pair_rounds=5, loops=2)
 
 
 @dataclass(frozen=True)
