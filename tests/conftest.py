@@ -5,6 +5,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -60,17 +61,35 @@ def bare(directory: Path) -> Path:
     return path
 
 
+@contextmanager
+def _looped(directory: Path, kind: str, mib: int, *mkfs: str) -> Iterator[Path]:
+    """The root of a file system in a file, which `mkfs` makes."""
+    image, path = directory / f"{kind}.img", directory / kind
+    with image.open("wb") as file:
+        file.truncate(mib << 20)
+    path.mkdir()
+    support.run(*mkfs, image)
+    support.run("mount", "-o", "loop", image, path)
+    try:
+        yield path
+    finally:
+        support.umount(path, support.MNT_DETACH)
+
+
 @pytest.fixture
 def ext4(directory: Path) -> Iterator[Path]:
     """The root of an ext4 of 64 MiB of its own: can be filled up, remounted, made read-only."""
-    image, path = directory / "ext4.img", directory / "ext4"
-    with image.open("wb") as file:
-        file.truncate(64 << 20)
-    path.mkdir()
-    support.run("mkfs.ext4", "-q", "-F", image)
-    support.run("mount", "-o", "loop", image, path)
-    yield path
-    support.umount(path, support.MNT_DETACH)
+    with _looped(directory, "ext4", 64, "mkfs.ext4", "-q", "-F") as path:
+        yield path
+
+
+@pytest.fixture
+def btrfs(directory: Path) -> Iterator[Path]:
+    """The root of a btrfs of its own: snapshots have the numbers and times of their originals."""
+    if "btrfs" not in Path("/proc/filesystems").read_text():
+        pytest.skip("the kernel has no btrfs")
+    with _looped(directory, "btrfs", 300, "mkfs.btrfs", "-qf") as path:
+        yield path
 
 
 @pytest.fixture

@@ -85,21 +85,6 @@ def test_directories_that_change_places_lead_to_what_is_in_them_now(served: serv
     assert in_child(lambda: [(served.path / name / "f").read_text() for name in "ab"]) == ["b", "a"]
 
 
-@pytest.fixture
-def btrfs(directory: Path) -> Iterator[Path]:
-    """The root of a btrfs of its own."""
-    if "btrfs" not in Path("/proc/filesystems").read_text():
-        pytest.skip("the kernel has no btrfs")
-    image, path = directory / "btrfs.img", directory / "btrfs"
-    with image.open("wb") as file:
-        file.truncate(300 << 20)
-    path.mkdir()
-    support.run("mkfs.btrfs", "-qf", image)
-    support.run("mount", "-o", "loop", image, path)
-    yield path
-    support.umount(path, support.MNT_DETACH)
-
-
 @pytest.mark.parametrize("options", ["cache=none", "cache=normal,ttl=0.2"])
 def test_a_subvolume_that_a_snapshot_took_the_place_of_leads_to_the_snapshot(
     btrfs: Path, options: str
