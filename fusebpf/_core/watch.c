@@ -21,8 +21,6 @@
 #define N_THREAD_IDS (4u << 20) /* PID_MAX_LIMIT of include/linux/threads.h */
 /* Our own ops are events too. Each would wake this thread, which costs the op more than the rest of it. */
 #define PAUSE_MS 1
-/* In which the kernel has been told of a name that changed, wherever an op keeps a notification waiting. */
-#define DOUBT_MS 1000
 #define END_TIMEOUT_MS 10000
 #define END_STEP_MS 5
 
@@ -31,6 +29,7 @@ struct event {
 	uint64_t mask, fsid;
 	const struct file_handle *dir, *object; /* or NULL */
 	const char *name;			/* of the object in dir, or NULL */
+	bool is_own;				/* a change of the mount's */
 };
 
 /* ------------------------------------------------------------------------------ whose changes */
@@ -64,6 +63,8 @@ static void name_changed(struct mount *m, struct inode *dir, const struct event 
 		notify_entry(m, dir->nodeid, e->name);
 	notify_inode(m, dir->nodeid, 0, 0); // its attributes and its listing
 	known_no_longer(dir);
+	if (!e->is_own)
+		doubts_note(&m->watch.doubts, dir->nodeid);
 }
 
 static void object_changed(struct mount *m, struct inode *object, const struct event *e)
@@ -158,21 +159,28 @@ static struct event parse(const struct fanotify_event_metadata *head, const char
 	return e;
 }
 
-/* A change behind the mount. */
-static void heed_behind(struct mount *m, const struct event *e)
+/* Did names change a moment ago in the directory that an event of the mount's own is of? */
+static bool is_dir_doubtful(struct mount *m, const struct event *e)
 {
-	uint64_t before = atomic_load(&m->watch.n_changes);
+	bool is_doubtful = false;
 
-	heed(m, e);
-	if (e->mask & NAMES_CHANGED && atomic_load(&m->watch.n_changes) != before)
-		m->watch.names_ms = now_ms();
+	for (struct backing_mount *b = atomic_load(&m->inodes.mounts); b && e->dir && !is_doubtful; b = b->next) {
+		struct inode *dir = b->is_watched && b->fsid == e->fsid ? inodes_find_handle(m, b, e->dir, 0) : NULL;
+		if (!dir)
+			continue;
+		is_doubtful = doubts_has(&m->watch.doubts, dir->nodeid);
+		inode_release(m, dir);
+	}
+	return is_doubtful;
 }
 
-/* The mount itself gave something another name: if names had changed behind it just before, that may be another thing than the
- * kernel, which had not been told yet, has taken along. */
-static bool is_doubtful(const struct mount *m, const struct event *e)
+/* The mount itself gave something another name: if names had changed behind it just before where that was, it may be another thing than
+ * the kernel, which had not been told yet, has taken along. Of a move the old name's event comes first. */
+static bool is_doubtful(struct mount *m, const struct event *e)
 {
-	return e->mask & FAN_MOVED_TO && now_ms() < m->watch.names_ms + DOUBT_MS;
+	if (e->mask & FAN_MOVED_FROM && doubts_are_any(&m->watch.doubts) && is_dir_doubtful(m, e))
+		doubts_note_moved(&m->watch.doubts);
+	return e->mask & FAN_MOVED_TO && doubts_has_moved(&m->watch.doubts);
 }
 
 static void read_events(struct mount *m, char *buffer)
@@ -185,13 +193,12 @@ static void read_events(struct mount *m, char *buffer)
 		if (head.mask & FAN_Q_OVERFLOW) {
 			atomic_fetch_add(&m->watch.n_overflows, 1);
 			all_changed(m);
-			m->watch.names_ms = now_ms();
+			doubts_note_all(&m->watch.doubts);
 			continue;
 		}
 		struct event e = parse(&head, at);
-		if (!is_own(m, (uint32_t)head.pid) || is_aliased(m, e.fsid))
-			heed_behind(m, &e);
-		else if (is_doubtful(m, &e))
+		e.is_own = is_own(m, (uint32_t)head.pid) && !is_aliased(m, e.fsid);
+		if (!e.is_own || is_doubtful(m, &e))
 			heed(m, &e);
 	}
 }
@@ -240,6 +247,7 @@ static void *watch_main(void *argument)
 void watch_init(struct mount *m)
 {
 	m->watch.fd = m->watch.stop_fd = -1;
+	doubts_init(&m->watch.doubts);
 }
 
 /** Get ready to watch, before the first inode is known. */

@@ -5,6 +5,21 @@
 
 #include "core.h"
 
+#define N_DOUBTS 32
+
+/* doubts.c */
+struct doubt {
+	uint64_t nodeid; /* of a directory */
+	int64_t at_ms;	 /* when a name in it changed behind the mount */
+};
+
+struct doubts {
+	struct doubt dirs[N_DOUBTS];
+	int64_t latest_ms; /* of all of them */
+	int64_t all_ms;	  /* when they were more, or nobody could say which */
+	int64_t moved_ms; /* when the mount last moved something out of one */
+};
+
 struct watch {
 	int fd;	     /* fanotify's, -1: nothing is watched */
 	int stop_fd; /* eventfd */
@@ -15,7 +30,7 @@ struct watch {
 	_Atomic uint64_t *own_threads; /* a bit for each thread id: whose changes the kernel knows of, since they are its own */
 	_Atomic uint64_t n_changes;    /* that may be known to the kernel; counted before it is told */
 	_Atomic uint64_t n_overflows;
-	int64_t names_ms; /* the thread's own: when it last saw a name change behind the mount */
+	struct doubts doubts;	       /* the thread's own */
 };
 
 /* watch.c */
@@ -26,6 +41,15 @@ int watch_start(struct mount *m);
 bool watch_stop(struct mount *m);
 void watch_deinit(struct mount *m);
 void watch_own_thread(struct mount *m, bool is_own);
+
+/* doubts.c: the watch's thread's */
+void doubts_init(struct doubts *d);
+void doubts_note(struct doubts *d, uint64_t nodeid);
+void doubts_note_all(struct doubts *d);
+bool doubts_are_any(const struct doubts *d);
+bool doubts_has(const struct doubts *d, uint64_t nodeid);
+void doubts_note_moved(struct doubts *d);
+bool doubts_has_moved(const struct doubts *d);
 
 /* watch_mounts.c */
 uint64_t watch_mounts_below(int root_fd);

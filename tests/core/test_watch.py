@@ -95,6 +95,26 @@ def test_own_changes_are_not_told_back(directory: Path) -> None:
         assert served.counters()["notifications"] == 0
 
 
+def test_own_moves_are_not_told_back_while_names_change_elsewhere(directory: Path) -> None:
+    with watched(directory) as served:
+        for name in ("mine", "theirs"):
+            (served.path / name).mkdir()
+        for number in range(100):
+            (served.path / "mine" / f"f{number}").touch()
+        os.listdir(served.path / "theirs")
+        settled(served)
+        before = served.counters()
+
+        (served.src / "theirs" / "f").touch()
+        support.wait_until(lambda: served.counters()["changes_behind"] > before["changes_behind"])
+        for number in range(100):
+            (served.path / "mine" / f"f{number}").rename(served.path / "mine" / f"g{number}")
+        settled(served)
+
+        told = served.counters()["notifications"] - before["notifications"]
+        assert 0 < told < 20  # of "theirs", and that again
+
+
 def test_what_a_filter_hooks_is_not_kept(directory: Path) -> None:
     with serving.serve(directory, "hooked", filters=["audit"], options="cache=watch") as served:
         (served.src / "f").write_text("x")
