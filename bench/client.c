@@ -13,6 +13,7 @@
  *   client mkdir DIR N                       mkdir and rmdir
  *   client list DIR LOOPS                    readdir, and fstatat of each entry
  *   client pingpong . N                      a byte through a pipe to another process, and one back
+ *   client apart . N                         the same, with that process on another core, which is awake
  *   client syscall . N                       getppid
  *   client prog . N                          BPF_PROG_RUN of a program that does nothing
  *   client read|write FILE BLOCK N seq|rand buffered|direct|mmap JOBS [shared]
@@ -28,6 +29,7 @@
 #include <err.h>
 #include <fcntl.h>
 #include <linux/bpf.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -364,9 +366,23 @@ static void run_data(const struct data *d, long n_jobs, bool is_shared)
 	       (double)(all_cpu_ns() - start_cpu_ns) / (double)n_ops, (uintmax_t)(n_ops + n_before));
 }
 
-/* What the machine takes for a round trip between two processes, without any file system. */
-static void run_pingpong(long n)
+/* Have this process run anywhere but on that core, and keep cores awake for as long as it lives. */
+static void move_away(int core)
 {
+	int latency = open("/dev/cpu_dma_latency", O_WRONLY | O_CLOEXEC);
+	int32_t none = 0;
+	cpu_set_t others;
+
+	memset(&others, 0xff, sizeof(others));
+	CPU_CLR(core, &others);
+	if (latency < 0 || write(latency, &none, sizeof(none)) < 0 || sched_setaffinity(0, sizeof(others), &others) < 0)
+		err(1, "keeping another core awake");
+}
+
+/* What the machine takes for a round trip between two processes, without any file system. */
+static void run_pingpong(long n, bool is_apart)
+{
+	int core = sched_getcpu();
 	int there[2], back[2];
 	char byte = 0;
 
@@ -378,10 +394,15 @@ static void run_pingpong(long n)
 		err(1, "fork");
 	if (child == 0) {
 		close(there[1]);
+		if (is_apart)
+			move_away(core);
 		while (read(there[0], &byte, 1) == 1 && write(back[1], &byte, 1) == 1)
 			;
 		_exit(0);
 	}
+	close(back[1]);
+	if (write(there[1], &byte, 1) != 1 || read(back[0], &byte, 1) != 1)
+		errx(1, "the other process ended");
 	struct moment start = now();
 
 	for (long i = 0; i < n; i++)
@@ -428,7 +449,9 @@ int main(int argc, char **argv)
 	if (!strcmp(op, "list") && argc == 4)
 		run_list(atol(argv[3]));
 	else if (!strcmp(op, "pingpong") && argc == 4)
-		run_pingpong(atol(argv[3]));
+		run_pingpong(atol(argv[3]), false);
+	else if (!strcmp(op, "apart") && argc == 4)
+		run_pingpong(atol(argv[3]), true);
 	else if (!strcmp(op, "syscall") && argc == 4)
 		run_syscall(atol(argv[3]));
 	else if (!strcmp(op, "prog") && argc == 4)

@@ -5,6 +5,7 @@ together is counted; "free": the scheduler decides, and the elapsed time is coun
 """
 
 import json
+import os
 import re
 import statistics
 import time
@@ -50,11 +51,14 @@ def costs_ns(samples: dict[str, list[Sample]], mode: str) -> dict[str, list[floa
 def calibrate(bed: Bed) -> list[dict[str, Any]]:
     """Measure what nobody can do without, the best of some runs each; print it, return it."""
     results = []
-    for name, op in (
+    calls = [
         ("a system call that does nothing", "syscall"),
         ("a round trip between two processes through pipes", "pingpong"),
         ("BPF_PROG_RUN of a program that does nothing", "prog"),
-    ):
+    ]
+    if (os.cpu_count() or 1) > 1:
+        calls.insert(2, ("the same, between two cores that are awake", "apart"))
+    for name, op in calls:
         ns = min(client(bed.bare, op, Path(), N_CALIBRATIONS).ns for _ in range(10))
         print(f"  {human(ns):>8}  {name}")
         results.append({"op": name, "mode": ONE_CORE, "ns": ns})

@@ -221,6 +221,18 @@ static void *idle_main(void *argument)
 	return NULL;
 }
 
+/* Without it a core of a virtual machine halts. Over io_uring only who is served from another core is better off without that; over /dev/fuse
+ * the scheduler has another one answer anyway. */
+static bool is_worth_it(const struct mount *m)
+{
+	if (!transport_is_uring(m))
+		return true;
+	set_latency(&m->idle, AWAKE);
+	bool is_quicker = away_is_quicker(&m->idle.cores);
+	set_latency(&m->idle, AS_EVER);
+	return is_quicker;
+}
+
 static int begin(struct mount *m)
 {
 	struct idle *idle = &m->idle;
@@ -234,11 +246,13 @@ static int begin(struct mount *m)
 	idle->latency_fd = open(LATENCY_FILE, O_WRONLY | O_CLOEXEC);
 	if (idle->latency_fd < 0)
 		return -errno;
+	if (idle->choice == IDLE_AUTO && !is_worth_it(m))
+		return -ECANCELED;
 	m->failed_call = "idle=poll: starting a thread";
 	return -pthread_create(&idle->thread, NULL, idle_main, m);
 }
 
-/** Begin, before the workers do and with signals blocked. 0, or -errno where idle=poll cannot be had. */
+/** Begin, before requests come and with signals blocked. 0, or -errno where idle=poll cannot be had. */
 int idle_start(struct mount *m)
 {
 	struct idle *idle = &m->idle;

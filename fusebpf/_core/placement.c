@@ -21,7 +21,7 @@
 #include <stdio.h>
 
 /* Answers that a core's workers give so, from the last time that a caller came from another core. */
-#define N_ANSWERS 256
+#define N_ANSWERS 4096
 
 static void set_policy(struct worker *w, int policy)
 {

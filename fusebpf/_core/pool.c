@@ -126,9 +126,9 @@ int workers_start(struct mount *m)
 		pthread_sigmask(SIG_SETMASK, &old, NULL);
 		return e;
 	}
-	e = idle_start(m);
+	e = start_for_cores(m);
 	if (!e)
-		e = start_for_cores(m);
+		e = idle_start(m);
 	for (int i = 0; !e && i < (m->n_queues > 1 ? 1 : KEEP_IDLE); i++)
 		e = worker_start(m, &m->queues[0]);
 	if (!e)

@@ -114,6 +114,9 @@ void idle_note(struct mount *m);
 void idle_forgets(struct mount *m);
 void idle_place(struct worker *w, bool is_away);
 
+/* away.c */
+bool away_is_quicker(const cpu_set_t *cores);
+
 /* placement.c */
 void placement_start(struct worker *w);
 bool placement_look(struct mount *m);

@@ -130,11 +130,22 @@ def test_cores_idle_as_they_like_where_that_is_said(mount: support.Mounter) -> N
 @pytest.mark.skipif(
     not DRIVER.exists() or DRIVER.read_text() != "haltpoll\n", reason="no virtual machine that may poll"
 )
-def test_a_virtual_machine_that_may_poll_does(mount: support.Mounter) -> None:
-    mounted = mount()
+def test_a_virtual_machine_that_may_poll_does_where_the_scheduler_chooses_cores(mount: support.Mounter) -> None:
+    mounted = mount(options="transport=dev")
 
     with _asked(mounted.path):
         support.wait_until(_is_awake)
+
+
+@has_two_cores
+def test_what_a_mount_tries_out_leaves_nothing_behind(mount: support.Mounter) -> None:
+    """Over io_uring it is tried whether another core answers sooner (fusebpf/_core/away.c)."""
+    mounted = mount(options="transport=uring,idle=auto")
+
+    tasks = Path(f"/proc/{mounted.pid}/task")
+    assert [(task / "children").read_text() for task in tasks.iterdir()] == [""] * len(list(tasks.iterdir()))
+    assert len(os.sched_getaffinity(mounted.pid)) == CORES
+    assert not _is_awake()
 
 
 def test_nothing_stays_awake_when_the_mount_ends(mount: support.Mounter) -> None:
