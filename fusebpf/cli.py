@@ -20,7 +20,7 @@ import click
 
 from fusebpf import checks, live_commands, registry, watch_commands
 from fusebpf.errors import FilterError, FusebpfError, UsageError
-from fusebpf.options import CACHES, LOCKS, PROFILES, TRANSPORTS, parse
+from fusebpf.options import CACHES, LOCKS, PROFILES, TRANSPORTS, check_agree, parse
 from fusebpf.tables import shown, table
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def mount_command(
 
     ours = {"locks": locks, "cache": cache, "ttl": cache_ttl, "transport": transport, "profile": profile}
     words = [f"{key}={value}" for key, value in ours.items() if value is not None]
+    check_agree(texts, words)
     options = parse([*texts, *words, *(["one_file_system"] if one_file_system else [])])
     if options.is_remount:
         raise UsageError("a remount is mount(8)'s: mount -o remount,… MNT")

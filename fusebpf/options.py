@@ -30,6 +30,7 @@ LOCKS = ("backing", "local")
 PROFILES = ("normal", "small")
 TRANSPORTS = ("auto", "uring", "dev")
 IDLES = ("auto", "poll", "leave")
+_WORDS = {"cache": CACHES, "locks": LOCKS, "profile": PROFILES, "transport": TRANSPORTS, "idle": IDLES}
 
 _SECURE = mounts.MS_NOSUID | mounts.MS_NODEV
 _ATIMES = mounts.MS_NOATIME | mounts.MS_RELATIME | mounts.MS_STRICTATIME
@@ -236,13 +237,35 @@ def combined(
     Raises:
         UsageError: As `parse`, or the two contradict one another.
     """
-    base = with_roots(options if isinstance(options, MountOptions) else parse(options), roots)
+    base = with_roots(_checked(options) if isinstance(options, MountOptions) else parse(options), roots)
+    if cache is not None and isinstance(options, str):
+        check_agree([options], [f"cache={cache}"])
     if name and base.name not in {None, name}:
         raise UsageError(f"two names for one mount: {name!r} and {base.name!r}")
     named = replace(base, name=base.name if name is None else name)
     if named.name == "":
         raise UsageError("'' cannot be a mount's name: leave it out, or give one")
     return named if cache is None else parse(f"cache={cache}", named)
+
+
+def _checked(options: MountOptions) -> MountOptions:
+    """Options that no text was read for."""
+    for key, words in _WORDS.items():
+        _choice(f"{key}={getattr(options, key)}", getattr(options, key), *words)
+    return replace(options, locks="local", passthrough=False) if options.profile == "small" else options
+
+
+def check_agree(texts: Iterable[str], beside: Iterable[str]) -> None:
+    """See that options of these texts have no other value than what is said beside them, KEY=VALUE each.
+
+    Raises:
+        UsageError: One has.
+    """
+    values = dict(option.split("=", 1) for option in beside)
+    for option in (option for text in texts for option in split(text)):
+        key, _, value = option.partition("=")
+        if values.get(key, value) != value:
+            raise UsageError(f"-o {option} contradicts {key}={values[key]}, said beside it: leave one out")
 
 
 def several(what: str, given: Iterable[T]) -> list[T]:
@@ -370,24 +393,9 @@ def _choice(option: str, value: str, *choices: str) -> str:
     return value
 
 
-def _cache(options: MountOptions, option: str, value: str) -> MountOptions:
-    return replace(options, cache=_choice(option, value, *CACHES))
-
-
-def _locks(options: MountOptions, option: str, value: str) -> MountOptions:
-    return replace(options, locks=_choice(option, value, *LOCKS))
-
-
-def _profile(options: MountOptions, option: str, value: str) -> MountOptions:
-    return replace(options, profile=_choice(option, value, *PROFILES))
-
-
-def _transport(options: MountOptions, option: str, value: str) -> MountOptions:
-    return replace(options, transport=_choice(option, value, *TRANSPORTS))
-
-
-def _idle(options: MountOptions, option: str, value: str) -> MountOptions:
-    return replace(options, idle=_choice(option, value, *IDLES))
+def _word(key: str, options: MountOptions, option: str, value: str) -> MountOptions:
+    changed: dict[str, Any] = {key: _choice(option, value, *_WORDS[key])}
+    return replace(options, **changed)
 
 
 def _name(options: MountOptions, option: str, value: str) -> MountOptions:
@@ -432,11 +440,7 @@ _VALUES: dict[str, Callable[[MountOptions, str, str], MountOptions]] = {
     "max_workers": _max_workers,
     "max_descriptors": _max_descriptors,
     "ttl": _ttl,
-    "cache": _cache,
-    "locks": _locks,
-    "profile": _profile,
-    "transport": _transport,
-    "idle": _idle,
+    **{key: partial(_word, key) for key in _WORDS},
     "name": _name,
     "root": _root,
     "filter": _filter,

@@ -66,6 +66,8 @@ def trace_command(
 
     _check_known("op", ops, [name for name, *_, kind, _ in OPS if kind == "hook"])
     _check_known("verdict", verdicts, list(VERDICTS.values()))
+    if "drop" in verdicts:
+        raise UsageError("'drop' is said of entries of listings, which have no records: see `fusebpf stats`")
     entry = entry_at(target)
     pins = registry.pins(entry.name)
     for name in filters if pins.is_dir() else ():  # where there is none yet, what comes is waited for

@@ -50,6 +50,7 @@ EVERYBODYS_MODE = 0o777
         (["src", "mnt", "-o", r"fsname=a\000b"], ["a NUL byte cannot be in an option"]),
         (["src", "mnt", "-o", r"filter=./a\000b.c"], ["a NUL byte cannot be in an option"]),
         (["src", "mnt", "--name", "a", "-o", "name=b"], ["two names"]),
+        (["src", "mnt", "--cache", "watch", "-o", "cache=none"], ["-o cache=none contradicts cache=watch"]),
         (["src", "mnt", "-o", "remount,ro"], ["mount -o remount"]),
     ],
 )

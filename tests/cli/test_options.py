@@ -4,9 +4,13 @@ import pytest
 
 from fusebpf import mounts
 from fusebpf.errors import UsageError
-from fusebpf.options import MountOptions, parse, split
+from fusebpf.options import MountOptions, check_agree, combined, parse, split
 
 SECURE = mounts.MS_NOSUID | mounts.MS_NODEV
+
+
+def _combined(options: MountOptions) -> MountOptions:
+    return combined(options, name=None, cache=None, roots=[])
 
 
 def test_without_options_a_mount_is_secure_and_for_all_users() -> None:
@@ -130,6 +134,26 @@ def test_unknown_options_and_useless_values_are_named(text: str, words: str) -> 
 
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["cache", "locks", "profile", "transport", "idle"])
+def test_options_that_python_makes_are_checked_as_texts_are(option: str) -> None:
+    with pytest.raises(UsageError, match=f"mount option '{option}=some'"):
+        _combined(MountOptions(**{option: "some"}))  # type: ignore[arg-type]
+
+
+def test_options_that_python_makes_bring_what_their_profile_does() -> None:
+    assert _combined(MountOptions(profile="small")) == parse("profile=small")
+
+
+def test_what_is_said_twice_has_one_value() -> None:
+    check_agree(["ro,cache=watch", "ttl=2"], ["cache=watch", "locks=local"])
+    with pytest.raises(UsageError, match="-o cache=none contradicts cache=watch"):
+        check_agree(["ro,cache=none"], ["cache=watch"])
+    with pytest.raises(UsageError, match="-o ttl=1 contradicts ttl=2"):
+        check_agree(["ttl=1", "ttl=2"], ["ttl=2"])
+    with pytest.raises(UsageError, match="-o cache=none contradicts cache=watch"):
+        combined("cache=none", name=None, cache="watch", roots=[])
 
 
 def test_a_sloppy_mount_passes_over_unknown_options_only() -> None:

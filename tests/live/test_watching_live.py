@@ -176,6 +176,7 @@ def test_stats_and_top_show_the_counts(mount: support.Mounter) -> None:
         (["trace", "--filter", "nosuch"], "the mount has no filter 'nosuch', it has: audit"),
         (["trace", "--op", "nosuch"], "there is no op 'nosuch', there are: lookup"),
         (["trace", "--verdict", "nosuch"], "there is no verdict 'nosuch', there are: continue"),
+        (["trace", "--verdict", "drop"], "'drop' is said of entries of listings, which have no records"),
         (["top", "--interval", "0"], "--interval"),
         (["top", "--interval", "nan"], "--interval nan: at most 86400 seconds"),
         (["top", "--interval", "1e300"], "--interval 1e+300: at most 86400 seconds"),

@@ -130,7 +130,7 @@ def test_cores_idle_as_they_like_where_that_is_said(mount: support.Mounter) -> N
 @pytest.mark.skipif(
     not DRIVER.exists() or DRIVER.read_text() != "haltpoll\n", reason="no virtual machine that may poll"
 )
-def test_a_virtual_machine_that_may_poll_does_where_the_scheduler_chooses_cores(mount: support.Mounter) -> None:
+def test_a_virtual_machine_polls_where_the_scheduler_chooses_cores(mount: support.Mounter) -> None:
     mounted = mount(options="transport=dev")
 
     with _asked(mounted.path):
