@@ -264,7 +264,10 @@ def locked() -> Iterator[None]:
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
             raise PlatformError(f"{str(DIRECTORY)!r} is not root's alone: chown root and chmod 700 it")
         _lock(fd)
-        yield
+        try:
+            yield
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # another thread may have forked a process that has it open, too
     finally:
         os.close(fd)
 

@@ -18,7 +18,7 @@ static bool is_recent(int64_t at_ms)
 
 void doubts_init(struct doubts *d)
 {
-	*d = (struct doubts){ .latest_ms = -DOUBT_MS, .all_ms = -DOUBT_MS, .moved_ms = -DOUBT_MS };
+	*d = (struct doubts){ .latest_ms = -DOUBT_MS, .all_ms = -DOUBT_MS };
 	for (uint32_t i = 0; i < N_DOUBTS; i++)
 		d->dirs[i].at_ms = -DOUBT_MS;
 }
@@ -63,14 +63,8 @@ bool doubts_has(const struct doubts *d, uint64_t nodeid)
 	return is_recent(d->all_ms);
 }
 
-/** The mount moved something out of a directory that is in doubt. */
-void doubts_note_moved(struct doubts *d)
+/** May a directory that is not known have been known a moment ago? */
+bool doubts_may_know(const struct inodes *inodes)
 {
-	d->moved_ms = now_ms();
-}
-
-/** Is something moved out of such a directory a moment ago? */
-bool doubts_has_moved(const struct doubts *d)
-{
-	return is_recent(d->moved_ms);
+	return is_recent(atomic_load_explicit(&inodes->dir_gone_ms, memory_order_relaxed));
 }

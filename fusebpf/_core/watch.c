@@ -14,7 +14,7 @@
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 
-#define NAMES_CHANGED (FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO)
+#define NAMES_CHANGED (FAN_CREATE | FAN_DELETE | FAN_RENAME)
 #define DATA_CHANGED (FAN_MODIFY | FAN_CLOSE_WRITE)
 #define WATCHED (NAMES_CHANGED | DATA_CHANGED | FAN_ATTRIB | FAN_ONDIR)
 #define EVENTS_SIZE 65536
@@ -29,6 +29,8 @@ struct event {
 	uint64_t mask, fsid;
 	const struct file_handle *dir, *object; /* or NULL */
 	const char *name;			/* of the object in dir, or NULL */
+	const struct file_handle *new_dir;	/* of a move, or NULL, */
+	const char *new_name;			/* and the name there */
 	bool is_own;				/* a change of the mount's */
 };
 
@@ -55,12 +57,12 @@ static bool is_own(const struct mount *m, uint32_t id)
 /* ------------------------------------------------------------------------------------- events */
 
 /* A name of a directory leads elsewhere now. */
-static void name_changed(struct mount *m, struct inode *dir, const struct event *e)
+static void name_changed(struct mount *m, struct inode *dir, const struct event *e, const char *name)
 {
 	if ((e->mask & NAMES_CHANGED) == FAN_DELETE)
-		notify_deleted(m, dir->nodeid, e->name);
+		notify_deleted(m, dir->nodeid, name);
 	else
-		notify_entry(m, dir->nodeid, e->name);
+		notify_entry(m, dir->nodeid, name);
 	notify_inode(m, dir->nodeid, 0, 0); // its attributes and its listing
 	known_no_longer(dir);
 	if (!e->is_own)
@@ -78,16 +80,22 @@ static void object_changed(struct mount *m, struct inode *object, const struct e
 static void dir_changed(struct mount *m, struct inode *dir, const struct event *e)
 {
 	if (e->name && e->mask & NAMES_CHANGED)
-		name_changed(m, dir, e);
+		name_changed(m, dir, e, e->name);
 	else if (!e->object)
 		object_changed(m, dir, e); // of which no more is said than its own handle
 }
 
-/* Call `changed` for each view of a file that the kernel knows. */
-static void heed_file(struct mount *m, struct backing_mount *b, const struct event *e, const struct file_handle *file,
+static void new_dir_changed(struct mount *m, struct inode *dir, const struct event *e)
+{
+	name_changed(m, dir, e, e->new_name);
+}
+
+/* Call `changed` for each view of a file that the kernel knows. Returns whether it knows one. */
+static bool heed_file(struct mount *m, struct backing_mount *b, const struct event *e, const struct file_handle *file,
 		      void (*changed)(struct mount *m, struct inode *inode, const struct event *e))
 {
 	struct inode *inode = file ? inodes_find_handle(m, b, file, 0) : NULL;
+	bool is_known = inode;
 
 	while (inode) {
 		uint32_t view = inode->view;
@@ -96,16 +104,34 @@ static void heed_file(struct mount *m, struct backing_mount *b, const struct eve
 		inode_release(m, inode);
 		inode = view < UINT32_MAX ? inodes_find_handle(m, b, file, view + 1) : NULL;
 	}
+	return is_known;
 }
 
-static void heed(struct mount *m, const struct event *e)
+/* Returns whether the kernel knows the directories that the event names. */
+static bool heed(struct mount *m, const struct event *e)
 {
+	bool knows = false, knows_new = !e->new_dir;
+
 	for (struct backing_mount *b = atomic_load(&m->inodes.mounts); b; b = b->next) {
 		if (b->is_watched && b->fsid == e->fsid) {
-			heed_file(m, b, e, e->dir, dir_changed);
+			knows |= heed_file(m, b, e, e->dir, dir_changed);
+			knows_new |= heed_file(m, b, e, e->new_dir, new_dir_changed);
 			heed_file(m, b, e, e->object, object_changed);
 		}
 	}
+	return knows && knows_new;
+}
+
+/* A change behind the mount. In a directory that the kernel does not know, but may have known when it happened, it is doubted
+ * everywhere what the mount has moved since. */
+static void heed_behind(struct mount *m, const struct event *e)
+{
+	uint64_t before = atomic_load(&m->watch.n_changes);
+	bool knows_dirs = heed(m, e);
+
+	if (e->mask & NAMES_CHANGED && !knows_dirs &&
+	    (atomic_load(&m->watch.n_changes) != before || doubts_may_know(&m->inodes)))
+		doubts_note_all(&m->watch.doubts);
 }
 
 /* Do several mounts of the backing tree show this file system? Then one file is several inodes, and what the mount itself
@@ -150,37 +176,49 @@ static struct event parse(const struct fanotify_event_metadata *head, const char
 			e.object = handle;
 		else if (info->hdr.info_type == FAN_EVENT_INFO_TYPE_DFID)
 			e.dir = handle;
-		if (info->hdr.info_type == FAN_EVENT_INFO_TYPE_DFID_NAME) {
+		const char *name = (const char *)handle->f_handle + handle->handle_bytes;
+		if (info->hdr.info_type == FAN_EVENT_INFO_TYPE_DFID_NAME ||
+		    info->hdr.info_type == FAN_EVENT_INFO_TYPE_OLD_DFID_NAME) {
 			e.dir = handle;
-			e.name = (const char *)handle->f_handle + handle->handle_bytes;
+			e.name = name;
+		}
+		if (info->hdr.info_type == FAN_EVENT_INFO_TYPE_NEW_DFID_NAME) {
+			e.new_dir = handle;
+			e.new_name = name;
 		}
 		at += info->hdr.len;
 	}
 	return e;
 }
 
-/* Did names change a moment ago in the directory that an event of the mount's own is of? */
+/* Did names change a moment ago in the directory that an event of the mount's own is of, or may they have, since the kernel knows it no
+ * longer? */
 static bool is_dir_doubtful(struct mount *m, const struct event *e)
 {
-	bool is_doubtful = false;
+	bool is_doubtful = false, is_known = false;
 
-	for (struct backing_mount *b = atomic_load(&m->inodes.mounts); b && e->dir && !is_doubtful; b = b->next) {
-		struct inode *dir = b->is_watched && b->fsid == e->fsid ? inodes_find_handle(m, b, e->dir, 0) : NULL;
+	for (struct backing_mount *b = atomic_load(&m->inodes.mounts); b && !is_doubtful; b = b->next) {
+		struct inode *dir =
+			e->dir && b->is_watched && b->fsid == e->fsid ? inodes_find_handle(m, b, e->dir, 0) : NULL;
 		if (!dir)
 			continue;
+		is_known = true;
 		is_doubtful = doubts_has(&m->watch.doubts, dir->nodeid);
 		inode_release(m, dir);
 	}
-	return is_doubtful;
+	return is_doubtful || !is_known;
 }
 
 /* The mount itself gave something another name: if names had changed behind it just before where that was, it may be another thing than
- * the kernel, which had not been told yet, has taken along. Of a move the old name's event comes first. */
-static bool is_doubtful(struct mount *m, const struct event *e)
+ * the kernel, which had not been told yet, has taken along. Moves are not merged with what came before them. */
+static void heed_own(struct mount *m, struct event *e)
 {
-	if (e->mask & FAN_MOVED_FROM && doubts_are_any(&m->watch.doubts) && is_dir_doubtful(m, e))
-		doubts_note_moved(&m->watch.doubts);
-	return e->mask & FAN_MOVED_TO && doubts_has_moved(&m->watch.doubts);
+	if (!e->new_dir || !doubts_are_any(&m->watch.doubts) || !is_dir_doubtful(m, e))
+		return;
+	e->dir = e->new_dir;
+	e->name = e->new_name;
+	e->new_dir = NULL;
+	heed(m, e);
 }
 
 static void read_events(struct mount *m, char *buffer)
@@ -198,8 +236,10 @@ static void read_events(struct mount *m, char *buffer)
 		}
 		struct event e = parse(&head, at);
 		e.is_own = is_own(m, (uint32_t)head.pid) && !is_aliased(m, e.fsid);
-		if (!e.is_own || is_doubtful(m, &e))
-			heed(m, &e);
+		if (e.is_own)
+			heed_own(m, &e);
+		else
+			heed_behind(m, &e);
 	}
 }
 

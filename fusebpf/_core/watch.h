@@ -17,7 +17,6 @@ struct doubts {
 	struct doubt dirs[N_DOUBTS];
 	int64_t latest_ms; /* of all of them */
 	int64_t all_ms;	  /* when they were more, or nobody could say which */
-	int64_t moved_ms; /* when the mount last moved something out of one */
 };
 
 struct watch {
@@ -48,8 +47,7 @@ void doubts_note(struct doubts *d, uint64_t nodeid);
 void doubts_note_all(struct doubts *d);
 bool doubts_are_any(const struct doubts *d);
 bool doubts_has(const struct doubts *d, uint64_t nodeid);
-void doubts_note_moved(struct doubts *d);
-bool doubts_has_moved(const struct doubts *d);
+bool doubts_may_know(const struct inodes *inodes);
 
 /* watch_mounts.c */
 uint64_t watch_mounts_below(int root_fd);

@@ -282,6 +282,52 @@ def test_what_is_renamed_as_soon_as_it_changed_behind_is_what_it_became(
             support.wait_until(partial(has, served.path / place / "b", "st_ino", inode))
 
 
+def _exchange(a: Path, b: Path) -> None:
+    spare = a.with_name("spare")
+    for old, new in ((a, spare), (b, a), (spare, b)):
+        old.rename(new)
+
+
+def _leave_a_directory_that_goes(path: Path, src: Path) -> None:
+    _exchange(src / "a" / "x", src / "a" / "z")
+    (path / "a" / "x").rename(path / "b" / "y")
+    (path / "a" / "z").unlink()
+    (path / "a").rmdir()
+
+
+def _leave_a_name_that_was_left_before(path: Path, src: Path) -> None:
+    """The first move and the last are of one thread, name and file."""
+    (path / "a" / "x").unlink()
+    (path / "a" / "z").rename(path / "a" / "x")
+    (path / "a" / "x").rename(path / "a" / "z")
+    (path / "a" / "x").touch()
+    _exchange(src / "a" / "x", src / "a" / "z")
+    (path / "a" / "x").rename(path / "b" / "y")
+
+
+@pytest.mark.parametrize("move", [_leave_a_directory_that_goes, _leave_a_name_that_was_left_before])
+def test_what_is_moved_as_soon_as_it_changed_behind_is_what_it_became_whatever_comes_between(
+    directory: Path, move: Callable[[Path, Path], None]
+) -> None:
+    with watched(directory) as served:
+        places = [f"p{number}" for number in range(8)]
+        for place in places:
+            for name in "ab":
+                (served.path / place / name).mkdir(parents=True)
+            for name in "xz":
+                (served.path / place / "a" / name).touch()
+        for place in places:
+            time.sleep(AGAIN_SECONDS)  # until no move is told any more for what changed in another place
+            (served.path / place / "a" / "x").stat()
+            (served.src / place / "just now").touch()  # the watch pauses behind it
+
+            move(served.path / place, served.src / place)
+
+        for place in places:
+            inode = (served.src / place / "b" / "y").stat().st_ino
+            support.wait_until(partial(has, served.path / place / "b" / "y", "st_ino", inode))
+
+
 def test_a_file_that_is_written_by_mmap_through_the_mount(directory: Path) -> None:
     with watched(directory) as served:
         (served.src / "f").write_bytes(bytes(4096))

@@ -57,6 +57,45 @@ async def main():
 trio.run(main)
 """
 
+# Six mounts begin at once, while another thread forks.
+SEVERAL = """
+import os, sys, threading
+import trio
+import fusebpf
+
+children = []
+
+have_begun = threading.Event()
+
+def fork():
+    while len(children) < 200 and not have_begun.wait(0.001):
+        child = os.fork()
+        if not child:
+            threading.Event().wait(60)
+            os._exit(0)
+        children.append(child)
+
+async def one(name):
+    src, mnt = (f"{sys.argv[1]}/{kind}{name}" for kind in "sm")
+    async with fusebpf.Stack(src, mnt, name=f"{os.getpid()}-{name}"):
+        pass
+
+async def main():
+    thread = threading.Thread(target=fork)
+    thread.start()
+    async with trio.open_nursery() as nursery:
+        for name in range(6):
+            nursery.start_soon(one, name)
+    have_begun.set()
+    thread.join()
+
+try:
+    trio.run(main)
+finally:
+    for child in children:
+        os.kill(child, 9)
+"""
+
 pytestmark = pytest.mark.skipif(not LATENCY.exists(), reason="the kernel has no PM QoS for cores")
 has_two_cores = pytest.mark.skipif(CORES < 2, reason="there is no other core")
 has_idle_times = pytest.mark.skipif(
@@ -146,6 +185,18 @@ def test_what_a_mount_tries_out_leaves_nothing_behind(mount: support.Mounter) ->
     assert [(task / "children").read_text() for task in tasks.iterdir()] == [""] * len(list(tasks.iterdir()))
     assert len(os.sched_getaffinity(mounted.pid)) == CORES
     assert not _is_awake()
+
+
+@has_two_cores
+def test_mounts_of_one_process_that_begin_at_once_try_it_at_once(directory: Path, tmp_path: Path) -> None:
+    for name in range(6):
+        (directory / f"s{name}").mkdir()
+        (directory / f"m{name}").mkdir()
+    program = tmp_path / "several.py"
+    program.write_text(SEVERAL)
+
+    for _ in range(5):
+        support.run("timeout", "-s", "KILL", "30", sys.executable, program, directory)
 
 
 def test_nothing_stays_awake_when_the_mount_ends(mount: support.Mounter) -> None:
