@@ -220,6 +220,8 @@ def run_background(stack: Stack, *, root_fd: int | None = None) -> None:
             _wait_for(pid)
             raise
         if told.get("ready"):
+            for number in _HEEDED:  # what comes from here on comes too late: the mount stays, and we say so
+                signal.signal(number, signal.SIG_IGN)
             ours.sendall(b"k")
             _warn(told["warnings"])
             return

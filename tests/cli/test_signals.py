@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -229,6 +230,25 @@ def test_a_start_that_is_interrupted_leaves_nothing(tree: Path, slow: Path, numb
         _, said = command.communicate(timeout=60)
 
     assert (command.returncode, said) == (128 + number, "")
+    assert left_behind(tree) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_the_end_of_a_start_comes_in_time_or_too_late(tree: Path, number: signal.Signals) -> None:
+    words = [support.COMMAND, "mount", tree / "src", tree / "mnt"]
+    begun = time.monotonic()
+    subprocess.run(words, check=True)
+    took = time.monotonic() - begun
+    umount("./mnt", cwd=tree)
+
+    for step in range(20):
+        with subprocess.Popen(words, stderr=subprocess.DEVNULL) as command:
+            time.sleep(took * (0.75 + step * 0.015))
+            command.send_signal(number)
+
+        assert (command.returncode == 0) == (tree / "mnt").is_mount(), command.returncode
+        if command.returncode == 0:
+            umount("./mnt", cwd=tree)
     assert left_behind(tree) == []
 
 
