@@ -11,7 +11,7 @@ import os
 import re
 import resource
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -237,9 +237,13 @@ def combined(
     Raises:
         UsageError: As `parse`, or the two contradict one another.
     """
-    base = with_roots(_checked(options) if isinstance(options, MountOptions) else parse(options), roots)
-    if cache is not None and isinstance(options, str):
-        check_agree([options], [f"cache={cache}"])
+    base = with_roots(parse(options) if isinstance(options, str) else _checked(options), roots)
+    if cache is not None:
+        _choice(f"cache={cache}", cache, *CACHES)
+        told = (
+            options if isinstance(options, str) else f"cache={base.cache}" if base.cache != "normal" else ""
+        )
+        check_agree([told], [f"cache={cache}"])
     if name and base.name not in {None, name}:
         raise UsageError(f"two names for one mount: {name!r} and {base.name!r}")
     named = replace(base, name=base.name if name is None else name)
@@ -248,10 +252,32 @@ def combined(
     return named if cache is None else parse(f"cache={cache}", named)
 
 
-def _checked(options: MountOptions) -> MountOptions:
-    """Options that no text was read for."""
-    for key, words in _WORDS.items():
-        _choice(f"{key}={getattr(options, key)}", getattr(options, key), *words)
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+    "str | None": (str, type(None)),
+    "tuple[str, ...]": (tuple,),
+}
+
+
+def _checked(options: object) -> MountOptions:
+    """Options that no text was read for, as a text of them would be."""
+    if not isinstance(options, MountOptions):
+        raise UsageError(f"options={options!r}: MountOptions is wanted, or a text as behind -o")
+    for one in fields(options):
+        value = getattr(options, one.name)
+        if not isinstance(value, _TYPES[str(one.type)]):
+            raise UsageError(f"mount option '{one.name}={value}': {one.type} is wanted")
+        if one.name in _VALUES and isinstance(value, str | int | float) and value != one.default:
+            text = f"{value:.9f}" if isinstance(value, float) else str(value)
+            _VALUES[one.name](MountOptions(), f"{one.name}={value}", text)
+    if options.is_remount:
+        raise UsageError("a remount is mount(8)'s: mount -o remount,… MNT")
+    permissions = "default_permissions" if options.default_permissions else "nodefault_permissions"
+    words = [f"profile={options.profile}", permissions, *(["idmap"] if options.idmap else [])]
+    parse(",".join(words))  # what excludes what
     return replace(options, locks="local", passthrough=False) if options.profile == "small" else options
 
 
@@ -261,11 +287,18 @@ def check_agree(texts: Iterable[str], beside: Iterable[str]) -> None:
     Raises:
         UsageError: One has.
     """
-    values = dict(option.split("=", 1) for option in beside)
-    for option in (option for text in texts for option in split(text)):
-        key, _, value = option.partition("=")
-        if values.get(key, value) != value:
-            raise UsageError(f"-o {option} contradicts {key}={values[key]}, said beside it: leave one out")
+    told = dict(option.partition("=")[::2] for text in texts for option in split(text))
+    for option in beside:
+        key, value = option.split("=", 1)
+        if not _is_same(told.get(key, value), value):
+            raise UsageError(f"-o {key}={told[key]} contradicts {option}, said beside it: leave one out")
+
+
+def _is_same(one: str, other: str) -> bool:
+    try:
+        return one == other or float(one) == float(other)
+    except ValueError:
+        return False
 
 
 def several(what: str, given: Iterable[T]) -> list[T]:

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import select
 import time
+from pathlib import Path
 
 from fusebpf import mounts, registry
 from fusebpf.errors import MountError, UsageError
@@ -83,10 +84,24 @@ def _mount_of(entry: registry.Entry) -> mounts.Mounted:
         return mounted
     if entry.mount_id is None:
         raise MountError(f"{entry.name!r} is being mounted just now (pid {entry.pid})")
+    if _is_in_table_of(entry):
+        raise MountError(
+            f"{entry.name!r} is mounted in another mount namespace, that of its server, pid {entry.pid}: "
+            f"`nsenter -t {entry.pid} -m fusebpf umount {entry.name}`, or `kill -TERM {entry.pid}`"
+        )
     raise MountError(
         f"{entry.name!r} is not mounted here any more, but still in use (unmounted lazily, by a bind "
         f"mount, or in another mount namespace); its server, pid {entry.pid}, ends when nothing uses it"
     )
+
+
+def _is_in_table_of(entry: registry.Entry) -> bool:
+    """Does the server itself see its mount? proc(5): /proc/PID/mountinfo."""
+    try:
+        table = Path(f"/proc/{entry.pid}/mountinfo").read_text(errors="replace")
+    except OSError:
+        return False
+    return any(line.partition(" ")[0] == str(entry.mount_id) for line in table.splitlines())
 
 
 def _take_down(mounted: mounts.Mounted, entry: registry.Entry | None, *, is_lazy: bool) -> None:

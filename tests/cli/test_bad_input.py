@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import support
-from cli_support import assert_refused, fusebpf, mount, umount, write_filter
+from cli_support import assert_refused, fusebpf, left_behind, mount, umount, write_filter
 
 from fusebpf.tables import shown
 
@@ -392,3 +392,15 @@ def test_a_filter_whose_file_has_an_odd_name_is_checked_and_a_mistake_in_it_name
     assert (good.returncode, good.stderr) == (0, "")
     assert_refused(bad, 1, f"fusebpf: {shown(os.fsdecode(name))}:", "identifier 'nosuch'", n_lines=None)
     assert_refused(outside, 1, f"fusebpf: {shown(os.fsdecode(name))}:7: the kernel's verifier", n_lines=None)
+
+
+def test_umount_says_how_to_reach_a_mount_in_its_server_s_own_mount_namespace(tree: Path) -> None:
+    words = ("unshare", "-m", "--propagation", "private", support.COMMAND, "mount", "src", "mnt")
+    name = f"t{os.getpid()}"
+    support.run(*words, "--name", name, cwd=tree)
+    ((_, pid),) = support.servers_below(tree)
+
+    assert_refused(fusebpf("umount", name, cwd=tree), 1, f"nsenter -t {pid} -m fusebpf umount {name}")
+    support.run("nsenter", "-t", str(pid), "-m", support.COMMAND, "umount", name)
+
+    assert left_behind(tree) == []

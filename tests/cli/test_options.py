@@ -1,5 +1,7 @@
 """What stands behind -o."""
 
+from typing import Any
+
 import pytest
 
 from fusebpf import mounts
@@ -142,6 +144,32 @@ def test_options_that_python_makes_are_checked_as_texts_are(option: str) -> None
         _combined(MountOptions(**{option: "some"}))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ttl": "1"}, {"ttl": None}, {"ttl": float("nan")}, {"ttl": float("inf")}, {"ttl": -1},
+        {"max_workers": 1.5}, {"max_workers": "4"}, {"max_workers": 65}, {"max_descriptors": 1},
+        {"max_descriptors": 1 << 70}, {"max_read": -1}, {"flags": "ro"}, {"fsname": 5}, {"fsname": ""},
+        {"filters": ["hide"]}, {"passthrough": "no"}, {"is_remount": True},
+        {"idmap": True, "default_permissions": False}, {"profile": "small", "default_permissions": False},
+    ],
+)  # fmt: skip
+def test_options_that_python_makes_are_of_their_types_and_go_together(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        _combined(MountOptions(**options))
+
+
+def test_options_that_python_makes_have_all_values_that_texts_have() -> None:
+    options = MountOptions(ttl=2, max_workers=1, max_read=8192, fsname="a", cache="watch", filters=("hide",))
+    assert _combined(options) == options
+    with pytest.raises(UsageError, match="MountOptions is wanted"):
+        combined(None, name=None, cache=None, roots=[])  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="cache=none,ro"):
+        combined("", name=None, cache="none,ro", roots=[])
+    with pytest.raises(UsageError, match="contradicts cache=none"):
+        combined(MountOptions(cache="watch"), name=None, cache="none", roots=[])
+
+
 def test_options_that_python_makes_bring_what_their_profile_does() -> None:
     assert _combined(MountOptions(profile="small")) == parse("profile=small")
 
@@ -150,8 +178,9 @@ def test_what_is_said_twice_has_one_value() -> None:
     check_agree(["ro,cache=watch", "ttl=2"], ["cache=watch", "locks=local"])
     with pytest.raises(UsageError, match="-o cache=none contradicts cache=watch"):
         check_agree(["ro,cache=none"], ["cache=watch"])
+    check_agree(["cache=none,cache=watch", "ttl=1.0"], ["cache=watch", "ttl=1"])
     with pytest.raises(UsageError, match="-o ttl=1 contradicts ttl=2"):
-        check_agree(["ttl=1", "ttl=2"], ["ttl=2"])
+        check_agree(["ttl=2", "ttl=1"], ["ttl=2"])
     with pytest.raises(UsageError, match="-o cache=none contradicts cache=watch"):
         combined("cache=none", name=None, cache="watch", roots=[])
 

@@ -235,7 +235,7 @@ def test_a_start_that_is_interrupted_leaves_nothing(tree: Path, slow: Path, numb
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_the_end_of_a_start_comes_in_time_or_too_late(tree: Path, number: signal.Signals) -> None:
-    words = [support.COMMAND, "mount", tree / "src", tree / "mnt"]
+    words: list[str | os.PathLike[str]] = [support.COMMAND, "mount", tree / "src", tree / "mnt"]
     begun = time.monotonic()
     subprocess.run(words, check=True)
     took = time.monotonic() - begun
