@@ -215,7 +215,11 @@ def check_command(files: tuple[str, ...]) -> int:
     from fusebpf.compiler import stock, stock_names
 
     names = stock_names()
-    chain.check_stock([chain.FilterSpec(file) for file in files if not os.path.lexists(file)], names)
+    for file in (file for file in files if not os.path.lexists(file)):
+        spec = chain.FilterSpec.parse(file)
+        if spec.source != file:
+            raise UsageError(f"{file!r}: `check` is for all that is in a file, so say {spec.source!r}")
+        chain.check_stock([spec], names)
     return _check_and_show([stock(file) if file in names else file for file in files])
 
 

@@ -141,6 +141,8 @@ void post_decide(struct request *rq, const struct chain_hook *hook, const struct
 		why = "it edited what this op does not have, or not after it ran";
 	else if (v->verdict == FB_DAEMON)
 		why = daemon_refuses(rq, filter);
+	else if (v->verdict == FB_NEGATIVE || v->verdict == FB_BACKING)
+		why = "it says FB_NEGATIVE or FB_BACKING, which are for pre hooks (-ENOENT is for both)";
 	else if (v->verdict != FB_CONTINUE && v->verdict != FB_REPLY)
 		why = "its verdict is none that a post hook has (an errno wants a minus)";
 	else if (edits & FB_EDIT_ERROR && !v->error && rq->error && rq->op->flags & with_result)

@@ -404,3 +404,12 @@ def test_umount_says_how_to_reach_a_mount_in_its_server_s_own_mount_namespace(tr
     support.run("nsenter", "-t", str(pid), "-m", support.COMMAND, "umount", name)
 
     assert left_behind(tree) == []
+
+
+@pytest.mark.parametrize("file", ["./mine.c:one", "./mine.c@600", "./mine.c:one@600"])
+def test_check_is_for_whole_files(tree: Path, file: str) -> None:
+    assert_refused(
+        fusebpf("check", file, cwd=tree),
+        2,
+        f"'{file}': `check` is for all that is in a file, so say './mine.c'",
+    )

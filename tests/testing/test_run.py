@@ -171,6 +171,19 @@ def test_a_bad_edit_is_failed_closed_and_says_why(mine: Chain) -> None:
     assert mine.run("mkdir", name=b"f").why == ""
 
 
+def test_a_post_hook_that_says_what_is_for_pre_hooks_is_told_so(directory: Path) -> None:
+    source = directory / "late.c"
+    source.write_text(
+        '#include "fusebpf.h"\nFILTER(late, .altitude = FB_POLICY)\n'
+        "POST(late, lookup) { return FB_NEGATIVE; }\n"
+    )
+
+    said = run(source, "lookup", name=b"f")
+
+    assert (said.verdict, said.error) == ("FB_BROKEN", errno.EIO)
+    assert "it says FB_NEGATIVE or FB_BACKING, which are for pre hooks" in said.why
+
+
 def test_maps_keep_what_hooks_left(sources: Path) -> None:
     with Chain(sources / "mine.c", maps={"mine.seen": "5=40"}) as chain:
         chain.run("lookup", name=b"a", uid=5)
