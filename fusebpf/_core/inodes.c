@@ -468,12 +468,10 @@ int inodes_init(struct mount *m)
 	if (shards_init(t->by_id) || shards_init(t->by_key) || hints_init(m))
 		return -ENOMEM;
 	struct stat st;
-	if (fstat(m->root_fd, &st) < 0)
-		return -errno;
-	t->root_dev = st.st_dev;
-	int fd = openat(m->root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	int fd = fstat(m->root_fd, &st) < 0 ? -1 : openat(m->root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
+	t->root_dev = st.st_dev;
 	return inodes_enter(m, fd, S_IFDIR, 0, NULL, "", true, &t->root);
 }
 

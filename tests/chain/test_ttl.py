@@ -9,7 +9,7 @@ import pytest
 import serving
 import support
 from chain.chained import source
-from core.test_watch import settled
+from core.watched import settled
 
 HOUR, SHORT = 3600000000000, 300000000
 SAYS = """

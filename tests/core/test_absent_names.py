@@ -11,7 +11,7 @@ import pytest
 import serving
 import support
 from chain.chained import source
-from core.test_watch import MODES, _is_stopped, requests_of, settled, watched
+from core.watched import MODES, is_stopped, requests_of, settled, watched
 
 
 def is_gone(path: Path) -> bool:
@@ -122,7 +122,7 @@ def test_after_an_overflow_it_is_asked_for_anew(directory: Path) -> None:
         assert not (served.path / "d" / "0").exists()
         os.kill(served.pid, signal.SIGSTOP)
         try:
-            support.wait_until(lambda: _is_stopped(served.pid))
+            support.wait_until(lambda: is_stopped(served.pid))
             for number in range(most):
                 (served.src / "d" / str(number)).touch()
                 (served.src / "d" / str(number)).unlink()

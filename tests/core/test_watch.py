@@ -5,9 +5,7 @@ import mmap
 import os
 import signal
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -16,36 +14,7 @@ import serving
 import support
 from core import scenarios_users
 from core.table import in_child
-
-MODES = ["cache=watch", "cache=watch,nopassthrough"]
-# After which everything has been told again that the kernel is told again (notify_again.c): 50 ms and 1 s.
-AGAIN_SECONDS = 1.1
-
-
-def watched(directory: Path, options: str = "cache=watch") -> AbstractContextManager[serving.Served]:
-    return serving.serve(directory, "watch", options=options)
-
-
-def has(path: Path, field: str, value: int) -> bool:
-    return bool(getattr(path.stat(), field) == value)
-
-
-def requests_of(served: serving.Served) -> int:
-    return served.counters()["requests"]
-
-
-def settled(served: serving.Served) -> int:
-    """How many requests there were, when no more come and all is told that was to be told."""
-
-    def is_settled() -> dict[str, int]:
-        before = served.counters()
-        time.sleep(AGAIN_SECONDS)  # what comes in this time is what is looked for
-        after = served.counters()
-        same = all(before[key] == after[key] for key in ("requests", "notifications", "changes_behind"))
-        return after if same else {}
-
-    return support.wait_until(is_settled)["requests"]
-
+from core.watched import AGAIN_SECONDS, MODES, has, is_stopped, requests_of, settled, watched
 
 # ------------------------------------------------------------------------------ it is cached
 
@@ -93,26 +62,6 @@ def test_own_changes_are_not_told_back(directory: Path) -> None:
 
         assert served.counters()["changes_behind"] == 0
         assert served.counters()["notifications"] == 0
-
-
-def test_own_moves_are_not_told_back_while_names_change_elsewhere(directory: Path) -> None:
-    with watched(directory) as served:
-        for name in ("mine", "theirs"):
-            (served.path / name).mkdir()
-        for number in range(100):
-            (served.path / "mine" / f"f{number}").touch()
-        os.listdir(served.path / "theirs")
-        settled(served)
-        before = served.counters()
-
-        (served.src / "theirs" / "f").touch()
-        support.wait_until(lambda: served.counters()["changes_behind"] > before["changes_behind"])
-        for number in range(100):
-            (served.path / "mine" / f"f{number}").rename(served.path / "mine" / f"g{number}")
-        settled(served)
-
-        told = served.counters()["notifications"] - before["notifications"]
-        assert 0 < told < 20  # of "theirs", and that again
 
 
 def test_what_a_filter_hooks_is_not_kept(directory: Path) -> None:
@@ -257,77 +206,6 @@ def test_a_file_that_is_deleted_behind_gives_its_space_back(directory: Path, ext
         support.wait_until(lambda: os.statvfs(ext4).f_bfree - free > 1000)
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, Path.touch])
-def test_what_is_renamed_as_soon_as_it_changed_behind_is_what_it_became(
-    directory: Path, make: Callable[[Path], None]
-) -> None:
-    """The kernel, which has not been told yet, takes along what had the name before."""
-    with watched(directory) as served:
-        places = [Path(f"d{number}") for number in range(20)]
-        for place in places:
-            (served.src / place).mkdir()
-            for name in ("a", "other"):
-                make(served.src / place / name)
-        for place in places:
-            (served.path / place / "a").stat()
-            settled(served)
-            (served.path / place / "a").stat()
-            (served.src / place / "just now").touch()  # the watch pauses behind it
-
-            (served.src / place / "other").rename(served.src / place / "a")
-            (served.path / place / "a").rename(served.path / place / "b")
-
-        for place in places:
-            inode = (served.src / place / "b").stat().st_ino
-            support.wait_until(partial(has, served.path / place / "b", "st_ino", inode))
-
-
-def _exchange(a: Path, b: Path) -> None:
-    spare = a.with_name("spare")
-    for old, new in ((a, spare), (b, a), (spare, b)):
-        old.rename(new)
-
-
-def _leave_a_directory_that_goes(path: Path, src: Path) -> None:
-    _exchange(src / "a" / "x", src / "a" / "z")
-    (path / "a" / "x").rename(path / "b" / "y")
-    (path / "a" / "z").unlink()
-    (path / "a").rmdir()
-
-
-def _leave_a_name_that_was_left_before(path: Path, src: Path) -> None:
-    """The first move and the last are of one thread, name and file."""
-    (path / "a" / "x").unlink()
-    (path / "a" / "z").rename(path / "a" / "x")
-    (path / "a" / "x").rename(path / "a" / "z")
-    (path / "a" / "x").touch()
-    _exchange(src / "a" / "x", src / "a" / "z")
-    (path / "a" / "x").rename(path / "b" / "y")
-
-
-@pytest.mark.parametrize("move", [_leave_a_directory_that_goes, _leave_a_name_that_was_left_before])
-def test_what_is_moved_as_soon_as_it_changed_behind_is_what_it_became_whatever_comes_between(
-    directory: Path, move: Callable[[Path, Path], None]
-) -> None:
-    with watched(directory) as served:
-        places = [f"p{number}" for number in range(8)]
-        for place in places:
-            for name in "ab":
-                (served.path / place / name).mkdir(parents=True)
-            for name in "xz":
-                (served.path / place / "a" / name).touch()
-        for place in places:
-            time.sleep(AGAIN_SECONDS)  # until no move is told any more for what changed in another place
-            (served.path / place / "a" / "x").stat()
-            (served.src / place / "just now").touch()  # the watch pauses behind it
-
-            move(served.path / place, served.src / place)
-
-        for place in places:
-            inode = (served.src / place / "b" / "y").stat().st_ino
-            support.wait_until(partial(has, served.path / place / "b" / "y", "st_ino", inode))
-
-
 def test_a_file_that_is_written_by_mmap_through_the_mount(directory: Path) -> None:
     with watched(directory) as served:
         (served.src / "f").write_bytes(bytes(4096))
@@ -379,12 +257,6 @@ trio.run(main)
     assert support.run(python, *words, seconds=40).stdout == "7\n"
 
 
-def _is_stopped(pid: int) -> bool:
-    """Whether no thread of a process runs any more: one that is told to stop does when it next would run."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return all((thread / "stat").read_text().rpartition(")")[2].split()[0] == "T" for thread in threads)
-
-
 def test_an_overflow_invalidates_everything(directory: Path) -> None:
     most = int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text())
     with watched(directory) as served:
@@ -394,7 +266,7 @@ def test_an_overflow_invalidates_everything(directory: Path) -> None:
         (served.path / "d").stat()
         os.kill(served.pid, signal.SIGSTOP)
         try:
-            support.wait_until(lambda: _is_stopped(served.pid))
+            support.wait_until(lambda: is_stopped(served.pid))
             for number in range(most):  # two events each: what befell the name, and a change of its links
                 place = served.src / "d" / str(number)
                 place.touch()
