@@ -63,7 +63,7 @@ bool doubts_has(const struct doubts *d, uint64_t nodeid)
 	return is_recent(d->all_ms);
 }
 
-/** May a directory that is not known have been known a moment ago? */
+/** May a directory that is not known have been known a moment ago, until it was removed? */
 bool doubts_may_know(const struct inodes *inodes)
 {
 	return is_recent(atomic_load_explicit(&inodes->dir_gone_ms, memory_order_relaxed));

@@ -87,8 +87,6 @@ static void remove_by_id(struct mount *m, struct inode *inode)
 		s->n_inodes--;
 	}
 	pthread_mutex_unlock(&s->lock);
-	if (inode->type == S_IFDIR)
-		atomic_store_explicit(&m->inodes.dir_gone_ms, now_ms(), memory_order_relaxed);
 }
 
 static void remove_by_key(struct inode_shard *s, struct inode *inode)

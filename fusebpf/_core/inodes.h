@@ -116,7 +116,7 @@ struct inodes {
 	_Atomic uint64_t next_nodeid;
 	_Atomic uint64_t n_inodes;
 	_Atomic bool has_views; /* some file is, or was, viewed */
-	_Atomic int64_t dir_gone_ms; /* when a directory was last forgotten */
+	_Atomic int64_t dir_gone_ms; /* when the mount last removed a directory */
 	_Atomic uint64_t n_moved; /* how often a directory came to another place or name */
 	pthread_mutex_t mounts_lock;
 	struct backing_mount *_Atomic mounts;

@@ -167,6 +167,8 @@ static void victim_put(struct mount *m, struct inode *victim, int error)
 	if (!error && (victim->type == S_IFDIR || fstat(victim->fd, &st) < 0 || st.st_nlink == 0)) {
 		inode_fd_pin(m, victim);
 		backing_id_unlinked(m, victim);
+		if (victim->type == S_IFDIR)
+			atomic_store_explicit(&m->inodes.dir_gone_ms, now_ms(), memory_order_relaxed);
 	}
 	inode_fd_put(m, victim);
 }
