@@ -136,8 +136,9 @@ def measure_pairs(
         for mode, cores in modes.items():
             show_progress(f"  {mode}: {pair.name}")
             result = measure_pair(bed, size, pair, mode, cores)
-            added_us = result["added_ns"] / 1e3
-            row += [human(result["unhooked_ns"]), f"{added_us:+.2f} ±{result['error_ns'] / 1e3:.2f} µs"]
+            added_us, error_ns = result["added_ns"] / 1e3, result["error_ns"]
+            error = "" if error_ns is None else f" ±{error_ns / 1e3:.2f}"  # one mount has none
+            row += [human(result["unhooked_ns"]), f"{added_us:+.2f}{error} µs"]
             row.append(f"{result['fastest_ns'] / 1e3:+.2f} µs")
             if not judged:
                 runs = f"{result['runs_per_op']:.2f}"
@@ -187,7 +188,7 @@ def measure_pair(bed: Bed, size: Size, pair: Pair, mode: str, cores: set[int]) -
     return {
         "unhooked_ns": statistics.median(ns["unhooked"]),
         "added_ns": statistics.mean(added),
-        "error_ns": statistics.stdev(added) / len(added) ** 0.5,
+        "error_ns": statistics.stdev(added) / len(added) ** 0.5 if len(added) > 1 else None,
         "fastest_ns": min(ns["hooked"]) - min(ns["unhooked"]),
         "runs_per_op": n_runs / n_ops,
         "ns": ns,

@@ -132,8 +132,7 @@ def measure(
             continue
         show_progress(f"  {mode}: {workload.name}")
         forget_caches(targets)  # no line is to find what the ones before it have left in servers
-        able = [target for target in targets if _can(workload, target)]
-        samples = _turns_of_able(workload, able, size.rounds)
+        samples = _turns_of_able(workload, targets, size.rounds)
         ns = {label: [one.ns for one in taken] for label, taken in samples.items()}
         yield {
             "group": workload.group,
@@ -145,8 +144,8 @@ def measure(
     show_progress()
 
 
-def _turns_of_able(workload: Workload, able: Sequence[Target], rounds: int) -> dict[str, list[Sample]]:
-    """`take_turns`; a peer that no longer can (for want of descriptors, say) is left out; all begin anew."""
+def _turns_of_able(workload: Workload, targets: Sequence[Target], rounds: int) -> dict[str, list[Sample]]:
+    """`take_turns`; a peer that cannot (some refuse O_DIRECT) is left out, and all others begin anew."""
     unable: set[str] = set()
 
     def sample(target: Target) -> Sample:
@@ -160,21 +159,10 @@ def _turns_of_able(workload: Workload, able: Sequence[Target], rounds: int) -> d
     while True:
         n_unable = len(unable)
         try:
-            return take_turns(sample, [target for target in able if target.label not in unable], rounds)
+            return take_turns(sample, [target for target in targets if target.label not in unable], rounds)
         except FAILURES:
             if len(unable) == n_unable:
                 raise
-
-
-def _can(workload: Workload, target: Target) -> bool:
-    """Whether a peer does this at all (some refuse O_DIRECT); of ours that is an error."""
-    try:
-        workload.sample(target)
-    except FAILURES:
-        if target.label not in PEERS:
-            raise
-        return False
-    return True
 
 
 def _slower(ns: dict[str, list[float]], label: str) -> float:

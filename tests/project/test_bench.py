@@ -1,5 +1,7 @@
 """The benchmark's command line: what cannot be done is said at once, in one line; nothing stays behind."""
 
+import json
+import re
 import signal
 import subprocess
 import sys
@@ -40,6 +42,31 @@ def test_what_is_no_commit_is_said_and_no_checkout_stays() -> None:
     assert done.stderr.count("\n") == 1
     if (CHECKOUT / ".git").exists():
         assert "fusebpf-compare" not in run("git", "-C", CHECKOUT, "worktree", "list").stdout
+
+
+@pytest.mark.parametrize(
+    ("part", "line"),
+    [
+        ("yardstick", "open + close"),
+        ("yardstick", "read, random 4 KiB, buffered, 1 job"),
+        ("filters", "a hook on getattr"),
+        ("daemon", "lookup, not there"),
+        ("start", "ready after"),
+        ("scale", "opens per second against clients"),
+    ],
+)
+def test_quick_measures_a_line_of_each_part_and_leaves_nothing(directory: Path, part: str, line: str) -> None:
+    run("make", "bench/out/client", cwd=CHECKOUT)
+    measured, saved = directory / "measured", directory / "samples.json"
+    measured.mkdir()
+    words = ["--quick", "--only", part, "--peers", "^$", "--dir", measured, "--json", saved]
+    match = [] if part == "start" else ["--match", f"^{re.escape(line)}"]
+
+    done = run(sys.executable, RUN, *words, *match, cwd=CHECKOUT)
+
+    assert [text for text in done.stdout.splitlines() if text.strip().startswith(line)]
+    assert json.loads(saved.read_text())["results"]
+    assert list(measured.iterdir()) == []
 
 
 @pytest.mark.parametrize("moment", ["tree", "mnt1"])
