@@ -358,6 +358,24 @@ FB_ALWAYS_INLINE void fb_take_name(struct fb_slot *ctx)
 	ctx->name_len = i;
 }
 
+/* Ask `by(struct fb_key *, found)` for the rule of an op that says most, until one answers that it is there: one with the
+ * op's name (that of its file, if the filter has FB_WANTS_PATH), then one with the op, then one with the user. A rule
+ * for getattr is one for statx too. The keys are those of a map by struct fb_key. */
+#define FB_RULE_FOR(key, op_, uid_, by, found) ((key)->op = (op_), (key)->uid = (uid_), by((key), (found)))
+#define FB_RULE_OF_OP(ctx, key, op_, by, found) \
+	(FB_RULE_FOR(key, op_, (ctx)->uid, by, found) || FB_RULE_FOR(key, op_, FB_ANY, by, found))
+#define FB_RULE_OF_NAME(ctx, key, by, found)                                                        \
+	(FB_RULE_OF_OP(ctx, key, (ctx)->op, by, found) ||                                           \
+	 ((ctx)->op == FB_OP_statx && FB_RULE_OF_OP(ctx, key, FB_OP_getattr, by, found)) ||         \
+	 FB_RULE_OF_OP(ctx, key, FB_OP_any, by, found))
+#define FB_RULE(ctx, by, found)                                                                     \
+	({                                                                                          \
+		struct fb_key unnamed = {};                                                         \
+		fb_take_name(ctx);                                                                  \
+		((ctx)->name_len && FB_RULE_OF_NAME(ctx, &(ctx)->key, by, found)) ||                \
+			FB_RULE_OF_NAME(ctx, &unnamed, by, found);                                  \
+	})
+
 /* ------------------------------------------------------------------------ helpers: pattern maps */
 
 /* How many rounds one match may take in all: one for each byte of a pattern that fits, each pattern that does not, and

@@ -81,40 +81,18 @@ FB_ALWAYS_INLINE int fault_by(struct fb_key *key, struct fault_found *found)
 	return 1;
 }
 
-/* All rules for one name, from the one that says most to the one that says least. */
-FB_ALWAYS_INLINE int fault_by_name(struct fb_key *key, u32 op, u32 uid, struct fault_found *found)
-{
-	key->op = op;
-	key->uid = uid;
-	if (fault_by(key, found))
-		return 1;
-	key->uid = FB_ANY;
-	if (fault_by(key, found))
-		return 1;
-	key->op = FB_OP_any;
-	key->uid = uid;
-	if (fault_by(key, found))
-		return 1;
-	key->uid = FB_ANY;
-	return fault_by(key, found);
-}
-
 PRE(fault, any)
 {
-	u32 op = ctx->op == FB_OP_statx ? FB_OP_getattr : ctx->op;
 	struct fault_found found = {};
-	struct fb_key unnamed = {};
 
-	fb_take_name(ctx);
-	if (!(ctx->name_len && fault_by_name(&ctx->key, op, ctx->uid, &found)))
-		fault_by_name(&unnamed, op, ctx->uid, &found);
+	FB_RULE(ctx, fault_by, &found);
 	if (found.ms) {
 		ctx->delay_ns = found.ms < FB_MAX_DELAY / NS_PER_MS ? found.ms * NS_PER_MS : FB_MAX_DELAY;
 		ctx->edits |= FB_EDIT_DELAY;
 	}
 	if (found.error)
 		return -(int)found.error;
-	if (found.is_short && (op == FB_OP_read || op == FB_OP_write) && found.bytes < ctx->args.rw.size) {
+	if (found.is_short && (ctx->op == FB_OP_read || ctx->op == FB_OP_write) && found.bytes < ctx->args.rw.size) {
 		ctx->args.rw.size = found.bytes;
 		ctx->edits |= FB_EDIT_SIZE;
 	}

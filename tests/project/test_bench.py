@@ -59,7 +59,7 @@ def test_quick_measures_a_line_of_each_part_and_leaves_nothing(directory: Path, 
     run("make", "bench/out/client", cwd=CHECKOUT)
     measured, saved = directory / "measured", directory / "samples.json"
     measured.mkdir()
-    words = ["--quick", "--only", part, "--peers", "^$", "--dir", measured, "--json", saved]
+    words = ["--quick", "--only", part, "--peers", "^$", "--dir", str(measured), "--json", str(saved)]
     match = [] if part == "start" else ["--match", f"^{re.escape(line)}"]
 
     done = run(sys.executable, RUN, *words, *match, cwd=CHECKOUT)
