@@ -249,7 +249,7 @@ static int ask(struct request *rq, struct daemon_call *call, struct daemon_waite
 	worker_enter_backing(rq->worker);
 	// So many wait that the rest would have none left: this one no longer counts.
 	if (atomic_load(&m->daemon->n_waiting) * 2 >= m->workers.limit)
-		worker_park(rq->worker);
+		worker_park(rq->worker, MAX_PARKED);
 	int e = 0;
 	if (by_socket)
 		e = daemon_request(rq, call, w);

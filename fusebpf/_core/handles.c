@@ -57,9 +57,12 @@ void handles_deinit(struct mount *m)
 
 	for (uint32_t c = 0; c < t->n_chunks; c++) {
 		struct handle *chunk = atomic_load(&t->chunks[c]);
-		for (int i = 0; i < HANDLES_PER_CHUNK; i++)
-			if (chunk[i].is_used)
-				handle_close(m, &chunk[i]);
+		for (int i = 0; i < HANDLES_PER_CHUNK; i++) {
+			if (!chunk[i].is_used)
+				continue;
+			locks_release_handle(m, chunk[i].inode, handle_number(&chunk[i]));
+			handle_close(m, &chunk[i]);
+		}
 		free(chunk);
 		atomic_store(&t->chunks[c], NULL);
 	}

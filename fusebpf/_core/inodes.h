@@ -24,6 +24,7 @@ struct backing_mount {
 
 struct lock_range {
 	uint64_t start, end; /* the last byte */
+	uint64_t fh;	     /* the handle that it was taken by */
 	uint32_t type, pid;
 };
 
@@ -31,11 +32,10 @@ struct lock_range {
 struct lock_owner {
 	struct lock_owner *next; /* of the same inode */
 	uint64_t owner;
-	uint64_t fh; /* the handle that it last locked by */
 	int fd;
 	uint32_t refs; /* 1 for being in the list; uses under way */
 	uint32_t n_ranges, capacity;
-	struct lock_range *ranges; /* only to tell others whose lock it is: the backing file system decides */
+	struct lock_range *ranges; /* whose lock it is, and what goes with a handle: the backing file system decides */
 };
 
 struct inode {

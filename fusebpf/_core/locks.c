@@ -48,6 +48,8 @@ static struct lock_owner *owner_create(struct mount *m, struct inode *inode, uin
 	creds_lift(); // the caller has the file open, whatever he may by now
 	// Without O_NONBLOCK a lease would hold us, and with us all who want a lock.
 	o->fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+	if (o->fd < 0 && errno == EPERM) // it is append-only
+		o->fd = open(path, O_RDWR | O_APPEND | O_CLOEXEC | O_NONBLOCK);
 	if (o->fd < 0) // a read-only file system, a program that runs: then only read locks
 		o->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	creds_unlift();
@@ -65,16 +67,14 @@ static struct lock_owner *owner_create(struct mount *m, struct inode *inode, uin
 }
 
 /* The owner's entry with a reference; made if asked for. NULL: there is none, or it cannot be made. */
-static struct lock_owner *owner_get(struct mount *m, struct inode *inode, const struct fb_lock *args, bool make)
+static struct lock_owner *owner_get(struct mount *m, struct inode *inode, uint64_t owner, bool make)
 {
 	pthread_mutex_lock(&m->locks_lock);
-	struct lock_owner *o = owner_find(inode, args->owner);
+	struct lock_owner *o = owner_find(inode, owner);
 	if (!o && make)
-		o = owner_create(m, inode, args->owner);
-	if (o) {
+		o = owner_create(m, inode, owner);
+	if (o)
 		o->refs++;
-		o->fh = args->fh;
-	}
 	pthread_mutex_unlock(&m->locks_lock);
 	return o;
 }
@@ -96,6 +96,23 @@ static void owner_unlink(struct mount *m, struct inode *inode, struct lock_owner
 	owner_put(m, o);
 }
 
+static struct flock to_flock(const struct fb_lock *args)
+{
+	// The kernel's OFFSET_MAX is "to the end", which fcntl(2) writes as length 0.
+	return (struct flock){ .l_type = (short)args->type,
+			       .l_whence = SEEK_SET,
+			       .l_start = (off_t)args->start,
+			       .l_len = args->end >= INT64_MAX ? 0 : (off_t)(args->end - args->start + 1) };
+}
+
+/* Called with locks_lock held. */
+static void owner_unlock(struct lock_owner *o, uint64_t start, uint64_t end)
+{
+	struct flock lock = to_flock(&(struct fb_lock){ .type = F_UNLCK, .start = start, .end = end });
+
+	fcntl(o->fd, F_OFD_SETLK, &lock);
+}
+
 /** A process closed a descriptor of the file: its locks on it are gone (fcntl(2)). */
 void locks_flush(struct mount *m, struct inode *inode, uint64_t owner)
 {
@@ -103,12 +120,30 @@ void locks_flush(struct mount *m, struct inode *inode, uint64_t owner)
 		return;
 	pthread_mutex_lock(&m->locks_lock);
 	struct lock_owner *o = owner_find(inode, owner);
-	if (o)
+	if (o && o->refs > 1) { // a thread of it waits for a lock, and is to have that one
+		owner_unlock(o, 0, INT64_MAX);
+		o->n_ranges = 0;
+	} else if (o) {
 		owner_unlink(m, inode, o);
+	}
 	pthread_mutex_unlock(&m->locks_lock);
 }
 
-/** An open file is gone, and with it the locks that were taken by it. */
+/* Called with locks_lock held. */
+static void owner_release_handle(struct lock_owner *o, uint64_t fh)
+{
+	for (uint32_t i = 0; i < o->n_ranges;) {
+		if (o->ranges[i].fh != fh) {
+			i++;
+			continue;
+		}
+		owner_unlock(o, o->ranges[i].start, o->ranges[i].end);
+		o->ranges[i] = o->ranges[--o->n_ranges];
+	}
+}
+
+/** An open file is gone, and with it the locks that were taken by it; but not those of the next one, which the kernel may
+ * have given the same owner before it tells of this. */
 void locks_release_handle(struct mount *m, struct inode *inode, uint64_t fh)
 {
 	if (!atomic_load(&inode->locks))
@@ -116,7 +151,8 @@ void locks_release_handle(struct mount *m, struct inode *inode, uint64_t fh)
 	pthread_mutex_lock(&m->locks_lock);
 	for (struct lock_owner *o = atomic_load(&inode->locks); o;) {
 		struct lock_owner *next = o->next;
-		if (o->fh == fh)
+		owner_release_handle(o, fh);
+		if (!o->n_ranges && o->refs == 1)
 			owner_unlink(m, inode, o);
 		o = next;
 	}
@@ -125,18 +161,21 @@ void locks_release_handle(struct mount *m, struct inode *inode, uint64_t fh)
 
 /* ------------------------------------------------------------------------------- ranges */
 
-static bool range_add(struct lock_owner *o, struct lock_range range)
+/* Make room for what the ops under way may add: each cuts at most one range in two, and adds one. */
+static bool ranges_reserve(struct mount *m, struct lock_owner *o)
 {
-	if (o->n_ranges == o->capacity) {
-		uint32_t capacity = o->capacity ? o->capacity * 2 : 4;
-		struct lock_range *bigger = realloc(o->ranges, capacity * sizeof(*bigger));
-		if (!bigger)
-			return false; // GETLK will not name the holder
-		o->ranges = bigger;
-		o->capacity = capacity;
+	pthread_mutex_lock(&m->locks_lock);
+	uint32_t needed = o->n_ranges + 2 * o->refs;
+	if (needed > o->capacity) {
+		struct lock_range *bigger = realloc(o->ranges, 2 * needed * sizeof(*bigger));
+		if (bigger) {
+			o->ranges = bigger;
+			o->capacity = 2 * needed;
+		}
 	}
-	o->ranges[o->n_ranges++] = range;
-	return true;
+	bool is_there = needed <= o->capacity;
+	pthread_mutex_unlock(&m->locks_lock);
+	return is_there;
 }
 
 /* Note that the owner locked or unlocked a range: what overlapped is cut. */
@@ -151,12 +190,15 @@ static void ranges_note(struct mount *m, struct lock_owner *o, const struct fb_l
 		}
 		o->ranges[i] = o->ranges[--o->n_ranges];
 		if (old.start < args->start)
-			range_add(o, (struct lock_range){ old.start, args->start - 1, old.type, old.pid });
+			o->ranges[o->n_ranges++] =
+				(struct lock_range){ old.start, args->start - 1, old.fh, old.type, old.pid };
 		if (old.end > args->end)
-			range_add(o, (struct lock_range){ args->end + 1, old.end, old.type, old.pid });
+			o->ranges[o->n_ranges++] =
+				(struct lock_range){ args->end + 1, old.end, old.fh, old.type, old.pid };
 	}
 	if (args->type != F_UNLCK)
-		range_add(o, (struct lock_range){ args->start, args->end, args->type, pid });
+		o->ranges[o->n_ranges++] =
+			(struct lock_range){ args->start, args->end, args->fh, args->type, pid };
 	pthread_mutex_unlock(&m->locks_lock);
 }
 
@@ -176,21 +218,12 @@ static uint32_t holder_at(struct mount *m, struct inode *inode, uint64_t owner, 
 
 /* ----------------------------------------------------------------------------------- ops */
 
-static struct flock to_flock(const struct fb_lock *args)
-{
-	// The kernel's OFFSET_MAX is "to the end", which fcntl(2) writes as length 0.
-	return (struct flock){ .l_type = (short)args->type,
-			       .l_whence = SEEK_SET,
-			       .l_start = (off_t)args->start,
-			       .l_len = args->end >= INT64_MAX ? 0 : (off_t)(args->end - args->start + 1) };
-}
-
 int op_getlk(struct request *rq)
 {
 	struct mount *m = rq->mount;
 	const struct fb_lock *args = &rq->image->args.lock;
 	struct flock lock = to_flock(args);
-	struct lock_owner *o = owner_get(m, rq->inode, args, false);
+	struct lock_owner *o = owner_get(m, rq->inode, args->owner, false);
 	struct handle *h = handle_get(m, args->fh, false);
 
 	if (!o && !h)
@@ -240,7 +273,8 @@ static int lock_or_wait(struct request *rq, int (*attempt)(int fd, const struct 
 
 	if ((e != -EAGAIN && e != -EACCES) || !(args->flags & FB_LOCK_WAITS))
 		return e;
-	worker_park(rq->worker);
+	if (!worker_park(rq->worker, MAX_LOCK_WAITERS))
+		return -ENOLCK; // it would wait in place of those who can end it
 	do {
 		e = request_is_interrupted(rq) ? -EINTR : attempt(fd, args, true);
 	} while (e == -EINTR && !request_is_interrupted(rq));
@@ -258,11 +292,11 @@ int op_setlk(struct request *rq)
 {
 	struct mount *m = rq->mount;
 	const struct fb_lock *args = &rq->image->args.lock;
-	struct lock_owner *o = owner_get(m, rq->inode, args, args->type != F_UNLCK);
+	struct lock_owner *o = owner_get(m, rq->inode, args->owner, args->type != F_UNLCK);
 
 	if (!o)
 		return args->type == F_UNLCK ? 0 : -ENOLCK;
-	int e = lock_or_wait(rq, attempt_range, o->fd);
+	int e = ranges_reserve(m, o) ? lock_or_wait(rq, attempt_range, o->fd) : -ENOLCK;
 	if (!e)
 		ranges_note(m, o, args, rq->in->pid);
 	pthread_mutex_lock(&m->locks_lock);

@@ -16,8 +16,6 @@
 #include <sys/syscall.h>
 #endif
 
-#define MAX_PARKED (1024 + MAX_CORES)
-
 /* ------------------------------------------------------------------------- verdict rings */
 
 /** Take its ring from a worker that is in state `expected`: it no longer counts against the limit. Called with
@@ -75,16 +73,21 @@ void worker_enter_backing(struct worker *w)
 	atomic_store_explicit(&w->state, WORKER_IN_BACKING, memory_order_release);
 }
 
-/** Park the calling worker at once, since it is about to wait: for a lock that another holds. */
-void worker_park(struct worker *w)
+/** Park the calling worker at once, since it is about to wait. False: `most` are parked, so it may not. */
+bool worker_park(struct worker *w, uint32_t most)
 {
 	struct workers *p = &w->mount->workers;
 
 	pthread_mutex_lock(&p->lock);
-	worker_park_locked(w, WORKER_IN_BACKING);
+	bool may_wait = p->n_parked < most;
+	if (may_wait)
+		worker_park_locked(w, WORKER_IN_BACKING); // if the janitor was not first
 	pthread_mutex_unlock(&p->lock);
+	if (!may_wait)
+		return false;
 	if (atomic_load(&w->queue->n_idle) == 0)
 		worker_start(w->mount, w->queue);
+	return true;
 }
 
 /** It is back from the backing file system. */

@@ -8,6 +8,8 @@
 
 #define KICK_SIGNAL SIGURG /* default action: none; so a stray one harms nobody */
 #define KEEP_IDLE 2
+#define MAX_PARKED (1024 + MAX_CORES)
+#define MAX_LOCK_WAITERS 1024 /* the rest is for what would end their waiting, and for other slow ops */
 #define INTERRUPT_PERIOD_NS 10000000L
 
 /* A worker that is idle, in the backing file system, or waits for a slot, may be parked by another thread: it no longer
@@ -96,7 +98,7 @@ void worker_destroy(struct worker *w);
 bool workers_are_full(const struct workers *p);
 int worker_start(struct mount *m, struct queue *q);
 bool worker_park_locked(struct worker *w, int expected);
-void worker_park(struct worker *w);
+bool worker_park(struct worker *w, uint32_t most);
 void worker_enter_backing(struct worker *w);
 void worker_leave_backing(struct worker *w);
 
