@@ -168,9 +168,8 @@ static struct inode *set_parent(struct mount *m, struct inode *inode, struct ino
 {
 	struct inode *old = inode->parent;
 
-	if (!parent || inode->nodeid == ROOT_NODEID || parent == inode)
-		return NULL;
-	if (old == parent && inode->name && !strcmp(inode->name, name))
+	if (!parent || inode->nodeid == ROOT_NODEID || parent == inode ||
+	    (old == parent && inode->name && !strcmp(inode->name, name)))
 		return NULL;
 	char *copy = strdup(name);
 	if (!copy)
@@ -188,11 +187,13 @@ static struct inode *set_parent(struct mount *m, struct inode *inode, struct ino
 	return old == parent ? NULL : old;
 }
 
-/* It has left the directory old, if there is one. Called without locks. */
+/* It has left the directory old, if there is one, or was lost once. Called without locks. */
 static void parent_left(struct mount *m, struct inode *inode, struct inode *old)
 {
 	if (old)
 		tags_moved(m, inode);
+	if (inode && inode->type == S_IFDIR && (old || atomic_load(&inode->is_lost)))
+		inode_cut_loop(m, inode);
 	inode_release(m, old);
 }
 
@@ -412,6 +413,7 @@ int inodes_enter_view(struct mount *m, struct inode *like, uint32_t view, struct
 			set_parent(m, inode, like->parent, like->name, false);
 	}
 	pthread_mutex_unlock(&s->lock);
+	parent_left(m, inode, NULL);
 	if (inode && copy >= 0)
 		inode_fd_adopt(m, inode, copy);
 	else if (copy >= 0)

@@ -46,6 +46,7 @@ struct inode {
 	_Atomic uint8_t tags;	    /* enum inode_tags */
 	_Atomic bool is_viewed;	    /* the file is known under several views, or under one that is not shared */
 	_Atomic bool is_linked;	    /* a file that had several names when it was last looked up */
+	_Atomic bool is_lost;	    /* a directory; while it has no parent, it is not known where it is */
 	uint32_t view;		    /* part of the key; 0 is the shared one */
 	_Atomic uint8_t root;	    /* the backing root that it is below */
 	struct inode *next_by_id;   /* under the id shard's lock */
@@ -219,6 +220,8 @@ void inodes_moved_child(struct mount *m, struct inode *parent, const char *name,
 			bool is_exchange);
 
 /* paths.c */
+struct inode *inode_parent_hold(struct mount *m, struct inode *inode);
+void inode_cut_loop(struct mount *m, struct inode *inode);
 uint64_t inode_place(struct mount *m, uint64_t nodeid, char name[FB_NAME_SIZE]);
 int inode_path(struct mount *m, struct inode *inode, const char *name, struct known_path *known, char out[FB_PATH_SIZE]);
 

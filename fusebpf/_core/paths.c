@@ -5,6 +5,55 @@
  */
 #include "core.h"
 
+/** The directory above, with a reference that the caller releases; NULL where there is none. */
+struct inode *inode_parent_hold(struct mount *m, struct inode *inode)
+{
+	pthread_mutex_t *lock = inode_name_lock(m, inode);
+
+	pthread_mutex_lock(lock);
+	struct inode *parent = inode->parent;
+	if (parent)
+		inode_hold(parent);
+	pthread_mutex_unlock(lock);
+	return parent;
+}
+
+/* `inode` is not in `above`, of which it is not known where it is. */
+static void lose(struct mount *m, struct inode *inode, struct inode *above)
+{
+	pthread_mutex_lock(inode_name_lock(m, inode));
+	bool was_there = inode->parent == above;
+	if (was_there) {
+		inode->parent = NULL;
+		atomic_store(&inode->is_lost, true);
+		atomic_fetch_add(&m->inodes.n_moved, 1);
+	}
+	pthread_mutex_unlock(inode_name_lock(m, inode));
+	if (!was_there)
+		return;
+	tags_moved(m, inode);
+	inode_release(m, above);
+}
+
+/**
+ * A directory has come into another. If that seems to be below it, somebody moved that one away behind the mount and nobody has
+ * looked it up since. All walks up would go round for ever. Called without locks.
+ */
+void inode_cut_loop(struct mount *m, struct inode *inode)
+{
+	struct inode *at = inode, *parent;
+
+	inode_hold(inode);
+	while ((parent = inode_parent_hold(m, at)) && parent != inode) {
+		inode_release(m, at);
+		at = parent;
+	}
+	if (parent)
+		lose(m, at, inode);
+	inode_release(m, parent);
+	inode_release(m, at);
+}
+
 /* Put a name in front of what is there from `at` on. Returns the new start, or -1 if it does not fit. */
 static int prepend(char out[FB_PATH_SIZE], int at, const char *name)
 {

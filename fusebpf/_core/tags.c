@@ -149,20 +149,8 @@ static bool is_settled(struct mount *m, struct inode *inode, uint32_t owner, uin
 	return found.own || found.is_mixed;
 }
 
-/** The directory above, with a reference that the caller releases; NULL where there is none. */
-static struct inode *parent_hold(struct mount *m, struct inode *inode)
-{
-	pthread_mutex_t *lock = inode_name_lock(m, inode);
-
-	pthread_mutex_lock(lock);
-	struct inode *parent = inode->parent;
-	if (parent)
-		inode_hold(parent);
-	pthread_mutex_unlock(lock);
-	return parent;
-}
-
-/** The tag that an inode has for a filter: its own, else that of the nearest directory above that has one. */
+/** The tag that an inode has for a filter: its own, else that of the nearest directory above that has one. Where nobody knows
+ * what is above, it is mixed. */
 uint64_t tag_of(struct mount *m, struct inode *inode, uint32_t owner, bool *is_mixed)
 {
 	uint64_t epoch = atomic_load(&m->tags.epoch); // before anything is looked at: what changes meanwhile counts it on
@@ -180,12 +168,13 @@ uint64_t tag_of(struct mount *m, struct inode *inode, uint32_t owner, bool *is_m
 		if (inode->type == S_IFDIR && !first_directory)
 			first_directory = inode->nodeid;
 		value = 0;
-		struct inode *parent = parent_hold(m, inode);
+		struct inode *parent = inode_parent_hold(m, inode);
+		*is_mixed = !parent && atomic_load(&inode->is_lost);
 		inode_release(m, inode);
 		inode = parent;
 	}
 	inode_release(m, inode);
-	if (first_directory)
+	if (first_directory && !*is_mixed)
 		remember(m, first_directory, owner, epoch, value);
 	return value;
 }
@@ -301,7 +290,7 @@ void tags_reached(struct request *rq, struct inode *inode, struct inode *parent,
 		inode_seen(m, inode, parent, name);
 		return;
 	}
-	struct inode *old = parent_hold(m, inode);
+	struct inode *old = inode_parent_hold(m, inode);
 	for (uint32_t i = 0; old && old != parent && c && i < c->n_filters; i++) {
 		uint32_t owner = c->filters[i].owner;
 		bool ignored;
