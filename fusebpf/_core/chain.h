@@ -70,6 +70,7 @@ struct shared_maps {
 	int ring_fds[FB_MAX_WORKERS];
 	uint32_t n_rings;
 	_Atomic uint64_t sequence;
+	_Atomic uint64_t recent_places[FB_N_RECENT]; /* 0, or the number of whoever writes there; or of who wants it since */
 	struct slot_set free_slots[N_SLOT_SETS];
 	/* Whoever finds none waits. */
 	pthread_mutex_t slots_lock;
@@ -79,6 +80,10 @@ struct shared_maps {
 	struct windows windows;
 };
 
+/* recent.c */
+void recent_prepare(const struct request *rq);
+void recent_write(const struct request *rq);
+
 /* slots.c */
 int shared_init(struct mount *m, const struct shared_fds *fds);
 void shared_deinit(struct mount *m);
@@ -87,8 +92,6 @@ void slot_release(struct request *rq);
 uint32_t slots_n_free(const struct mount *m);
 bool slots_are_short(const struct mount *m);
 struct fb_slot *slot_of(const struct request *rq);
-void watch_prepare(const struct request *rq);
-void watch_record(const struct request *rq);
 
 /* chain.c */
 struct chain *chain_create(void);

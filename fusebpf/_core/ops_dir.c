@@ -150,7 +150,7 @@ static int entry_asked(struct request *rq, struct listing *l, const char *name, 
 		result_undo(&lookup);
 	}
 	if (lookup.chain)
-		watch_record(&lookup);
+		recent_write(&lookup);
 	return 0;
 }
 

@@ -417,7 +417,7 @@ void request_ask(struct request *rq)
 		return;
 	}
 	image_fill(rq);
-	watch_prepare(rq);
+	recent_prepare(rq);
 	if (rq->chain->wants & FB_WANTS_PATH)
 		paths_fill(rq);
 	if (rq->chain->wants & FB_WANTS_CALLER)
@@ -453,7 +453,7 @@ static bool is_hooked(struct request *rq)
 static void flush_finish(struct request *rq)
 {
 	if (rq->op->canonical == FB_OP_flush && rq->error && rq->route != FB_ROUTE_REPLY)
-		locks_flush(rq->mount, rq->inode, rq->image->args.flush.lock_owner);
+		locks_flush(rq->mount, rq->inode, &rq->image->args.flush);
 }
 
 /** Serve one request from the first byte to the reply. */
@@ -496,5 +496,5 @@ void request_run(struct request *rq)
 	if (reply_send(rq, is_negative ? 0 : rq->error))
 		result_undo(rq);
 	if (rq->chain)
-		watch_record(rq);
+		recent_write(rq);
 }

@@ -7,7 +7,6 @@
 
 #include <sys/mman.h>
 
-#define CACHE_LINE 64
 #define LOOK_NS 50000000 /* how often who waits for a slot looks whether it is still to */
 
 static size_t round_up_8(size_t n)
@@ -191,60 +190,4 @@ void slot_release(struct request *rq)
 	pthread_mutex_lock(&s->slots_lock); // so that who has looked waits already
 	pthread_cond_signal(&s->slot_freed);
 	pthread_mutex_unlock(&s->slots_lock);
-}
-
-static struct fb_record *record_at(const struct shared_maps *s, uint64_t sequence)
-{
-	return (void *)((char *)s->recent + s->record_stride * (sequence % FB_N_RECENT));
-}
-
-/** The op will be recorded: fetch the place into the cache while its hooks run. It was last written 1,024 records ago. */
-void watch_prepare(const struct request *rq)
-{
-	const struct shared_maps *s = &rq->mount->shared;
-	const struct fb_record *record = record_at(s, atomic_load_explicit(&s->sequence, memory_order_relaxed));
-	const char *name_end = &record->name[rq->image->name_len];
-
-	for (const char *at = (const char *)record; at <= name_end; at += CACHE_LINE)
-		__builtin_prefetch(at, 1);
-	__builtin_prefetch(name_end, 1);
-	__builtin_prefetch(record->name2, 1);
-}
-
-/** Write the finished record of a hooked op into `recent`. Its sequence is 0 while it is being written. */
-void watch_record(const struct request *rq)
-{
-	static const char nobody[sizeof(((struct fb_record *)0)->filter)];
-	struct shared_maps *s = &rq->mount->shared;
-	uint64_t sequence = atomic_fetch_add(&s->sequence, 1) + 1;
-	struct fb_record *record = record_at(s, sequence - 1);
-	const struct fb_slot *image = rq->image;
-
-	__atomic_store_n(&record->sequence, 0, __ATOMIC_RELAXED);
-	__atomic_thread_fence(__ATOMIC_RELEASE);
-	record->time_ns = image->time_ns;
-	record->unique = image->unique;
-	record->nodeid = image->nodeid;
-	record->op = (enum fb_op)rq->op->canonical;
-	record->route = rq->route;
-	record->error = (enum fb_errno)rq->error;
-	record->verdict = rq->verdict;
-	memcpy(record->filter, rq->decider ? rq->decider : nobody, sizeof(record->filter));
-	record->uid = image->uid;
-	record->gid = image->gid;
-	record->pid = image->pid;
-	record->backing = image->backing;
-	record->pre_ran = rq->pre_ran;
-	record->pre_edited = rq->pre_edited;
-	record->post_ran = rq->post_ran;
-	record->post_edited = rq->post_edited;
-	record->edits = rq->all_edits;
-	record->result = rq->op->canonical == FB_OP_readdir ? rq->n_listed
-			 : rq->op->flags & FB_OP_COUNT	    ? rq->count
-							    : 0;
-	record->io_mode = rq->io_mode;
-	record->io_reason = rq->io_reason;
-	memcpy(record->name, image->name.text, image->name_len + 1);
-	memcpy(record->name2, image->name2.text, image->name2_len + 1);
-	__atomic_store_n(&record->sequence, sequence, __ATOMIC_RELEASE);
 }
