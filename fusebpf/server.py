@@ -183,9 +183,12 @@ def _held_signals() -> Iterator[None]:
 
 
 def _set_up_process() -> None:
-    """Let the server have as many descriptors as root may give it."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    """Let the server have as many descriptors, and write files as long, as root may: it does so for all."""
+    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE):
+        hard = resource.getrlimit(limit)[1]
+        resource.setrlimit(limit, (hard, hard))
+    with contextlib.suppress(ValueError):  # without CAP_SYS_RESOURCE
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def _set_up_log() -> None:

@@ -38,6 +38,8 @@ static void handle_close(struct mount *m, struct handle *h)
 	// The kernel's backing id may keep this very open file alive, and its lock with it.
 	if (h->has_flock)
 		flock(h->fd, LOCK_UN);
+	if (h->is_closing)
+		atomic_fetch_sub(&h->inode->n_closing, 1);
 	if (h->fd >= 0)
 		close(h->fd);
 	if (h->holds_inode_fd)
@@ -131,7 +133,7 @@ struct handle *handle_create(struct mount *m, struct inode *inode, int fd, bool 
 	h->fd = fd;
 	h->is_dir = is_dir;
 	h->is_passthrough = h->is_served = h->has_flock = h->holds_inode_fd = h->has_daemon = h->appends = h->leaves_data =
-		h->is_cached = h->is_copied = false;
+		h->is_cached = h->is_copied = h->is_closing = false;
 	h->inode = inode;
 	h->dir_at = h->dir_end = 0;
 	h->dir_offset = 0;

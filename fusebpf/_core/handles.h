@@ -15,6 +15,7 @@ struct handle {
 	bool holds_inode_fd; /* so that the file can be opened later, whatever happens to its names */
 	bool has_daemon;       /* the daemon opened it, as daemon_fh; fd may be -1 then */
 	bool appends;	       /* a filter made each write an append; the kernel does not know */
+	_Atomic bool is_closing; /* counts among its inode's n_closing */
 	_Atomic bool is_copied; /* a copy was made of the file: who does that by the kernel does not read it himself */
 	bool leaves_data;      /* and leaves reads and writes to the backing file */
 	uint64_t daemon_fh;

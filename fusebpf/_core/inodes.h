@@ -77,6 +77,8 @@ struct inode {
 	_Atomic uint32_t n_passthrough; /* open handles that are passed through */
 	uint32_t n_served;	    /* open handles of the regular file that are not */
 	_Atomic(struct lock_owner *) locks; /* under mount.locks_lock; read without to see that there is none */
+	_Atomic uint32_t n_closing; /* handles that hold locks and of which a descriptor was closed, before their RELEASE */
+	_Atomic int64_t closing_ms; /* when the last one was */
 	/* A directory whose listing filters let the kernel keep: until when, and as of which notifier.n_all. */
 	_Atomic int64_t listed_until_ms;
 	_Atomic uint32_t listed_all;
@@ -236,7 +238,7 @@ void known_listed(const struct request *rq, uint32_t n, uint64_t ttl_ns);
 void known_in_part(struct inode *dir);
 
 /* locks.c */
-void locks_flush(struct mount *m, struct inode *inode, uint64_t owner);
+void locks_flush(struct mount *m, struct inode *inode, const struct fb_flush *args);
 void locks_release_handle(struct mount *m, struct inode *inode, uint64_t fh);
 
 #endif

@@ -10,6 +10,12 @@
 
 #include <sys/file.h>
 
+/* For how long a refused lock is tried again that may be on its way: since a close that was told of; else in all. */
+#define CLOSE_MS 1000
+#define CLOSE_US 20000
+#define UNTOLD_US 1000
+#define FIRST_US 20
+
 /* ------------------------------------------------------------------------------- owners */
 
 /* Called with locks_lock held. */
@@ -113,20 +119,40 @@ static void owner_unlock(struct lock_owner *o, uint64_t start, uint64_t end)
 	fcntl(o->fd, F_OFD_SETLK, &lock);
 }
 
-/** A process closed a descriptor of the file: its locks on it are gone (fcntl(2)). */
-void locks_flush(struct mount *m, struct inode *inode, uint64_t owner)
+/* Called with locks_lock held. */
+static bool has_locks_by(const struct inode *inode, uint64_t fh)
 {
-	if (!atomic_load(&inode->locks))
-		return;
-	pthread_mutex_lock(&m->locks_lock);
-	struct lock_owner *o = owner_find(inode, owner);
-	if (o && o->refs > 1) { // a thread of it waits for a lock, and is to have that one
-		owner_unlock(o, 0, INT64_MAX);
-		o->n_ranges = 0;
-	} else if (o) {
-		owner_unlink(m, inode, o);
+	for (struct lock_owner *o = atomic_load(&inode->locks); o; o = o->next)
+		for (uint32_t i = 0; i < o->n_ranges; i++)
+			if (o->ranges[i].fh == fh)
+				return true;
+	return false;
+}
+
+/** A process closed a descriptor of the file: its locks on it are gone (fcntl(2)), and if it was the last one of an open
+ * file, so will be those of that. */
+void locks_flush(struct mount *m, struct inode *inode, const struct fb_flush *args)
+{
+	struct handle *h = handle_find(m, args->fh, false);
+	bool has_more = h && h->has_flock;
+
+	if (atomic_load(&inode->locks)) {
+		pthread_mutex_lock(&m->locks_lock);
+		struct lock_owner *o = owner_find(inode, args->lock_owner);
+		if (o && o->refs > 1) { // a thread of it waits for a lock, and is to have that one
+			owner_unlock(o, 0, INT64_MAX);
+			o->n_ranges = 0;
+		} else if (o) {
+			owner_unlink(m, inode, o);
+		}
+		has_more |= has_locks_by(inode, args->fh);
+		pthread_mutex_unlock(&m->locks_lock);
 	}
-	pthread_mutex_unlock(&m->locks_lock);
+	if (!h || !has_more)
+		return;
+	if (!atomic_exchange(&h->is_closing, true))
+		atomic_fetch_add(&inode->n_closing, 1);
+	atomic_store(&inode->closing_ms, now_ms());
 }
 
 /* Called with locks_lock held. */
@@ -265,13 +291,46 @@ int lock_eintr(const struct request *rq)
 	return request_is_interrupted(rq) ? ENOTCONN : EIO;
 }
 
-/* Take a lock with `attempt`; where another holds it and the caller wants to wait, the worker steps aside meanwhile. */
-static int lock_or_wait(struct request *rq, int (*attempt)(int fd, const struct fb_lock *args, bool waits), int fd)
+typedef int attempt_fn(int fd, const struct fb_lock *args, bool waits);
+
+static bool is_refused(int e)
+{
+	return e == -EAGAIN || e == -EACCES;
+}
+
+/* May the lock that is in the way be one of an open file that is closed? The kernel tells of that (RELEASE) when close(2) has
+ * returned. It begins with FLUSH, which does not come where locks of ranges are the kernel's own. */
+static bool may_go_now(struct request *rq, unsigned int waited_us)
+{
+	struct inode *inode = rq->inode;
+
+	if (!rq->mount->wants_backing_locks)
+		return waited_us < UNTOLD_US;
+	return waited_us < CLOSE_US && atomic_load(&inode->n_closing) && now_ms() < atomic_load(&inode->closing_ms) + CLOSE_MS;
+}
+
+static int attempt_at_once(struct request *rq, attempt_fn *attempt, int fd)
 {
 	const struct fb_lock *args = &rq->image->args.lock;
 	int e = attempt(fd, args, false);
 
-	if ((e != -EAGAIN && e != -EACCES) || !(args->flags & FB_LOCK_WAITS))
+	for (unsigned int us = FIRST_US, waited_us = 0; is_refused(e) && may_go_now(rq, waited_us); us *= 2) {
+		usleep(us);
+		waited_us += us;
+		e = attempt(fd, args, false);
+	}
+	return e;
+}
+
+/* Take a lock with `attempt`; where another holds it and the caller wants to wait, the worker steps aside meanwhile. */
+static int lock_or_wait(struct request *rq, attempt_fn *attempt, int fd)
+{
+	const struct fb_lock *args = &rq->image->args.lock;
+
+	if (!(args->flags & FB_LOCK_WAITS))
+		return attempt_at_once(rq, attempt, fd);
+	int e = attempt(fd, args, false);
+	if (!is_refused(e))
 		return e;
 	if (!worker_park(rq->worker, MAX_LOCK_WAITERS))
 		return -ENOLCK; // it would wait in place of those who can end it

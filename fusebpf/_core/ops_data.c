@@ -160,7 +160,7 @@ int op_flush(struct request *rq)
 
 	if (!h)
 		return -EBADF;
-	locks_flush(rq->mount, h->inode, args->lock_owner);
+	locks_flush(rq->mount, h->inode, args);
 	if (h->fd < 0 || (h->inode->mnt && !h->inode->mnt->is_remote))
 		return 0;
 	int fd = fcntl(h->fd, F_DUPFD_CLOEXEC, 0);

@@ -51,6 +51,8 @@ int op_ioctl(struct request *rq)
 	memcpy(&data, in, in_size);
 	if (ioctl(h->fd, args->command, &data) < 0)
 		return -errno;
+	if (in_size) // the kernel does not know that this changes the time of change
+		notify_inode(rq->mount, rq->inode->nodeid, -1, 0);
 	rq->out.ioctl = (struct fuse_ioctl_out){ 0 };
 	rq->reply = &rq->out.ioctl;
 	rq->reply_len = sizeof(rq->out.ioctl);

@@ -11,6 +11,8 @@
 #include <sys/sysmacros.h>
 #include <sys/syscall.h>
 
+#define CREATE_TRIES 16
+
 /* Make something in the parent, as the caller: return what `call` returned, 0 or -errno. */
 #define AS_CREATOR(rq, call)                                                              \
 	({                                                                                 \
@@ -361,7 +363,10 @@ int op_create(struct request *rq)
 
 	if (parent_fd < 0)
 		return parent_fd;
-	int fd = AS_CREATOR(rq, create_at(rq, parent_fd));
+	int fd = -ENOENT;
+	// A name that is there for O_EXCL may have gone when it is opened.
+	for (int tries = CREATE_TRIES; fd == -ENOENT && tries; tries--)
+		fd = AS_CREATOR(rq, create_at(rq, parent_fd));
 	parent_fd_put(rq, rq->inode, parent_fd);
 	if (fd < 0)
 		return is_to_look_again(rq, fd) ? -ESTALE : fd;

@@ -36,7 +36,8 @@ def test_what_is_below_them_is_mixed_until_they_are_looked_up(
     in_child(os.chmod, mounted.path, TAGGED)
 
     def judged(path: Path | str, dir_fd: int | None = None) -> int | None:
-        return in_child(support.refused, lambda: os.chmod(path, REFUSED_IF_MIXED, dir_fd=dir_fd))
+        said: int | None = in_child(support.refused, lambda: os.chmod(path, REFUSED_IF_MIXED, dir_fd=dir_fd))
+        return said
 
     a = os.open(mounted.path / "a", os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -224,6 +224,17 @@ def test_a_mount_is_made_where_no_standard_stream_is_open(tree: Path) -> None:
     umount(tree / "mnt")
 
 
+def test_the_limit_of_whoever_mounts_is_not_the_one_of_all_who_write(tree: Path) -> None:
+    words = ("prlimit", "--fsize=1000:", support.COMMAND, "mount", tree / "src", tree / "mnt")
+    support.run(*words, "--filter", "audit")  # so that its server writes
+
+    (tree / "mnt" / "big").write_bytes(bytes(5000))
+    os.truncate(tree / "mnt" / "file", 5000)
+
+    assert (tree / "src" / "big").stat().st_size == (tree / "src" / "file").stat().st_size == 5000
+    umount(tree / "mnt")
+
+
 def test_a_name_is_taken_and_unmounts(tree: Path) -> None:
     name = f"named-{os.getpid()}"
 

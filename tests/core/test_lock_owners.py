@@ -15,7 +15,7 @@ import pytest
 import serving
 import support
 from core.comparing import compare
-from core.locking import WRITE, another, elsewhere, is_waited_for, ofd, posix, whole
+from core.locking import WRITE, Lock, another, elsewhere, is_waited_for, ofd, posix, whole
 from core.table import attempt, opened, put
 from core.variants import Variant
 
@@ -101,6 +101,27 @@ def test_an_open_file_has_no_lock_of_one_that_was_closed_before(variant: Variant
                 assert ofd(other, WRITE, 100, 10) == "EAGAIN"
 
     assert kept_out == [None] * 100
+
+
+@pytest.mark.parametrize("options", ["", "transport=dev", "locks=local", "idle=leave", "idle=poll"])
+@pytest.mark.parametrize("lock", [whole, ofd])
+def test_the_lock_of_a_file_that_was_closed_is_in_nobodys_way(
+    directory: Path, lock: Lock, options: str
+) -> None:
+    with serving.serve(directory, "closed", options=options) as served:
+        path = put(served.path / "f")
+        refused = []
+        for _ in range(1000):
+            with opened(path, os.O_RDWR) as second, opened(path, os.O_RDWR) as first:
+                refused += [lock(first, WRITE), lock(second, WRITE)]
+            with opened(path, os.O_RDWR) as third:
+                refused.append(lock(third, WRITE))
+        with opened(path, os.O_RDWR) as first, opened(path, os.O_RDWR) as second:
+            refused += [lock(first, WRITE)]
+            os.close(os.dup(first))
+            refused += [lock(second, WRITE), None]
+
+        assert refused == [None, "EAGAIN", None] * 1001
 
 
 def test_what_is_append_only_is_locked_to_write(variant: Variant, bare: Path) -> None:

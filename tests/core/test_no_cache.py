@@ -15,6 +15,13 @@ WALK = """
 import os, sys
 while True: os.stat(sys.argv[1])
 """
+# Makes a file and removes it until it is killed.
+COME_AND_GO = """
+import os, sys
+while True:
+    os.close(os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY, 0o644))
+    os.unlink(sys.argv[1])
+"""
 
 
 def _make_tree(directory: Path) -> None:
@@ -33,6 +40,24 @@ def test_each_walk_asks_for_everything(directory: Path) -> None:
             return served.counters()["requests"] - before
 
         assert in_child(lambda: {stat_once() for _ in range(ROUNDS)}) == {7}
+
+
+def test_who_may_create_never_finds_a_name_missing_that_comes_and_goes_behind(directory: Path) -> None:
+    with serving.serve(directory, "comes-and-goes", options="cache=none") as served:
+        words = [sys.executable, "-c", COME_AND_GO, str(served.src / "f")]
+
+        def create() -> None:
+            os.close(os.open(served.path / "f", os.O_CREAT | os.O_WRONLY, 0o644))
+
+        with subprocess.Popen(words) as other:
+            try:
+
+                def create_often() -> set[object]:
+                    return {attempt(create) for _ in range(20_000)}
+
+                assert in_child(create_often, seconds=60) == {None}
+            finally:
+                other.kill()
 
 
 def test_a_change_behind_the_mount_is_seen_at_once_beside_others_that_walk_there(directory: Path) -> None:

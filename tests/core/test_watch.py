@@ -37,6 +37,19 @@ def test_nothing_is_asked_for_twice(directory: Path) -> None:
         assert requests_of(served) == before
 
 
+@pytest.mark.parametrize("options", ["cache=watch", "ttl=60"])
+def test_the_time_of_change_that_chattr_leaves_is_seen(directory: Path, options: str) -> None:
+    with watched(directory, options) as served:
+        (served.path / "f").touch()
+        assert (served.path / "f").stat().st_ctime_ns == (served.src / "f").stat().st_ctime_ns
+        time.sleep(0.02)  # more than the tick by which a file system tells the time
+
+        support.run("chattr", "+d", served.path / "f")
+
+        changed = (served.src / "f").stat().st_ctime_ns
+        support.wait_until(lambda: (served.path / "f").stat().st_ctime_ns == changed)
+
+
 def test_a_listing_is_kept(directory: Path) -> None:
     with watched(directory) as served:
         for number in range(200):
