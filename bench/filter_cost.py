@@ -146,6 +146,8 @@ def measure_pairs(
             results.append({"op": pair.name, "mode": mode, **result})
         rows.append([*row, runs, judged])
     show_progress()
+    if not rows:
+        return []
     print("\nwhat a filter adds to an op: the difference of a mount's medians, its mean over some mounts")
     print("± the standard error; beside it that of the fastest runs, which other work disturbed least")
     heads = [""]

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -123,13 +124,22 @@ def measure(arguments: argparse.Namespace, bed: Bed, disk: Bed, size: Size) -> l
         results += daemon_cost.measure(bed, size, wanted)
     if "start" in parts:
         run_on(all_cores, ())
-        results += start.measure(bed, is_quick=arguments.quick)
+        results += start.measure(bed, is_quick=arguments.quick, wanted=wanted)
     if "scale" in parts:
         run_on(all_cores, ())
         results += scale.measure(bed, is_quick=arguments.quick, wanted=wanted)
     if len(results) == n_calibrated:
         raise RuntimeError(f"no line of {', '.join(parts)} matches {wanted.pattern!r}")
     return results
+
+
+def _remove(directory: Path) -> None:
+    """Remove it, also where what an interrupted program started still writes there for a moment."""
+    for _ in range(20):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
+        time.sleep(0.1)
 
 
 def main() -> None:
@@ -166,7 +176,7 @@ def main() -> None:
     except RuntimeError as error:
         sys.exit(f"\nbench: {error}")
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        _remove(directory)
     if arguments.json:
         arguments.json.write_text(json.dumps({"kernel": platform.release(), "results": results}, indent=1))
     if arguments.plot:

@@ -34,6 +34,17 @@ def test_bad_words_are_refused_before_anything_is_measured(words: tuple[str, ...
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("words", [(), ("--only", "filters"), ("--only", "start")])
+def test_what_no_line_matches_is_said(directory: Path, words: tuple[str, ...]) -> None:
+    run("make", "bench/out/client", cwd=CHECKOUT)
+    where = ["--quick", "--match", "no such line", "--dir", str(directory)]
+
+    done = run(sys.executable, RUN, *where, *words, check=False, cwd=CHECKOUT)
+
+    assert done.returncode == 1
+    assert "matches 'no such line'" in done.stderr
+
+
 def test_what_is_no_commit_is_said_and_no_checkout_stays() -> None:
     done = run(sys.executable, RUN, "--compare", "HEAD", "no-such-commit", check=False, cwd=CHECKOUT)
 
@@ -51,7 +62,7 @@ def test_what_is_no_commit_is_said_and_no_checkout_stays() -> None:
         ("yardstick", "read, random 4 KiB, buffered, 1 job"),
         ("filters", "a hook on getattr"),
         ("daemon", "lookup, not there"),
-        ("start", "ready after"),
+        ("start", "a mount with two stock filters"),
         ("scale", "opens per second against clients"),
     ],
 )
@@ -60,9 +71,8 @@ def test_quick_measures_a_line_of_each_part_and_leaves_nothing(directory: Path, 
     measured, saved = directory / "measured", directory / "samples.json"
     measured.mkdir()
     words = ["--quick", "--only", part, "--peers", "^$", "--dir", str(measured), "--json", str(saved)]
-    match = [] if part == "start" else ["--match", f"^{re.escape(line)}"]
 
-    done = run(sys.executable, RUN, *words, *match, cwd=CHECKOUT)
+    done = run(sys.executable, RUN, *words, "--match", f"^{re.escape(line)}", cwd=CHECKOUT)
 
     assert [text for text in done.stdout.splitlines() if text.strip().startswith(line)]
     assert json.loads(saved.read_text())["results"]
