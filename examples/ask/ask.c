@@ -10,5 +10,7 @@ PRE(ask, open)
 {
 	u32 first = 0;
 
+	if (ctx->flags & FB_PATH_LOST) /* it may be below one of them */
+		return FB_DAEMON;
 	return fb_match_path(ctx, ask__paths.lookup(&first), FB_MATCH_BELOW) ? FB_DAEMON : FB_CONTINUE;
 }

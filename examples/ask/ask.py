@@ -5,7 +5,7 @@ ASK_SOCKET=PATH fusebpf mount SRC MNT --filter examples/ask/ask.c --set ask.path
 python examples/ask/ask.py PATH        # asks the person at this terminal
 
 Who answers listens at the socket, gets a line of JSON for each open, and says yes or no in a line. No answer
-within ASK_SECONDS (20) is a no; so is nobody who listens.
+within ASK_SECONDS (20) is a no; so is nobody who listens. The path is null where it is too long to be known.
 """
 
 import errno
@@ -32,12 +32,21 @@ class Ask(fusebpf.Daemon):
 
     async def open(self, inode: int, flags: int, ctx: Any) -> Any:
         """Yes: the backing root opens it, and its data is the kernel's alone. No: EACCES."""
-        with self.stack.backing(inode) as backing:
-            path = backing.path.removeprefix(self.stack.src + "/")
-        question = {"path": path, "uid": ctx.uid, "pid": ctx.pid, "writes": bool(flags & os.O_ACCMODE)}
+        path, writes = self.path(inode), bool(flags & os.O_ACCMODE)
+        question = {"path": path, "uid": ctx.uid, "pid": ctx.pid, "writes": writes}
         if not await self.is_allowed(question):
             raise FUSEError(errno.EACCES)
         raise fusebpf.Continue
+
+    def path(self, inode: int) -> str | None:
+        """Where the file lies below the source; None: the kernel tells no path that is longer than a page."""
+        with self.stack.backing(inode) as backing:
+            try:
+                return backing.path.removeprefix(self.stack.src + "/")
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+        return None
 
     async def is_allowed(self, question: dict[str, Any]) -> bool:
         """Ask, and wait for the answer."""
@@ -56,6 +65,7 @@ async def ask_person(stream: Any, turn: trio.Lock) -> None:
     """Ask the person at the terminal, one question at a time."""
     async with turn:
         question = json.loads(await stream.receive_some(65536))
+        question["path"] = question["path"] or "a file whose path is too long to be known"
         text = "uid {uid} (pid {pid}) opens {path}, writes: {writes}. Allow? [y/N] ".format(**question)
         said = await trio.to_thread.run_sync(partial(input, text), abandon_on_cancel=True)
         await stream.send_all(b"yes\n" if said.strip().lower() in {"y", "yes"} else b"no\n")

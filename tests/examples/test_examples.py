@@ -1,19 +1,24 @@
 """The examples with daemons do what their texts say."""
 
+import json
 import os
 import shlex
 import socket
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from docs_support import Transcript, transcripts
-from support import CHECKOUT, COMMAND, Mounter, run
+from support import CHECKOUT, COMMAND, Mounted, Mounter, run
 
 EXAMPLES = CHECKOUT / "examples"
 STORIES = [f"examples/{name}/README.md" for name in ("virtual", "encrypt", "ask")]
 MARK = "\x01"
+
+AskedMount = tuple[Mounted, socket.socket]
 
 
 def play(transcript: Transcript, directory: Path) -> list[list[str]]:
@@ -170,12 +175,13 @@ assert open(sys.argv[1], "rb").read() == model
     )
 
 
-def test_ask_says_no_when_nobody_answers_in_time(
-    mount: Mounter, monkeypatch: pytest.MonkeyPatch, directory: Path
-) -> None:
+@pytest.fixture
+def asked(mount: Mounter, monkeypatch: pytest.MonkeyPatch, directory: Path) -> Iterator[AskedMount]:
+    """A mount with `ask` for what is below `private`, and the socket at which it asks; nobody answers."""
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(directory / "socket"))
     listening.listen()
+    listening.settimeout(10)
     monkeypatch.setenv("ASK_SOCKET", str(directory / "socket"))
     monkeypatch.setenv("ASK_SECONDS", "0.5")
     mounted = mount(
@@ -184,11 +190,34 @@ def test_ask_says_no_when_nobody_answers_in_time(
         arguments=["--daemon", f"{EXAMPLES}/ask/ask.py:Ask"],
     )
     (mounted.src / "private").mkdir()
+    with listening:
+        yield mounted, listening
+
+
+def question(listening: socket.socket) -> dict[str, Any]:
+    """The next open that was asked about."""
+    stream, _ = listening.accept()
+    with stream:
+        asked: dict[str, Any] = json.loads(stream.recv(65536))
+        return asked
+
+
+def test_ask_says_no_when_nobody_answers_in_time(asked: AskedMount) -> None:
+    mounted, listening = asked
     (mounted.src / "private/diary").write_text("hush\n")
 
     done = run("cat", mounted.path / "private/diary", check=False)
 
     assert "Permission denied" in done.stderr
-    asked, _ = listening.accept()
-    with asked, listening:
-        assert b'"path": "private/diary"' in asked.recv(1000)
+    assert question(listening)["path"] == "private/diary"
+
+
+def test_ask_asks_too_where_a_path_is_too_long_to_be_known(asked: AskedMount) -> None:
+    mounted, listening = asked
+    way = 'cd "$0" && for i in $(seq 20); do mkdir -p $1 && cd $1; done && '
+    run("bash", "-c", way + "echo hush > diary", mounted.src / "private", "d" * 250)
+
+    done = run("bash", "-c", way + "cat diary", mounted.path / "private", "d" * 250, check=False)
+
+    assert (done.stdout, "Permission denied" in done.stderr) == ("", True)
+    assert question(listening)["path"] is None
