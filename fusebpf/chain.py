@@ -136,6 +136,7 @@ class Link(NamedTuple):
         revision: Of the chain that it came with.
         keeps_open_files: Files that are passed through may be opened anew in spite of its data hooks.
         text: The filter as for --filter.
+        source: Its C source, absolute: the server leaves the directory in which it was begun.
         beside: As in FilterSpec.
     """
 
@@ -145,6 +146,7 @@ class Link(NamedTuple):
     revision: int = 0
     keeps_open_files: bool = False
     text: str = ""
+    source: str = ""
     beside: tuple[str, str] | None = None
 
     @property
@@ -171,6 +173,7 @@ def place(spec: FilterSpec, filters: Sequence[Filter]) -> list[Link]:
             filter_,
             0 if spec.beside else spec.altitude or filter_.altitude,
             text=spec.text,
+            source=os.path.realpath(filter_.path),
             beside=spec.beside,
         )
         for filter_ in filters

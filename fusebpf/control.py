@@ -140,7 +140,7 @@ class Server:
                 "hooks": [program.pin_name for program in link.filter.programs],
                 "maps": list(link.filter.maps),
                 "doc": link.filter.doc,
-                "source": os.fspath(link.filter.path),
+                "source": link.source,
                 "id": link.id,
                 "revision": link.revision,
             }

@@ -429,7 +429,7 @@ class Stack:
         """Let the registry know what the chain is now."""
         entry = self.entry
         entry.filters = [
-            {"name": link.filter.name, "altitude": link.altitude, "source": str(link.filter.path)}
+            {"name": link.filter.name, "altitude": link.altitude, "source": link.source}
             for link in self.links
         ]
         entry.filter_texts = list(dict.fromkeys(link.text for link in self.links))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import support
@@ -100,6 +101,18 @@ def test_a_filter_is_taken_from_a_file_with_its_altitude(tree: Path) -> None:
     }
     umount("./mnt", cwd=tree)
     assert not pins.exists()
+
+
+def test_the_source_of_a_filter_is_told_by_its_whole_path(tree: Path) -> None:
+    write_filter(tree / "own.c", "own")
+    mount("../src", "../mnt", "--filter", "../own.c", cwd=tree / "src")
+
+    listed: Any = entry_of(tree / "mnt")
+    told = json.loads(fusebpf("filters", "--json", tree / "mnt").stdout)
+
+    for rows in (listed["filters"], told["filters"]):
+        assert [one["source"] for one in rows] == [str(tree / "own.c")]
+    umount(tree / "mnt")
 
 
 def test_all_filters_of_a_file_are_taken_where_none_is_picked(tree: Path) -> None:
