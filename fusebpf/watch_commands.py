@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.05
 _LONGEST_INTERVAL_S = 86400
+_OF_ENTRIES = ("dirent", "drop")
 _HEADERS = ("filter", "phase", "op", "verdict", "count", "per second")
 
 
@@ -66,8 +67,6 @@ def trace_command(
 
     _check_known("op", ops, [name for name, *_, kind, _ in OPS if kind == "hook"])
     _check_known("verdict", verdicts, list(VERDICTS.values()))
-    if "drop" in verdicts:
-        raise UsageError("'drop' is said of entries of listings, which have no records: see `fusebpf stats`")
     entry = entry_at(target)
     pins = registry.pins(entry.name)
     for name in filters if pins.is_dir() else ():  # where there is none yet, what comes is waited for
@@ -91,9 +90,15 @@ def trace_command(
 
 
 def _check_known(what: str, given: tuple[str, ...], known: list[str]) -> None:
+    """See that there will be records with these."""
     for one in given:
+        if one in _OF_ENTRIES:
+            raise UsageError(
+                f"{one!r} is about entries of listings, which have no records: see `fusebpf stats`"
+            )
         if one not in known:
-            raise UsageError(f"there is no {what} {one!r}, there are: {' '.join(known)}")
+            there_are = " ".join(name for name in known if name not in _OF_ENTRIES)
+            raise UsageError(f"there is no {what} {one!r}, there are: {there_are}")
 
 
 def _say(line: str) -> None:

@@ -175,8 +175,9 @@ def test_stats_and_top_show_the_counts(mount: support.Mounter) -> None:
     [
         (["trace", "--filter", "nosuch"], "the mount has no filter 'nosuch', it has: audit"),
         (["trace", "--op", "nosuch"], "there is no op 'nosuch', there are: lookup"),
+        (["trace", "--op", "dirent"], "'dirent' is about entries of listings, which have no records"),
         (["trace", "--verdict", "nosuch"], "there is no verdict 'nosuch', there are: continue"),
-        (["trace", "--verdict", "drop"], "'drop' is said of entries of listings, which have no records"),
+        (["trace", "--verdict", "drop"], "'drop' is about entries of listings, which have no records"),
         (["top", "--interval", "0"], "--interval"),
         (["top", "--interval", "nan"], "--interval nan: at most 86400 seconds"),
         (["top", "--interval", "1e300"], "--interval 1e+300: at most 86400 seconds"),
@@ -187,3 +188,14 @@ def test_words_that_are_not_known_are_named(mount: support.Mounter, words: list[
     mounted = mount(filters=["audit"])
 
     assert_refused(fusebpf(words[0], mounted.name, *words[1:], check=False), 2, part)
+
+
+@pytest.mark.parametrize(("option", "unrecorded"), [("--op", "dirent"), ("--verdict", "drop")])
+def test_what_has_no_records_is_not_offered_to_be_traced(
+    mount: support.Mounter, option: str, unrecorded: str
+) -> None:
+    mounted = mount(filters=["audit"])
+
+    done = fusebpf("trace", mounted.name, option, "nosuch", check=False)
+
+    assert unrecorded not in done.stderr
