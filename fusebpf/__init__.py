@@ -14,7 +14,7 @@ General layout, from the user down to the kernel:
     keeping, callers    what a replaced filter's maps keep; who calls
     joining             hooks that stand one after another become one program
     slot_pointers       which of them add to the slot
-    options, chain      what the user asked for: -o, --filter, --set
+    options, chain, arguments   what the user asked for: -o, --filter, --set; what a program gave
     checks, registry    what must hold before; which mounts there are, and what dead ones left
     testing, slot, new  unit tests for filters without a mount; a filter to begin with
     loader, compiler    C source to loaded filters and maps
@@ -92,6 +92,10 @@ _HOMES = {
     "Stack": "fusebpf.stack",
     "Statistic": "fusebpf.stack",
 }
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from fusebpf._core import OP_FLAGS, OPS, WANTS
+from fusebpf.arguments import check_type, path_text
 from fusebpf.errors import ChainError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
+    from fusebpf.arguments import AnyPath
     from fusebpf.loader import Filter
 
 ALTITUDES = range(1, 1000)
@@ -36,6 +39,7 @@ class MapSetting(NamedTuple):
         Raises:
             UsageError: It is not of that form, or holds a NUL byte.
         """
+        check_type("set", text, str, "a text FILTER.MAP=VALUE")
         if "\0" in text:
             raise UsageError(f"{text!r} sets nothing: a NUL byte cannot be in a value")
         target, equals, value = text.partition("=")
@@ -66,8 +70,14 @@ class FilterSpec:
     beside: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no file's name and no map's value can hold."""
+        """Refuse what is of another type, and what no file's name and no map's value can hold."""
+        check_type("sets", self.sets, Mapping, "{MAP: VALUE}")
+        check_type("beside", self.beside, (tuple, type(None)), "('above', NAME) or ('below', NAME)")
+        if self.altitude is not None and self.altitude not in ALTITUDES:
+            raise UsageError(f"altitude={self.altitude!r}: a number from 1 to 999 is wanted")
         for text in (self.source, self.pick or "", *self.sets, *self.sets.values()):
+            if not isinstance(text, str):
+                raise UsageError(f"filter {self.source!r}: a text is wanted, not {text!r}")
             if "\0" in text:
                 raise UsageError(f"filter {self.source!r}: a NUL byte cannot be in {text!r}")
 
@@ -99,13 +109,14 @@ class FilterSpec:
         return cls(source, int(altitude) if altitude else None, pick, beside=beside)
 
     @classmethod
-    def of(cls, item: str | os.PathLike[str] | FilterSpec) -> FilterSpec:
+    def of(cls, item: AnyPath | FilterSpec) -> FilterSpec:
         """A spec as it is, a path as that file, text as for --filter."""
         if isinstance(item, FilterSpec):
             return item
         if isinstance(item, str):
             return cls.parse(item)
-        return cls(os.path.join(".", os.fspath(item)))  # noqa: PTH118 - "./" marks a path, and Path would drop it
+        path = path_text("filter", item, "a stock filter's name, a path or a FilterSpec")
+        return cls(os.path.join(".", path))  # noqa: PTH118 - "./" marks a path, and Path would drop it
 
     @property
     def is_stock(self) -> bool:

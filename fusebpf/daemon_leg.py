@@ -82,8 +82,10 @@ class Leg:
     def __init__(self, daemon: object, *, routes: Iterable[str], timeout: float, on_failure: str) -> None:
         if isinstance(daemon, type) or not any(callable(getattr(daemon, op, None)) for op in HANDLERS):
             raise UsageError(f"{daemon!r} is no daemon: an instance of a pyfuse3.Operations is wanted")
-        if not 0.001 <= timeout <= 1e6:
-            raise UsageError(f"daemon timeout {timeout}: a number of seconds from 0.001 to 1000000 is wanted")
+        if not isinstance(timeout, int | float) or not 0.001 <= timeout <= 1e6:
+            raise UsageError(
+                f"daemon timeout {timeout!r}: a number of seconds from 0.001 to 1000000 is wanted"
+            )
         if on_failure not in {"fail", "backing"}:
             raise UsageError(f"on daemon failure {on_failure!r}: fail or backing is wanted")
         check_looks(daemon)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fusebpf._core import OPS
+from fusebpf.arguments import check_type
 from fusebpf.daemon import HANDLERS
 from fusebpf.errors import UsageError
 
@@ -43,6 +44,7 @@ class Route(NamedTuple):
         Raises:
             UsageError: There is no such op or route, or pyfuse3 cannot express the op.
         """
+        check_type("route", text, str, "a text OP=daemon or OP=backing")
         op, equals, route = text.partition("=")
         is_post = op.startswith("post_")
         op = op.removeprefix("post_").removeprefix("pre_")

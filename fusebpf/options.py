@@ -10,19 +10,19 @@ from __future__ import annotations
 import os
 import re
 import resource
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from fusebpf import mounts
 from fusebpf._core import SIZES
+from fusebpf.arguments import check_type, path_text
 from fusebpf.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-T = TypeVar("T")
+    from fusebpf.arguments import AnyPath
 
 SUBTYPE = "fusebpf"
 CACHES = ("normal", "none", "watch")
@@ -210,16 +210,16 @@ def parse(
     return options
 
 
-def with_roots(options: MountOptions, roots: Iterable[str | os.PathLike[str]]) -> MountOptions:
+def with_roots(options: MountOptions, roots: Iterable[AnyPath]) -> MountOptions:
     """With further backing roots behind those that are there.
 
     Raises:
         UsageError: They are too many, or something does not go with more than one.
     """
-    roots = [os.fspath(root) for root in roots]
-    if not all(roots):
+    texts = [path_text("root", root) for root in roots]
+    if not all(texts):
         raise UsageError("a backing root is a directory, and '' is none")
-    more = tuple(os.path.abspath(root) for root in roots)  # noqa: PTH100 - it takes no symlinks away
+    more = tuple(os.path.abspath(text) for text in texts)  # noqa: PTH100 - it takes no symlinks away
     options = replace(options, roots=(*options.roots, *more))
     _check_roots(options)
     return options
@@ -230,13 +230,14 @@ def combined(
     *,
     name: str | None,
     cache: str | None,
-    roots: Iterable[str | os.PathLike[str]],
+    roots: Iterable[AnyPath],
 ) -> MountOptions:
     """What is said behind `-o` and beside it.
 
     Raises:
         UsageError: As `parse`, or the two contradict one another.
     """
+    check_type("name", name, (str, type(None)))
     base = with_roots(parse(options) if isinstance(options, str) else _checked(options), roots)
     if cache is not None:
         _choice(f"cache={cache}", cache, *CACHES)
@@ -268,7 +269,8 @@ def _checked(options: object) -> MountOptions:
         raise UsageError(f"options={options!r}: MountOptions is wanted, or a text as behind -o")
     for one in fields(options):
         value = getattr(options, one.name)
-        if not isinstance(value, _TYPES[str(one.type)]):
+        items = value if isinstance(value, tuple) else ()
+        if not isinstance(value, _TYPES[str(one.type)]) or not all(isinstance(item, str) for item in items):
             raise UsageError(f"mount option '{one.name}={value}': {one.type} is wanted")
         if one.name in _VALUES and isinstance(value, str | int | float) and value != one.default:
             text = f"{value:.9f}" if isinstance(value, float) else str(value)
@@ -299,17 +301,6 @@ def _is_same(one: str, other: str) -> bool:
         return one == other or float(one) == float(other)
     except ValueError:
         return False
-
-
-def several(what: str, given: Iterable[T]) -> list[T]:
-    """What an argument that takes several holds.
-
-    Raises:
-        UsageError: It is one alone; a text would be taken for its letters.
-    """
-    if isinstance(given, str | bytes | os.PathLike) or not isinstance(given, Iterable):
-        raise UsageError(f"{what}={given!r}: a list is wanted, {what}=[{given!r}]")
-    return list(given)
 
 
 def _check_roots(options: MountOptions) -> None:

@@ -16,6 +16,7 @@ import trio
 
 from fusebpf import bpf, chain, checks, control, loader, mounts, registry, watching
 from fusebpf._core import Mount
+from fusebpf.arguments import AnyPath, path_text, several
 from fusebpf.callers import Callers
 from fusebpf.chain import FilterSpec, Link, MapSetting
 from fusebpf.core_log import CoreLog
@@ -23,7 +24,7 @@ from fusebpf.daemon_import import begin, claim, end, leg_of, present
 from fusebpf.errors import MountError, UsageError
 from fusebpf.live_chain import Change, LiveChain, pick_of, policy_changed
 from fusebpf.map_view import MapView
-from fusebpf.options import MountOptions, combined, lasting, several, unsent
+from fusebpf.options import MountOptions, combined, lasting, unsent
 from fusebpf.steps import bounded, in_thread
 from fusebpf.watching import Events, Records, Statistic
 
@@ -59,18 +60,18 @@ class Stack:
         is_server: This process ends with its mount, so that whoever unmounts waits for it.
         daemon: A `pyfuse3.Operations` that answers ops; what follows is as for --route and so on, in seconds.
 
-    Everything that can be wrong is a FusebpfError, raised on entering; nothing is left behind then.
+    Everything that can be wrong is a FusebpfError, raised before the block begins; nothing is left behind.
     """
 
     def __init__(
         self,
-        src: mounts.StrPath | int,
-        mnt: mounts.StrPath,
+        src: AnyPath | int,
+        mnt: AnyPath,
         *,
-        filters: Iterable[mounts.StrPath | FilterSpec] = (),
+        filters: Iterable[AnyPath | FilterSpec] = (),
         sets: Iterable[str] = (),
         name: str | None = None,
-        roots: Iterable[mounts.StrPath] = (),
+        roots: Iterable[AnyPath] = (),
         cache: str | None = None,
         options: MountOptions | str = "",
         is_server: bool = False,
@@ -84,7 +85,8 @@ class Stack:
         self._set_texts = [*several("sets", sets), *self.options.sets]
         self._settings = [MapSetting.parse(text) for text in self._set_texts]
         self._name = self.options.name or ""
-        self._given = (src, mnt)
+        source = src if isinstance(src, int) else path_text("src", src, "a path or a descriptor")
+        self._given = (source, path_text("mnt", mnt))
         self._is_server = is_server
         self._leg = leg_of(daemon, several("routes", routes), daemon_timeout, on_daemon_failure, self.options)
         self._root_fds: list[int] = []
@@ -196,7 +198,7 @@ class Stack:
 
     async def attach(
         self,
-        *filters: mounts.StrPath | FilterSpec,
+        *filters: AnyPath | FilterSpec,
         sets: Iterable[str] = (),
         revision: int | None = None,
         open_files: str = "fail",
@@ -241,7 +243,7 @@ class Stack:
     async def replace(
         self,
         name: str,
-        filter: mounts.StrPath | FilterSpec,  # noqa: A002 - it is one
+        filter: AnyPath | FilterSpec,  # noqa: A002 - it is one
         *,
         sets: Iterable[str] = (),
         fresh_maps: bool = False,

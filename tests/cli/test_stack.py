@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -254,6 +255,61 @@ def test_a_stack_under_asyncio_is_refused_in_one_line(tree: Path) -> None:
 def test_one_text_where_several_may_stand_is_refused(tree: Path, what: str) -> None:
     with pytest.raises(fusebpf.UsageError, match=rf"{what}='hide': a list is wanted, {what}=\['hide'\]"):
         Stack(tree / "src", tree / "mnt", **{what: "hide"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"src": None}, "src=None: a path or a descriptor is wanted"),
+        ({"mnt": 3}, "mnt=3: a path is wanted"),
+        ({"filters": [3]}, "filter=3: a stock filter's name, a path or a FilterSpec is wanted"),
+        ({"sets": [("hide.names", "x")]}, "set=('hide.names', 'x'): a text FILTER.MAP=VALUE is wanted"),
+        ({"roots": [3]}, "root=3: a path is wanted"),
+        ({"name": 3}, "name=3: a text is wanted"),
+        ({"daemon": fusebpf.Daemon(), "routes": [3]}, "route=3: a text OP=daemon or OP=backing is wanted"),
+        ({"daemon": fusebpf.Daemon(), "daemon_timeout": None}, "daemon timeout None: a number of seconds"),
+        ({"options": fusebpf.MountOptions(sets=(3,))}, "mount option 'sets=(3,)'"),  # type: ignore[arg-type]
+    ],
+)
+def test_an_argument_of_another_type_is_refused_with_what_is_wanted(
+    tree: Path, arguments: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(fusebpf.UsageError, match=re.escape(said)):
+        Stack(**{"src": tree / "src", "mnt": tree / "mnt"} | arguments)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"source": 3},
+        {"altitude": "5"},
+        {"altitude": 5000},
+        {"pick": 3},
+        {"sets": ["names=x"]},
+        {"sets": {"names": 3}},
+        {"beside": "above"},
+    ],
+)
+def test_a_filter_spec_of_another_type_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(fusebpf.UsageError, match="wanted"):
+        FilterSpec(**{"source": "hide"} | fields)
+
+
+def test_paths_may_be_bytes(tree: Path) -> None:
+    source = write_filter(tree / "own.c", "own")
+    (tree / "more").mkdir()
+
+    async def main() -> None:
+        src, mnt, more = (os.fsencode(tree / name) for name in ("src", "mnt", "more"))
+        async with Stack(src, mnt, filters=[os.fsencode(source)], roots=[more]) as stack:
+            assert await client("ls", tree / "mnt") == "file\n"
+            assert stack.mnt == str(tree / "mnt")
+
+    run(main)
+
+
+def test_the_package_lists_what_it_has() -> None:
+    assert set(fusebpf.__all__) <= set(dir(fusebpf))
 
 
 def test_a_stack_that_is_not_entered_has_nothing_to_say(tree: Path) -> None:
