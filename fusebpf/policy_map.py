@@ -6,7 +6,7 @@ sign, blank or backslash behind it; blanks around an item do not count.
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from fusebpf.set_text import (
     cut,
     escaped,
     join,
+    one_path,
     path_below,
     split,
     strip,
@@ -420,19 +421,26 @@ class PolicyMap:
     def _packed(
         self, shown: str, leaves: list[Leaf], said: dict[str, str], size: int, *, may_be_any: bool = False
     ) -> bytes:
-        packed = bytearray(size)
+        packed, is_nameless = bytearray(size), False
         for leaf in leaves:
             text = said.get(leaf.name, "1")
             about = f" {leaf.name} in {shown!r}:" if text != shown else ""
-            if leaf.name == "path" and text and self._btf.is_text(leaf.type):
-                text = self._path(text, about)
+            if (
+                leaf.name == "path"
+                and self._btf.is_text(leaf.type)
+                and not (may_be_any and text in {"", "*"})
+            ):
+                is_nameless = not text
+                text = self._path(text, about, one_path) if text else text
             raw = self._from_text(leaf.type, text, about, may_be_any=may_be_any)
             packed[leaf.offset : leaf.offset + len(raw)] = raw
+        if is_nameless and any(packed):  # all zero is an element that is not used
+            raise MapValueError(f"{self._shown}: path in {shown!r}: '' is no path; the root is '/'")
         return bytes(packed)
 
-    def _path(self, text: str, about: str = "") -> str:
+    def _path(self, text: str, about: str = "", read: Callable[[str], str] = path_below) -> str:
         try:
-            return path_below(text)
+            return read(text)
         except ValueError as error:
             raise MapValueError(f"{self._shown}:{about} {error}") from None
 

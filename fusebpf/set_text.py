@@ -76,6 +76,17 @@ def trimmed(path: str) -> str:
     return path.removeprefix("/").removesuffix("/")
 
 
+def one_path(text: str) -> str:
+    """The path of one file or directory as filters see it, but `/` for the root.
+
+    Raises:
+        ValueError: It is a pattern, or nothing there has such a path.
+    """
+    if "*" in text or "?" in text:
+        raise ValueError(f"{text!r} is a pattern, and the path of one directory or file is wanted")
+    return text if text == "/" else path_below(text)
+
+
 def path_below(text: str) -> str:
     """A path, or a pattern of paths, below the mount's root.
 

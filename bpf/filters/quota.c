@@ -5,13 +5,14 @@
 #define O_TRUNC 01000
 #define N_RULES 8
 #define PATH_SIZE 128
+#define ROOT 1 /* the nodeid of the mount's root */
 #define SIZE_SHIFT 8 /* a file's tag: its size << 8 | its rule's number; a directory's: the number alone */
 
 FILTER(quota, .altitude = FB_STORE + 5, .wants = FB_WANTS_PATH,
        .doc = "Bytes and files below the paths in `rules` have a limit (EDQUOT): path:max_bytes:max_files:bytes:files.")
 
 struct quota_rule {
-	char path[PATH_SIZE];
+	char path[PATH_SIZE]; /* `/` is the root; empty: none */
 	u64 max_bytes; /* 0: no limit */
 	u64 max_files;
 	s64 bytes; /* below 0: what was there before and was not said has gone */
@@ -92,11 +93,33 @@ FB_ALWAYS_INLINE u64 quota_named(struct fb_slot *ctx)
 	return found;
 }
 
-/* An entry counts for its directory's rule, also where it has one of its own. */
+/* The number of the rule for the whole mount, 0 if there is none. */
+FB_ALWAYS_INLINE u64 quota_of_root(void)
+{
+	u64 found = 0;
+	u32 index;
+
+#pragma clang loop unroll(disable)
+	for (index = 0; index < N_RULES; index++) {
+		struct quota_rule *rule = quota__rules.lookup(&index);
+		if (rule && rule->path[0] == '/')
+			found = index + 1;
+	}
+	return found;
+}
+
+/* An entry counts for its directory's rule, also where it has one of its own. The root is looked up by nobody, so its tag is
+ * seen to here. */
 PRE(quota, lookup)
 {
-	ctx->cookie = ctx->tag & 0xff;
-	return FB_CONTINUE;
+	u64 rule = ctx->nodeid == ROOT ? quota_of_root() : ctx->tag & 0xff;
+
+	ctx->cookie = rule;
+	if (ctx->nodeid != ROOT || ctx->tag == rule)
+		return FB_CONTINUE;
+	ctx->tag = rule;
+	ctx->edits |= FB_EDIT_TAG;
+	return FB_REWRITE;
 }
 
 /* Note what an entry is: a directory's rule by its path, a file's size, and for what is named later. */
@@ -157,7 +180,10 @@ POST(quota, mknod) { return quota_made(ctx); }
 POST(quota, symlink) { return quota_made(ctx); }
 
 /* Files without a name come and go unseen. */
-PRE(quota, tmpfile) { return ctx->tag & 0xff ? -EOPNOTSUPP : FB_CONTINUE; }
+PRE(quota, tmpfile)
+{
+	return ctx->tag & 0xff || (ctx->nodeid == ROOT && quota_of_root()) ? -EOPNOTSUPP : FB_CONTINUE;
+}
 
 FB_ALWAYS_INLINE void quota_gone(struct fb_slot *ctx, u64 directory, u32 n_links)
 {

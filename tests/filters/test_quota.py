@@ -56,7 +56,7 @@ def test_slashes_at_the_ends_of_a_rules_path_do_not_count(mount: support.Mounter
     assert support.refused((mounted.path / "home" / "b").touch) == errno.EDQUOT
 
 
-@pytest.mark.parametrize("path", ["/", "..", "home/../x", "home//in", "./home"])
+@pytest.mark.parametrize("path", ["", "..", "home/../x", "home//in", "./home", "*", "home/*", "ho?e"])
 def test_a_rule_whose_path_nothing_has_is_refused(mount: support.Mounter, path: str) -> None:
     src, mnt = mount.new_directory("src"), mount.new_directory("mnt")
     words = ("--filter", "quota", "--set", f"quota.rules={path}:1:1:0:0")
@@ -66,6 +66,37 @@ def test_a_rule_whose_path_nothing_has_is_refused(mount: support.Mounter, path: 
     assert done.returncode == 2
     assert f"quota.rules: path in '{path}:1:1:0:0': {path!r} " in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_rule_for_the_root_is_one_for_the_whole_mount(mount: support.Mounter) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "/:1000:5:0:0,home:100:0:0:0"})
+    (mounted.src / "home").mkdir()
+    path = mounted.path
+
+    (path / "d").mkdir()
+    (path / "d" / "a").write_bytes(bytes(400))
+    (path / "b").write_bytes(bytes(600))
+    assert used(mounted) == (1000, 3)
+    assert support.refused((path / "c").write_bytes, bytes(1)) == errno.EDQUOT
+    assert used(mounted) == (1000, 4)
+    (path / "c").rename(path / "d" / "c")
+    (path / "home" / "own").write_bytes(bytes(100))
+    assert support.refused((path / "home" / "own").write_bytes, bytes(101)) == errno.EDQUOT
+    assert support.refused(os.rename, path / "home" / "own", path / "own") == errno.EXDEV
+    (path / "b").unlink()
+    (path / "d" / "c").unlink()
+    assert used(mounted) == (400, 2)
+    support.run(support.COMMAND, "map", mounted.name, "quota", "rules", "set", "0", ":0:0:0:0")
+    (path / "b").write_bytes(bytes(2000))
+    assert used(mounted) == (0, 0)
+
+
+def test_a_file_without_a_name_is_not_to_be_had_where_the_whole_mount_has_a_limit(
+    mount: support.Mounter,
+) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "/:1000:0:0:0"})
+
+    assert support.refused(os.open, mounted.path, os.O_TMPFILE | os.O_WRONLY) == errno.EOPNOTSUPP
 
 
 def test_a_rule_that_is_taken_out_leaves_those_behind_it(mount: support.Mounter) -> None:
