@@ -11,7 +11,7 @@ import click
 
 from fusebpf import checks, registry
 from fusebpf.errors import MountError, UsageError
-from fusebpf.tables import shown, table, typed
+from fusebpf.tables import article, shown, table, typed
 
 # Each command imports what it needs, as those of cli.py do.
 # ruff: noqa: PLC0415
@@ -185,7 +185,6 @@ def map_command(
     """  # noqa: D301 - click's own mark
     from fusebpf import map_view
     from fusebpf.control import ask
-    from fusebpf.policy_map import article
 
     n_words = {"list": (0,), "get": (1,), "set": (1, 2), "delete": (1,)}[verb]
     if len(words) not in n_words:

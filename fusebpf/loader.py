@@ -29,7 +29,7 @@ from fusebpf.compiler import (
 from fusebpf.errors import FilterError, MapValueError, UnknownHook
 from fusebpf.pins import close_all, hold, pin_all
 from fusebpf.policy_map import PolicyMap
-from fusebpf.refusal import explain
+from fusebpf.refusal import explain, map_advice
 from fusebpf.shared_maps import SharedMaps
 
 __all__ = [
@@ -227,6 +227,7 @@ def load(
             declared = ", ".join(compiled.filters)
             raise FilterError(f"{compiled.path}: declares no filter {name!r}; it declares: {declared}")
     places = {name: _places(compiled, name) for name in wanted}
+    _check_unused_maps(compiled)
     with contextlib.ExitStack() as undo, _Kernel(compiled, shared, kept or {}) as kernel:
         filters = []
         kernel.verify([function for name in wanted for function in compiled.hooks(name)])
@@ -235,6 +236,17 @@ def load(
             undo.callback(filters[-1].close)
         undo.pop_all()
     return filters
+
+
+def _check_unused_maps(compiled: Compiled) -> None:
+    """Judge the maps that no hook uses; the kernel judges those that one uses.
+
+    Raises:
+        FilterError: No hook could use one of them.
+    """
+    used = {name for function in compiled.hooks_by_function for _, name in compiled.functions[function].uses}
+    if advice := map_advice(compiled, (name for name in compiled.maps if name not in used)):
+        raise FilterError(f"{compiled.path}: {advice}")
 
 
 # ------------------------------------------------------------------------------ hooks by name

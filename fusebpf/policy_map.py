@@ -26,6 +26,7 @@ from fusebpf.set_text import (
     strip,
     trimmed,
 )
+from fusebpf.tables import article
 
 _HASHES = frozenset({MapType.HASH, MapType.LRU_HASH})
 _PERCPU = frozenset({MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH})
@@ -104,8 +105,13 @@ class PolicyMap:
                 yield self.key_value(key), raw if isinstance(raw, list) else self.value_value(raw)
 
     def raw_keys(self) -> list[bytes]:
-        """The bytes of all keys."""
-        return list(bpf.map_keys(self.fd, self.key_size)) if self.type in _WITH_KEYS else []
+        """The bytes of all keys; MapValueError: a map of this kind has none."""
+        self._check_keys("so it cannot be listed")
+        return list(bpf.map_keys(self.fd, self.key_size))
+
+    def _check_keys(self, consequence: str) -> None:
+        if self.type not in _WITH_KEYS:
+            raise MapValueError(f"{self._shown}: {article(self.describe())} has no keys, {consequence}")
 
     def lookup(self, key: bytes) -> bytes | list[Any] | None:
         """The bytes of a key's value, None if it is not there; of a per-CPU map a list of typed values."""
@@ -165,8 +171,7 @@ class PolicyMap:
             MapValueError: It does not fit the type.
             NoSuchElement: An array has no such index.
         """
-        if self.type not in _WITH_KEYS:
-            raise MapValueError(f"{self._shown}: {article(self.describe())} has no keys")
+        self._check_keys("so nothing can be asked of it")
         if self.type in _ARRAYS:
             index = key if isinstance(key, int) else number_from_text(str(key))
             if index is None:
@@ -464,11 +469,6 @@ class PolicyMap:
             name = leaf.name or "value"
             values.append(leaf._replace(name=f"value.{name}" if name in taken else name))
         return keys if self.type != MapType.ARRAY else [], values
-
-
-def article(what: str) -> str:
-    """With `a` or `an` before it."""
-    return f"an {what}" if what[0] in "aeiou" else f"a {what}"
 
 
 def _plain(given: Any) -> str:

@@ -1,6 +1,7 @@
 """Why the verifier refused a hook: its log, put into one line with the place in the filter's source."""
 
 import re
+from collections.abc import Iterable
 from itertools import pairwise
 
 from fusebpf import bpf, tables
@@ -45,7 +46,8 @@ def explain(compiled: Compiled, function: str, refusal: ProgramRefusedError) -> 
         (line for line in log if "infinite loop" in line), log[-1] if log else str(refusal.strerror)
     )
     if _SLEEPABLE_MAPS in refusal.log:
-        decision = _map_advice(compiled, function) or decision
+        used = [name for _, name in compiled.functions[function].uses]
+        decision = map_advice(compiled, used) or decision
     elif _NO_POINTER.search(decision) and _has_global(compiled.functions[function]):
         decision = f"{decision}: filters have no global variables, use a map"
     decision = next((f"{decision} ({hint})" for words, hint in _HINTS.items() if words in decision), decision)
@@ -85,9 +87,10 @@ def _has_global(body: Function) -> bool:
     )
 
 
-def _map_advice(compiled: Compiled, function: str) -> str:
+def map_advice(compiled: Compiled, names: Iterable[str]) -> str:
+    """Which of these maps hooks cannot use, and what they can; "" where they can use all."""
     unfit = []
-    for name in dict.fromkeys(name for _, name in compiled.functions[function].uses):
+    for name in dict.fromkeys(names):
         definition = compiled.maps[name]
         if definition.type not in _MAPS_THAT_SLEEP:
             known = {each.value: each.name for each in MapType}

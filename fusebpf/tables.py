@@ -1,4 +1,4 @@
-"""How the commands print rows."""
+"""How rows and words are printed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ def typed(text: str) -> str:
     """A text as it can be typed again, any bytes in it; on one line, and harmless to a terminal."""
     is_tame = all(" " <= character < "\x7f" or character >= "\xa0" for character in text)
     return text if is_tame else ascii(text)
+
+
+def article(what: str) -> str:
+    """With `a` or `an` before it."""
+    return f"an {what}" if what[0] in "aeiou" else f"a {what}"
 
 
 def table(rows: list[tuple[Any, ...]], headers: tuple[str, ...]) -> str:

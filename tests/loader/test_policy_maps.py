@@ -350,7 +350,6 @@ def test_clear_empties_a_map(one: Filter) -> None:
         ("odd", "1", r"f\.odd: '1' has 1 field, wanted are plain:list"),
         ("odd", "1:2", r"f\.odd: list in '1:2': a value of type u32\[3\] cannot be said in text"),
         ("counts", "1", r"f\.counts: a per-CPU array.* cannot be set; only arrays and hashes can"),
-        ("queue", "1", r"f\.queue: a queue cannot be set; only arrays and hashes can"),
     ],
 )
 def test_a_wrong_value_is_refused_and_changes_nothing(
@@ -366,6 +365,13 @@ def test_a_wrong_value_is_refused_and_changes_nothing(
 
     assert "\n" not in str(caught.value)
     assert list(one.maps[name].items()) == before
+
+
+def test_a_queue_can_neither_be_set_nor_listed(one: Filter) -> None:
+    with pytest.raises(MapValueError, match=r"f\.queue: a queue cannot be set; only arrays and hashes can"):
+        one.set("queue", "1")
+    with pytest.raises(MapValueError, match=r"f\.queue: a queue has no keys, so it cannot be listed"):
+        list(one.maps["queue"].items())
 
 
 def test_an_unknown_map_is_refused_with_the_list_of_maps(one: Filter) -> None:

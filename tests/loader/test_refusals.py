@@ -206,6 +206,11 @@ WRONG: dict[str, tuple[str, type[FilterError], str]] = {
         VerifierError,
         r":4: .*cannot use the map 'f__e' \(perf event array\)",
     ),
+    "a perf event array that no hook uses": (
+        HEAD + "BPF_PERF_OUTPUT(f__e);\n" + HOOK,
+        FilterError,
+        r": hooks may sleep and cannot use the map 'f__e' \(perf event array\): use an array, hash, queue",
+    ),
     "a program array": (
         HEAD + "BPF_PROG_ARRAY(f__p, 4);\nPRE(f, open) { f__p.call((void *)ctx, 1); return 0; }\n",
         VerifierError,
