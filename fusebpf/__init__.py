@@ -2,7 +2,7 @@
 
 General layout, from the user down to the kernel:
 
-    cli, mounthelper    the commands, and what mount(8) calls
+    cli, cli_numbers, mounthelper   the commands, and what mount(8) calls
     server, unmounting  a mount's background process, and how mounts are ended
     live_commands, watch_commands, control  the commands for a mount that works; the socket that they ask
     stack, steps        Stack: one mount, from its checks to its end

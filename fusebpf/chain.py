@@ -254,7 +254,10 @@ def _check_daemon(links: Iterable[Link], *, has_daemon: bool) -> None:
     wanting = [link.filter for link in links if link.filter.wants & WANTS["DAEMON"]]
     for filter_ in wanting:
         if not has_daemon:
-            raise ChainError(f"filter {filter_.name!r} uses the daemon, and this mount has none")
+            raise ChainError(
+                f"filter {filter_.name!r} uses the daemon, and this mount has none: "
+                "mount with --daemon MODULE:CLASS"
+            )
         for hook in filter_.hooks:
             op, op_flags = flags[hook.opcode]
             phase, _, named = hook.program.pin_name.partition("_")

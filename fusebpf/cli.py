@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from fusebpf import checks, live_commands, registry, watch_commands
+from fusebpf.cli_numbers import number
 from fusebpf.errors import FilterError, FusebpfError, UsageError
 from fusebpf.options import CACHES, LOCKS, PROFILES, TRANSPORTS, check_agree, parse
 from fusebpf.tables import shown, table
@@ -69,7 +70,7 @@ def cli(context: click.Context) -> None:
 @click.option("--profile", type=click.Choice(PROFILES),
               help="small: no opens are sent and pages are kept, for many small files.")  # fmt: skip
 @click.option("--one-file-system", is_flag=True, help="Leave out what is mounted below SRC.")
-@click.option("--root-fd", type=click.IntRange(min=3), metavar="N",
+@click.option("--root-fd", type=number(int, 3), metavar="N",
               help="The open directory N is the source: fusebpf mount --root-fd N MNT.")  # fmt: skip
 @click.option("--root", "roots", multiple=True, metavar="DIR",
               help="A further backing root, numbered from 1, to which filters can lead ops.")  # fmt: skip
@@ -77,7 +78,7 @@ def cli(context: click.Context) -> None:
               help="Answer ops by a pyfuse3.Operations: MODULE:CLASS or FILE.py:CLASS.")  # fmt: skip
 @click.option("--route", "routes", multiple=True, metavar="OP=daemon|backing",
               help="Where an op goes if no filter says so; post_OP=daemon: its result.")  # fmt: skip
-@click.option("--daemon-timeout", type=float, metavar="SECONDS",
+@click.option("--daemon-timeout", type=number(float, 0.001, 1000000), metavar="SECONDS",
               help="How long the daemon may take for an op, then ETIMEDOUT; 30 if not said.")  # fmt: skip
 @click.option("--on-daemon-failure", type=click.Choice(("fail", "backing")),
               help="What ops of a daemon that has died get: an error, or the backing root.")  # fmt: skip
@@ -104,7 +105,7 @@ def mount_command(
     on_daemon_failure: str | None,
     foreground: bool,
 ) -> None:
-    """Mount the directory SRC on MNT; returns when the mount is usable."""
+    """Mount the directory SRC on MNT. Returns when the mount is usable."""
     from fusebpf import server
     from fusebpf.stack import Stack
 
@@ -170,7 +171,7 @@ def umount_command(target: str, *, lazy: bool) -> None:
 @cli.command("list")
 @click.option("--json", "is_json", is_flag=True, help="Print it as JSON.")
 def list_command(*, is_json: bool) -> None:
-    """Show the mounts; what dead servers left is removed by the next mount or umount."""
+    """Show the mounts. What dead servers left is removed by the next mount or umount."""
     checks.check_root()
     with registry.locked():
         states = [(entry, entry.state) for entry in registry.entries()]
@@ -210,7 +211,7 @@ def _chain_of(entry: registry.Entry) -> str:
 @cli.command("check")
 @click.argument("files", nargs=-1, required=True, metavar="FILE…")
 def check_command(files: tuple[str, ...]) -> int:
-    """Compile, load and verify filters without mounting, and show what is in them."""
+    """Compile, load and verify filters, and show what is in them. Nothing is mounted."""
     from fusebpf import chain
     from fusebpf.compiler import stock, stock_names
 
@@ -283,7 +284,7 @@ def _summary(one: CheckedFilter) -> str:
 @cli.command("new")
 @click.argument("name")
 def new_command(name: str) -> None:
-    """Write a filter of your own: NAME.c, and test_NAME.py with unit tests for it."""
+    """Write NAME.c, a filter to begin with, and test_NAME.py for it."""
     from importlib.util import find_spec
 
     from fusebpf import new

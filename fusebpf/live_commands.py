@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from fusebpf import checks, registry
+from fusebpf.cli_numbers import number
 from fusebpf.errors import MountError, UsageError
 from fusebpf.tables import article, shown, table, typed
 
@@ -19,7 +20,7 @@ from fusebpf.tables import article, shown, table, typed
 TARGET = click.argument("target", metavar="MNT|NAME")
 _SETS = click.option("--set", "sets", multiple=True, metavar="FILTER.MAP=VALUE",
                      help="Fill a map before the filter is attached.")  # fmt: skip
-_REVISION = click.option("--revision", type=click.IntRange(min=0), metavar="N",
+_REVISION = click.option("--revision", type=number(int, 0), metavar="N",
                          help="Fail if the chain has another revision by now.")  # fmt: skip
 _OPEN_FILES = click.option("--open-files", type=click.Choice(("fail", "keep")), default="fail", help=(
     "Where the filter hooks read or write: new opens of files that are passed through to the kernel fail "
@@ -93,9 +94,10 @@ def replace_command(
     revision: int | None,
     open_files: str,
 ) -> None:
-    """Put FILTER in the place of the filter NAME while the mount works, in one step.
+    """Put FILTER in the place of the filter NAME, in one step.
 
-    Maps of the same name and type keep their content. The altitude stays, unless FILTER ends in another.
+    The mount works meanwhile. Maps of the same name and type keep their content. The altitude stays, unless
+    FILTER ends in another.
     """
     from fusebpf.chain import FilterSpec
 
@@ -174,7 +176,7 @@ def _short(text: str, width: int) -> str:
 def map_command(
     target: str, *, filter_: str, map_name: str, verb: str, words: tuple[str, ...], is_json: bool
 ) -> None:
-    """Look at a policy map of a filter, or change it; what is set holds for the next op.
+    """Look at a policy map of a filter, or change it. What is set holds for the next op.
 
     \b
     list               all of it, an item on each line, as `--set` takes them

@@ -17,6 +17,7 @@ _HINTS = {
     "BPF program is too large": "take branches out of its loops, or use helpers in their place",
     "infinite loop detected": "give the loop a constant bound, and a counter that each round changes",
     "jumps is too complex": "fewer branches in a row: a loop in place of repeated code, or several hooks",
+    "call to invalid destination": "a function of your own is written with FB_ALWAYS_INLINE",
     "invalid mem access 'map_value_or_null'": "a map's lookup may give NULL, test it before it is used",
 }
 _SLEEPABLE_MAPS = "Sleepable programs can only use"

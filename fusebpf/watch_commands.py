@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fusebpf import registry
+from fusebpf.cli_numbers import number
 from fusebpf.errors import UsageError
 from fusebpf.live_commands import JSON, TARGET, entry_at
 from fusebpf.tables import shown, table
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 # ruff: noqa: PLC0415
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.05
-_LONGEST_INTERVAL_S = 86400
 _OF_ENTRIES = ("dirent", "drop")
 _HEADERS = ("filter", "phase", "op", "verdict", "count", "per second")
 
@@ -46,7 +46,7 @@ _HEADERS = ("filter", "phase", "op", "verdict", "count", "per second")
 @click.option("--filter", "filters", multiple=True, metavar="NAME", help="Only what this filter's hooks saw.")
 @click.option("--verdict", "verdicts", multiple=True, metavar="VERDICT",
               help="Only this verdict: continue, backing, daemon, reply, negative, broken.")  # fmt: skip
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N records.")
+@click.option("--count", type=number(int, 1), metavar="N", help="End after N records.")
 @JSON
 def trace_command(
     target: str,
@@ -57,10 +57,10 @@ def trace_command(
     count: int | None,
     is_json: bool,
 ) -> None:
-    """Show ops as they finish: those that at least one hook saw, from now on, until the mount ends.
+    """Show ops as they finish, from now on until the mount ends.
 
-    Where they come faster than they are printed, a line says how many were missed. With --json each line is
-    an object, {"missed": N} for those.
+    Shown are those that at least one hook saw. Where they come faster than they are printed, a line says how
+    many were missed. With --json each line is an object, {"missed": N} for those.
     """
     from fusebpf._core import OPS, VERDICTS
     from fusebpf.map_view import check_filter
@@ -168,19 +168,18 @@ def stats_command(target: str, *, is_json: bool) -> None:
 
 @click.command("top")
 @TARGET
-@click.option("--interval", type=click.FloatRange(min=0.05), default=1.0, metavar="SECONDS",
+@click.option("--interval", type=number(float, 0.05, 86400), default=1.0, metavar="SECONDS",
               help="Between two looks; 1 if not said.")  # fmt: skip
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N looks.")
+@click.option("--count", type=number(int, 1), metavar="N", help="End after N looks.")
 def top_command(target: str, *, interval: float, count: int | None) -> None:
-    """Show how often each hook of a mount gives which verdict, the busiest on top, as a live table.
+    """Show how often each hook gives which verdict, as a live table.
 
-    Where the output is no terminal, each look is a table of its own. Ends with the mount.
+    The busiest stand on top. Where the output is no terminal, each look is a table of its own. Ends with the
+    mount.
     """
     from rich.console import Console
     from rich.live import Live
 
-    if not interval <= _LONGEST_INTERVAL_S:  # nor NaN
-        raise UsageError(f"--interval {interval:g}: at most {_LONGEST_INTERVAL_S} seconds are taken")
     entry = entry_at(target)
     console = Console()
     looks = _looks(entry, interval, count)

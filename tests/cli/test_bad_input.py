@@ -29,6 +29,7 @@ EVERYBODYS_MODE = 0o777
         (["src", "mnt", "--name", "-a"], ["'-a' cannot be a mount's name"]),
         (["src", "mnt", "--name", ""], ["'' cannot be a mount's name"]),
         (["src", "mnt", "--daemon-timeout", "5"], ["--daemon-timeout", "has no daemon"]),
+        (["src", "mnt", "--daemon-timeout", "x"], ["'--daemon-timeout': 'x' is not a number from 0.001 to"]),
         (["src", "mnt", "--on-daemon-failure", "fail"], ["--on-daemon-failure", "has no daemon"]),
         (["src", "mnt", "--filter", "nosuch"], ["no stock filter 'nosuch'", "hide"]),
         (["src", "mnt", "--filter", "hide@0"], ["'0' is not a number from 1 to 999"]),
@@ -42,7 +43,7 @@ EVERYBODYS_MODE = 0o777
         (["src", "mnt", "--set", "hide.names=x"], ["'hide' is no filter of this mount", "no filter"]),
         (["src", "mnt", "--filter", "hide", "--set", "hide.nosuch=x"], ["hide", "nosuch", "names"]),
         (["src", "mnt", "--root-fd", "7"], ["leave 'src' out"]),
-        (["mnt", "--root-fd", "1"], ["--root-fd", "1 is not in the range x>=3"]),
+        (["mnt", "--root-fd", "1"], ["--root-fd", "'1' is not a whole number from 3 on"]),
         (["mnt", "--root-fd", "77"], ["root descriptor 77 is not open"]),
         (["mnt", "--root-fd", "-1"], ["--root-fd"]),
         (["mnt", "--root-fd", "99999999999"], ["root descriptor 99999999999 is not open"]),
@@ -181,7 +182,7 @@ def test_a_filter_that_uses_the_daemon_is_refused(tree: Path) -> None:
 
     done = fusebpf("mount", "src", "mnt", "--filter", "./asks.c", cwd=tree)
 
-    assert_refused(done, 1, "'asks' uses the daemon")
+    assert_refused(done, 1, "'asks' uses the daemon, and this mount has none: mount with --daemon")
 
 
 def test_one_altitude_for_a_file_of_several_filters_is_a_usage_error(tree: Path) -> None:

@@ -39,6 +39,12 @@ def test_every_command_is_helped_with(command: str) -> None:
     assert command in fusebpf("--help").stdout
 
 
+def test_no_summary_is_cut_in_a_terminal_of_80_columns() -> None:
+    shown = support.run(support.COMMAND, "--help", env={"COLUMNS": "80"}).stdout
+
+    assert "..." not in shown.partition("Commands:")[2]
+
+
 def test_an_unknown_command_is_a_usage_error() -> None:
     assert_refused(fusebpf("frobnicate"), 2, "frobnicate")
 

@@ -275,7 +275,13 @@ def test_what_cannot_be_is_refused_in_one_line(directory: Path) -> None:
     )
     looks = f"{DAEMONS}:LooksInVain"
     refused(2, "--daemon", looks, says="LooksInVain.post_lseek would never be called")
-    refused(2, *daemon, "--daemon-timeout", "0", says="daemon timeout 0.0")
+    refused(
+        2,
+        *daemon,
+        "--daemon-timeout",
+        "0",
+        says="'--daemon-timeout': '0' is not a number from 0.001 to 1000000",
+    )
     refused(2, *daemon, "--on-daemon-failure", "maybe", says="maybe")
 
 

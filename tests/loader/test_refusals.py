@@ -200,6 +200,12 @@ WRONG: dict[str, tuple[str, type[FilterError], str]] = {
         VerifierError,
         r":5: .* PRE\(f, lookup\): hooks may sleep and cannot use the map 'f__t' \(lpm trie\): use an",
     ),
+    "a function that is called": (
+        HEAD + "static __attribute__((noinline)) int other(struct fb_slot *ctx) { return -(int)ctx->uid; }\n"
+        "PRE(f, lookup) { return other(ctx); }\n",
+        VerifierError,
+        r":4: .*: call to invalid destination \(a function of your own is written with FB_ALWAYS_INLINE\)",
+    ),
     "a perf event array": (
         HEAD
         + "BPF_PERF_OUTPUT(f__e);\nPRE(f, open) { u32 k = 0; f__e.perf_submit(ctx, &k, 4); return 0; }\n",
