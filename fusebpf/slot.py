@@ -40,7 +40,11 @@ class SlotType:
     def __init__(self, btf: Btf) -> None:
         self._btf = btf
         self._root = _Place(0, btf.find(Kind.STRUCT, "fb_slot"))
-        members = {name for name in self._names(self._root.type) if not name.endswith("_len")}
+        members = {
+            name
+            for name in self._names(self._root.type)
+            if not name.endswith("_len") and not _is_reserved(name)
+        }
         self._fields = sorted({*members, *TEXTS, *RESULTS} - _OWN)
 
     def pack(self, op: str, unique: int, args: Mapping[str, Any], described: Mapping[str, Any]) -> bytes:
@@ -102,10 +106,11 @@ class SlotType:
 
     def _put(self, raw: bytearray, place: _Place, what: str, values: Mapping[str, Any]) -> None:
         """Pack named members of the struct or union at a place."""
-        names = [name for name in self._names(place.type) if not name.startswith("reserved")]
+        names = [name for name in self._names(place.type) if not _is_reserved(name)]
         for name, value in values.items():
             if name not in names:
-                raise UsageError(f"{what} has no field {name!r}; its fields are: {' '.join(names)}")
+                known = " ".join(names) or "none"
+                raise UsageError(f"there is no field {name!r} in {what}; the fields are: {known}")
             start, type_id = self._member(place, name)
             if isinstance(value, dict):
                 self._put(raw, _Place(start, type_id), f"{name!r}", value)
@@ -125,6 +130,10 @@ class SlotType:
         self._put(raw, self._root, "an op", {f"{name}_len": len(text)})
 
 
+def _is_reserved(name: str) -> bool:
+    return name.startswith("reserved")
+
+
 def _type_of(op: str) -> int:
     """What the inode is, if nothing else is said: where an op takes a file name it is the directory."""
     has_name = _N_NAMES[op] and not _FLAGS[op] & _OP_XATTR
@@ -136,11 +145,15 @@ def _check_texts(op: str, described: Mapping[str, Any]) -> None:
     for name in TEXTS:
         if not isinstance(described.get(name, b""), bytes | str):
             raise UsageError(f"{name}={described[name]!r}: bytes or a str are wanted")
+    is_file = not _FLAGS[op] & _OP_XATTR
     for number, name in enumerate(("name", "name2"), 1):
         if number <= _N_NAMES[op] and not described.get(name):
             raise UsageError(f"{op!r} takes a {name}: say {name}=b'…'")
         if number > _N_NAMES[op] and name in described:
             raise UsageError(f"{op!r} takes no {name}")
+        text = os.fsencode(described.get(name, b""))
+        if b"\0" in text or (is_file and (b"/" in text or text in {b".", b".."})):
+            raise UsageError(f"{name}={described[name]!r} is no name: a path has path=")
 
 
 def _result(op: str, described: Mapping[str, Any]) -> dict[str, Any]:
