@@ -340,10 +340,11 @@ class _Kernel:
         return Filter(compiled.filters[name], compiled.path, hooks, tuple(programs.values()), maps)
 
     def _policy_maps(
-        self, undo: contextlib.ExitStack, filter_name: str, functions: Iterable[str]
+        self, undo: contextlib.ExitStack, filter_name: str, functions: Mapping[str, HookFunction]
     ) -> dict[str, PolicyMap]:
         """The filter's own maps, and those of no filter that its hooks use."""
         used = {name for function in functions for _, name in self._compiled.functions[function].uses}
+        has_dirent = any(hook.op == "dirent" for hook in functions.values())
         maps: dict[str, PolicyMap] = {}
         for full_name, definition in self._compiled.maps.items():
             owner, is_owned, short = full_name.partition("__")
@@ -352,9 +353,15 @@ class _Kernel:
             name = short if is_owned else full_name
             if name in maps:
                 raise FilterError(f"{self._compiled.path}: {filter_name!r} has two maps called {name!r}")
-            shown = f"{filter_name}.{name}"
-            fd = hold(undo, os.dup(self._map(full_name)))
-            maps[name] = PolicyMap(name, fd, self._btf, definition.btf_key, definition.btf_value, shown=shown)
+            maps[name] = PolicyMap(
+                name,
+                hold(undo, os.dup(self._map(full_name))),
+                self._btf,
+                definition.btf_key,
+                definition.btf_value,
+                shown=f"{filter_name}.{name}",
+                is_asked_of_entries=has_dirent,
+            )
         return maps
 
     def _map(self, name: str) -> int:

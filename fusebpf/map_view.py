@@ -213,9 +213,14 @@ def pinned(pins: Path, filter_name: str, map_name: str) -> PolicyMap:
     fd = bpf.obj_get(pins / filter_name / map_name)
     info = bpf.map_info(fd)
     raw = bpf.btf_raw(info.btf_id) if info.btf_id else b""
-    shown = f"{filter_name}.{map_name}"
     return PolicyMap(
-        map_name, fd, Btf(raw) if raw else Btf.empty(), info.btf_key, info.btf_value, shown=shown
+        map_name,
+        fd,
+        Btf(raw) if raw else Btf.empty(),
+        info.btf_key,
+        info.btf_value,
+        shown=f"{filter_name}.{map_name}",
+        is_asked_of_entries=(pins / filter_name / "post_dirent").exists(),
     )
 
 

@@ -19,9 +19,11 @@ from fusebpf.set_text import (
     characters,
     cut,
     escaped,
+    flat,
     join,
     one_path,
     path_below,
+    plain,
     split,
     strip,
     trimmed,
@@ -38,11 +40,22 @@ _POSSIBLE_CPUS = Path("/sys/devices/system/cpu/possible")
 class PolicyMap:
     """One map of a loaded filter. It owns its descriptor."""
 
-    def __init__(self, name: str, fd: int, btf: Btf, key: int, value: int, *, shown: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        fd: int,
+        btf: Btf,
+        key: int,
+        value: int,
+        *,
+        shown: str = "",
+        is_asked_of_entries: bool = True,
+    ) -> None:
         """Take over a descriptor.
 
         `name` is without the filter's (`names`), `shown` how messages call the map (`hide.names`); `key` and
-        `value` are type ids in `btf`, 0 if the map has none.
+        `value` are type ids in `btf`, 0 if the map has none. Its filter is asked of entries of listings if
+        it has a hook on `dirent`.
         """
         info = bpf.map_info(fd)
         self.name, self.fd = name, fd
@@ -50,6 +63,7 @@ class PolicyMap:
         self.key_size, self.value_size = info.key_size, info.value_size
         self._btf, self._key, self._value = btf, key, value
         self._shown = shown or name
+        self._is_asked_of_entries = is_asked_of_entries
 
     def close(self) -> None:
         """Give the descriptor back; a pin keeps the map."""
@@ -206,7 +220,7 @@ class PolicyMap:
         leaves = self._leaves_or_refuse()[0 if is_key else 1]
         names = [leaf.name for leaf in leaves]
         if isinstance(given, Mapping):
-            said = dict(_flat(given))
+            said = dict(flat(given))
             wrong = [name for name in said if name not in names]
             wrong = wrong or ([] if is_key else [name for name in names if name not in said])
             if wrong:
@@ -219,9 +233,9 @@ class PolicyMap:
                 raise MapValueError(
                     f"{self._shown}: {shown} has {len(given)} fields, wanted are {':'.join(names)}"
                 )
-            said = dict(zip(names, map(_plain, given), strict=True))
+            said = dict(zip(names, map(plain, given), strict=True))
         elif len(leaves) == 1 and (self._btf.is_text(leaves[0].type) or "=" not in shown):
-            said = {names[0]: _plain(given)}
+            said = {names[0]: plain(given)}
         else:
             # Fields by name may stand with commas between as well: there is only one item here.
             parts = shown.split(",")
@@ -438,10 +452,18 @@ class PolicyMap:
                 is_nameless = not text
                 text = self._path(text, about, one_path) if text else text
             raw = self._from_text(leaf.type, text, about, may_be_any=may_be_any)
+            if may_be_any and leaf.name == "op" and not self._is_asked_of_entries:
+                self._check_op(self._btf.to_text(leaf.type, raw, may_be_any=True), about)
             packed[leaf.offset : leaf.offset + len(raw)] = raw
         if is_nameless and any(packed):  # all zero is an element that is not used
             raise MapValueError(f"{self._shown}: path in {shown!r}: '' is no path; the root is '/'")
         return bytes(packed)
+
+    def _check_op(self, op: str, about: str) -> None:
+        if op == "dirent":
+            raise MapValueError(
+                f"{self._shown}:{about} its filter has no hook on 'dirent', so this would hold for nothing"
+            )
 
     def _path(self, text: str, about: str = "", read: Callable[[str], str] = path_below) -> str:
         try:
@@ -469,27 +491,6 @@ class PolicyMap:
             name = leaf.name or "value"
             values.append(leaf._replace(name=f"value.{name}" if name in taken else name))
         return keys if self.type != MapType.ARRAY else [], values
-
-
-def _plain(given: Any) -> str:
-    """A number, name or text as text; None is any."""
-    if given is None:
-        return ""
-    if isinstance(given, bytes):
-        return os.fsdecode(given)
-    if isinstance(given, list):
-        return bytes(given).hex()
-    return str(int(given)) if isinstance(given, bool) else str(given)
-
-
-def _flat(given: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Fields by their path, those of fields that are structs among them."""
-    for name, value in given.items():
-        path = f"{above}.{name}" if above else str(name)
-        if isinstance(value, Mapping):
-            yield from _flat(value, path)
-        else:
-            yield path, _plain(value)
 
 
 def _n_possible_cpus() -> int:

@@ -4,7 +4,9 @@ A backslash takes the meaning from a comma, colon, equals sign, blank or backsla
 item do not count.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 _ESCAPABLE = frozenset(",:= \\")
 
@@ -99,3 +101,24 @@ def path_below(text: str) -> str:
     if any(part in {"", ".", ".."} for part in path.split("/")):
         raise ValueError(f"{text!r} matches no path: paths have no '//', '.' or '..' in them")
     return path
+
+
+def plain(given: Any) -> str:
+    """A number, name or text as text; None is any."""
+    if given is None:
+        return ""
+    if isinstance(given, bytes):
+        return os.fsdecode(given)
+    if isinstance(given, list):
+        return bytes(given).hex()
+    return str(int(given)) if isinstance(given, bool) else str(given)
+
+
+def flat(given: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Fields by their path, those of fields that are structs among them."""
+    for name, value in given.items():
+        path = f"{above}.{name}" if above else str(name)
+        if isinstance(value, Mapping):
+            yield from flat(value, path)
+        else:
+            yield path, plain(value)

@@ -40,6 +40,10 @@ EVERYBODYS_MODE = 0o777
             ["src", "mnt", "--filter", "hide", "--set", "deny.rules=x"],
             ["'deny' is no filter of this mount", "hide"],
         ),
+        (
+            ["src", "mnt", "--filter", "deny", "--set", "deny.rules=dirent:*:*:EPERM"],
+            ["deny.rules: op in 'dirent:*:*:EPERM': its filter has no hook on 'dirent'"],
+        ),
         (["src", "mnt", "--set", "hide.names=x"], ["'hide' is no filter of this mount", "no filter"]),
         (["src", "mnt", "--filter", "hide", "--set", "hide.nosuch=x"], ["hide", "nosuch", "names"]),
         (["src", "mnt", "--root-fd", "7"], ["leave 'src' out"]),

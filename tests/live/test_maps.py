@@ -162,6 +162,7 @@ def test_what_bpftool_writes_counts_as_much(mounted: support.Mounted) -> None:
     ("words", "exit_code", "parts"),
     [
         (["hide", "names", "delete", "nosuch"], 1, ["hide.names has no pattern 'nosuch'"]),
+        (["deny", "rules", "set", "dirent:*:a", "EPERM"], 2, ["op in 'dirent:*:a': ", "no hook on 'dirent'"]),
         (["hide", "names", "set", "a/b"], 2, ["'a/b' matches no name"]),
         (["readonly", "paths", "set", "/"], 2, ["'/' is the root itself"]),
         (["readonly", "paths", "set", "a/../b"], 2, ["'a/../b' matches no path"]),
