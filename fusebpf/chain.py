@@ -73,7 +73,8 @@ class FilterSpec:
         """Refuse what is of another type, and what no file's name and no map's value can hold."""
         check_type("sets", self.sets, Mapping, "{MAP: VALUE}")
         check_type("beside", self.beside, (tuple, type(None)), "('above', NAME) or ('below', NAME)")
-        if self.altitude is not None and self.altitude not in ALTITUDES:
+        check_type("altitude", self.altitude, (int, type(None)), "a number from 1 to 999")
+        if self.altitude is not None and (self.altitude is True or self.altitude not in ALTITUDES):
             raise UsageError(f"altitude={self.altitude!r}: a number from 1 to 999 is wanted")
         for text in (self.source, self.pick or "", *self.sets, *self.sets.values()):
             if not isinstance(text, str):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _TO_MOUNT = {"CAP_SYS_ADMIN": 21}
 _TO_SERVE = {"CAP_SETUID": 7, "CAP_SETGID": 6}
 """Without them what users make would be root's."""
+_MIN_DESCRIPTORS = 64
 _FUSE_DEVICE = Path("/dev/fuse")
 _FUSE_NUMBER = os.makedev(10, 229)
 _WORKED_WITH = (_FUSE_DEVICE, Path("/proc"), registry.DIRECTORY, bpf.BPFFS)
@@ -50,10 +52,16 @@ def check_root(*, serves: bool = False) -> None:
         serves: And act as the callers of what is mounted.
 
     Raises:
-        PlatformError: We are not root, or root without a capability that it takes.
+        PlatformError: We are not root, or lack a capability that it takes, or descriptors.
     """
     if os.geteuid() != 0:
         raise PlatformError("only root can do this: run it with sudo")
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if serves and most < _MIN_DESCRIPTORS:
+        raise PlatformError(
+            f"a mount takes at least {_MIN_DESCRIPTORS} descriptors, and {most} are the limit: "
+            "raise `ulimit -n`"
+        )
     status = Path("/proc/self/status").read_text()
     capabilities = int(
         next(line for line in status.splitlines() if line.startswith("CapEff:")).split()[1], 16
@@ -113,7 +121,7 @@ def check_source(src: mounts.StrPath | int, what: str = "source") -> tuple[int, 
         A descriptor of our own, and the path.
 
     Raises:
-        MountError: It is not there, or not a directory.
+        MountError: It is not there any more, or not a directory.
         UsageError: The descriptor is not one.
     """
     if isinstance(src, int):
@@ -132,12 +140,17 @@ def check_source(src: mounts.StrPath | int, what: str = "source") -> tuple[int, 
             raise MountError(f"{name} cannot be opened: {error.strerror}") from error
     try:
         is_directory, path = mounts.place_of(fd).is_directory, mounts.path_of(fd)
+        # Some file systems count no links.
+        is_gone = path.endswith(" (deleted)") and not os.fstat(fd).st_nlink
     except OSError as error:
         os.close(fd)
         raise MountError(f"{name} cannot be opened: {error.strerror}") from error
     if not is_directory:
         os.close(fd)
         raise MountError(f"{name} is not a directory")
+    if is_gone:
+        os.close(fd)
+        raise MountError(f"{name} has been removed")
     return fd, path
 
 

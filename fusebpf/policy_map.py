@@ -450,7 +450,8 @@ class PolicyMap:
                 and not (may_be_any and text in {"", "*"})
             ):
                 is_nameless = not text
-                text = self._path(text, about, one_path) if text else text
+                # In a key filters look up what the op has: no root, and it may be a pattern to them.
+                text = self._path(text, about, path_below if may_be_any else one_path) if text else text
             raw = self._from_text(leaf.type, text, about, may_be_any=may_be_any)
             if may_be_any and leaf.name == "op" and not self._is_asked_of_entries:
                 self._check_op(self._btf.to_text(leaf.type, raw, may_be_any=True), about)

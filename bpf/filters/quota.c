@@ -32,8 +32,9 @@ BPF_TABLE("lru_hash", struct fb_key, struct quota_seen, quota__seen, 4096);
 FB_ALWAYS_INLINE struct quota_rule *quota_rule_of(u64 tag)
 {
 	u32 index = (tag & 0xff) - 1;
+	struct quota_rule *rule = quota__rules.lookup(&index);
 
-	return quota__rules.lookup(&index);
+	return rule && rule->path[0] ? rule : 0; /* it may have been taken out since */
 }
 
 /* Take from a rule's room; what does not fit is given back. */

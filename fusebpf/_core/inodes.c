@@ -409,8 +409,8 @@ int inodes_enter_view(struct mount *m, struct inode *like, uint32_t view, struct
 	struct inode *inode = find_or_make_locked(m, &key, like->type, view, &copy);
 	if (inode) {
 		inode->n_lookup++;
-		if (!inode->parent)
-			set_parent(m, inode, like->parent, like->name, false);
+		atomic_store(&inode->is_lost, atomic_load(&like->is_lost));
+		set_parent(m, inode, inode->parent ? NULL : like->parent, like->name, false);
 	}
 	pthread_mutex_unlock(&s->lock);
 	parent_left(m, inode, NULL);

@@ -15,6 +15,7 @@
 #define CLOSE_US 20000
 #define UNTOLD_US 1000
 #define FIRST_US 20
+#define PARK_US 160
 
 /* ------------------------------------------------------------------------------- owners */
 
@@ -150,9 +151,9 @@ void locks_flush(struct mount *m, struct inode *inode, const struct fb_flush *ar
 	}
 	if (!h || !has_more)
 		return;
+	atomic_store(&inode->closing_ms, now_ms()); // before it counts
 	if (!atomic_exchange(&h->is_closing, true))
-		atomic_fetch_add(&inode->n_closing, 1);
-	atomic_store(&inode->closing_ms, now_ms());
+		atomic_fetch_add(&h->inode->n_closing, 1);
 }
 
 /* Called with locks_lock held. */
@@ -300,26 +301,30 @@ static bool is_refused(int e)
 
 /* May the lock that is in the way be one of an open file that is closed? The kernel tells of that (RELEASE) when close(2) has
  * returned. It begins with FLUSH, which does not come where locks of ranges are the kernel's own. */
-static bool may_go_now(struct request *rq, unsigned int waited_us)
+static bool may_go_now(const struct request *rq, int64_t closing_ms, unsigned int waited_us)
 {
-	struct inode *inode = rq->inode;
-
 	if (!rq->mount->wants_backing_locks)
 		return waited_us < UNTOLD_US;
-	return waited_us < CLOSE_US && atomic_load(&inode->n_closing) && now_ms() < atomic_load(&inode->closing_ms) + CLOSE_MS;
+	return waited_us < CLOSE_US && atomic_load(&rq->inode->n_closing) && now_ms() < closing_ms + CLOSE_MS;
 }
 
 static int attempt_at_once(struct request *rq, attempt_fn *attempt, int fd)
 {
 	const struct fb_lock *args = &rq->image->args.lock;
-	int e = attempt(fd, args, false);
+	int64_t closing_ms = atomic_load(&rq->inode->closing_ms);
 
-	for (unsigned int us = FIRST_US, waited_us = 0; is_refused(e) && may_go_now(rq, waited_us); us *= 2) {
+	for (unsigned int us = FIRST_US, waited_us = 0;; us *= 2) {
+		bool may_go = may_go_now(rq, closing_ms, waited_us); // before it is tried, which comes after RELEASE then
+		int e = attempt(fd, args, false);
+		if (!is_refused(e) || !may_go)
+			return e;
+		if (us >= PARK_US && !worker_park(rq->worker, MAX_LOCK_WAITERS))
+			return e; // nobody else might be there to serve the RELEASE
 		usleep(us);
 		waited_us += us;
-		e = attempt(fd, args, false);
+		if (waited_us >= CLOSE_US) // nobody waits for the same close again
+			atomic_compare_exchange_strong(&rq->inode->closing_ms, &closing_ms, 0);
 	}
-	return e;
 }
 
 /* Take a lock with `attempt`; where another holds it and the caller wants to wait, the worker steps aside meanwhile. */

@@ -32,6 +32,7 @@ static void lose(struct mount *m, struct inode *inode, struct inode *above)
 	if (!was_there)
 		return;
 	tags_moved(m, inode);
+	notify_all(m, false); // what is old is among what the kernel still goes by: it is to ask for all of it
 	inode_release(m, above);
 }
 

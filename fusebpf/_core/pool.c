@@ -52,7 +52,7 @@ static int start_for_cores(struct mount *m)
 	if (m->transport == TRANSPORT_DEV)
 		return 0;
 	if (!(m->offered & FB_FUSE_OVER_IO_URING))
-		return transport_refuse_uring(m, "the kernel does not offer it");
+		return transport_refuse_uring(m, transport_why_no_uring());
 	if (!n || n > MAX_CORES)
 		return transport_refuse_uring(m, "how many cores there may be cannot be found out, or they are more than 1,024");
 	struct worker **first = calloc(n, sizeof(*first));

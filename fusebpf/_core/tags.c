@@ -293,9 +293,9 @@ void tags_reached(struct request *rq, struct inode *inode, struct inode *parent,
 	struct inode *old = inode_parent_hold(m, inode);
 	for (uint32_t i = 0; old && old != parent && c && i < c->n_filters; i++) {
 		uint32_t owner = c->filters[i].owner;
-		bool ignored;
-		uint64_t had = tag_of(m, old, owner, &ignored), other = tag_of(m, parent, owner, &ignored);
-		if (had != other)
+		bool is_unknown, is_unknown_too;
+		uint64_t had = tag_of(m, old, owner, &is_unknown), other = tag_of(m, parent, owner, &is_unknown_too);
+		if (had != other || is_unknown || is_unknown_too)
 			mix(m, inode, owner, had, other);
 	}
 	inode_release(m, old);

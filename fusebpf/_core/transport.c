@@ -48,6 +48,15 @@ uint64_t number_in(const char *path)
 	return strtoull(text, NULL, 10);
 }
 
+/** Why the kernel does not offer FUSE over io_uring, after transport_enable_uring. */
+const char *transport_why_no_uring(void)
+{
+	char text[8];
+
+	text_in(URING_SWITCH, text, sizeof(text));
+	return text[0] == 'N' ? "it is off in " URING_SWITCH ", which we cannot write" : "the kernel does not offer it";
+}
+
 /** Does the kernel end connections that leave a request unanswered for some time? (Documentation/admin-guide/sysctl/fs.rst) */
 bool transport_has_deadline(void)
 {

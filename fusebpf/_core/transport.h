@@ -134,6 +134,7 @@ uint64_t number_in(const char *path);
 bool transport_has_deadline(void);
 enum transport_choice transport_named(const char *name);
 void transport_enable_uring(struct mount *m);
+const char *transport_why_no_uring(void);
 uint32_t transport_n_cores(void);
 bool transport_is_uring(const struct mount *m);
 int transport_refuse_uring(struct mount *m, const char *why);

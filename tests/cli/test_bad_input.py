@@ -359,6 +359,26 @@ def test_an_unexpected_error_is_one_line_that_says_that_it_is_a_bug(tree: Path) 
     assert "line 2, in broken" in told.stderr
 
 
+def test_a_source_that_has_been_removed_is_said_to_be_so(tree: Path) -> None:
+    script = 'mkdir gone && exec 7<gone && rmdir gone && exec "$0" mount --root-fd 7 "$1"'
+
+    done = support.run("sh", "-c", script, support.COMMAND, tree / "mnt", cwd=tree, check=False)
+
+    assert_refused(done, 1, "root descriptor 7 has been removed")
+    assert left_behind(tree) == []
+
+
+@pytest.mark.parametrize("limit", [16, 24, 63])
+def test_too_few_descriptors_are_said_before_anything_is_made(tree: Path, limit: int) -> None:
+    words = ("prlimit", f"--nofile={limit}:{limit}", support.COMMAND, "mount", tree / "src", tree / "mnt")
+
+    done = support.run(*words, "--name", "few", check=False)
+
+    assert_refused(done, 1, f"at least 64 descriptors, and {limit} are the limit: raise `ulimit -n`")
+    assert left_behind(tree) == []
+    assert not list(Path("/run/fusebpf").glob("few.*"))
+
+
 @pytest.mark.parametrize("words", ["ops", "--help"])
 def test_a_full_disk_is_no_bug(words: str) -> None:
     done = support.run("sh", "-c", f'exec "$0" {words} >/dev/full', support.COMMAND, check=False)

@@ -53,7 +53,7 @@ def test_who_may_create_never_finds_a_name_missing_that_comes_and_goes_behind(di
             try:
 
                 def create_often() -> set[object]:
-                    return {attempt(create) for _ in range(20_000)}
+                    return {attempt(create) for _ in range(10_000)}
 
                 assert in_child(create_often, seconds=60) == {None}
             finally:

@@ -42,7 +42,7 @@ def test_a_stock_filters_file_is_called_like_it() -> None:
 
 def test_a_filter_says_its_altitude_wants_and_doc(filters: dict[str, Filter]) -> None:
     assert [filters[name].altitude for name in ("hide", "readonly", "deny", "audit")] == [710, 720, 700, 900]
-    assert [filters[name].wants for name in ("hide", "readonly", "deny", "audit")] == [0, 1, 4, 0]
+    assert [filters[name].wants for name in ("hide", "readonly", "deny", "audit")] == [0, 1, 5, 0]
     assert filters["hide"].doc.startswith("Hides the names and globs in its map `names`")
 
 
