@@ -15,7 +15,7 @@ SHORTAGES = {
 
 def reason(error: OSError) -> str:
     """Why a system call failed, and what helps if the machine lacks something."""
-    return f"{error.strerror}{SHORTAGES.get(error.errno or 0, '')}"
+    return f"{error.strerror or error}{SHORTAGES.get(error.errno or 0, '')}"
 
 
 class FusebpfError(Exception):

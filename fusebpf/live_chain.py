@@ -294,7 +294,7 @@ class LiveChain:
             try:
                 shared.give_to(self._core)
             except OSError as error:
-                raise MountError(f"the filters cannot be attached: {error.strerror or error}") from error
+                raise MountError(f"the filters cannot be attached: {reason(error)}") from error
             unpin.pop_all()
         self.shared = shared  # the core has them for good
 
@@ -327,7 +327,7 @@ class LiveChain:
             self.revision = self._core.set_chain(attached, keep_open_files=keeps)
         except OSError as error:
             shared.describe_chain([_described(link) for link in self.links])
-            raise MountError(f"the chain cannot be changed: {error.strerror or error}") from error
+            raise MountError(f"the chain cannot be changed: {reason(error)}") from error
         self._joiner = Joiner(self._core, self.revision, links, shared)
         used = {link.id for link in links}
         self._free_ids = deque(one for one in self._free_ids if one[0] not in used)

@@ -21,7 +21,7 @@ from fusebpf.callers import Callers
 from fusebpf.chain import FilterSpec, Link, MapSetting
 from fusebpf.core_log import CoreLog
 from fusebpf.daemon_import import begin, claim, end, leg_of, present
-from fusebpf.errors import MountError, UsageError
+from fusebpf.errors import MountError, UsageError, reason
 from fusebpf.live_chain import Change, LiveChain, pick_of, policy_changed
 from fusebpf.map_view import MapView
 from fusebpf.options import MountOptions, combined, lasting, unsent
@@ -388,7 +388,7 @@ class Stack:
                 more_roots=self._root_fds[1:],
             )
         except OSError as error:
-            raise MountError(f"a mount of {self.src!r} cannot be prepared: {error.strerror}") from error
+            raise MountError(f"a mount of {self.src!r} cannot be prepared: {reason(error)}") from error
         self._close_roots()
 
     @property

@@ -368,7 +368,7 @@ def test_a_source_that_has_been_removed_is_said_to_be_so(tree: Path) -> None:
     assert left_behind(tree) == []
 
 
-@pytest.mark.parametrize("limit", [16, 24, 63])
+@pytest.mark.parametrize("limit", [8, 16, 24, 40, 63])
 def test_too_few_descriptors_are_said_before_anything_is_made(tree: Path, limit: int) -> None:
     words = ("prlimit", f"--nofile={limit}:{limit}", support.COMMAND, "mount", tree / "src", tree / "mnt")
 

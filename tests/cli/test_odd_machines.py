@@ -42,9 +42,9 @@ def test_a_bpf_file_system_that_another_mount_hides_is_not_taken_for_one_that_is
     assert_refused(done, 1, "the BPF file system cannot be mounted at /sys/fs/bpf: No such file or directory")
 
 
-@pytest.mark.parametrize("n", [8, 40])
+@pytest.mark.parametrize("n", [64, 100])
 def test_a_process_that_may_have_few_descriptors_is_told_so(tree: Path, n: int) -> None:
-    """With 8 of them it gets nowhere, with 40 as far as the maps of the mount."""
+    """With 64 of them it gets as far as the maps of the mount, with 100 to the core."""
     words = (support.COMMAND, *MOUNT, "--filter", "audit")
     done = support.run("sh", "-c", f'ulimit -n {n}; exec "$0" "$@"', *words, cwd=tree, check=False)
 

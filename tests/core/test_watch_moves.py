@@ -37,7 +37,7 @@ def test_what_is_renamed_as_soon_as_it_changed_behind_is_what_it_became(
 ) -> None:
     """The kernel, which has not been told yet, takes along what had the name before."""
     with watched(directory) as served:
-        places = [Path(f"d{number}") for number in range(20)]
+        places = [Path(f"d{number}") for number in range(8)]
         for place in places:
             (served.src / place).mkdir()
             for name in ("a", "other"):
