@@ -4,34 +4,41 @@
 together is counted; "free": the scheduler decides, and the elapsed time is counted.
 """
 
-import json
 import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bed import COMMAND, Bed, Sample, Target, call, client, run_on, show_progress
+from bed import Bed, Sample, Target, client, run_on, show_progress
 from tabulate import tabulate
 from workloads import Size
 from yardstick import SETS as DEMO_SETS
 from yardstick import human
+
+from fusebpf import registry
+from fusebpf.control import ask
 
 FILTERS = Path(__file__).resolve().parent / "filters"
 ONE_CORE = "one core"
 UNCACHED = "ttl=0"  # so that every stat of a path asks the server: one lookup each
 N_CALIBRATIONS = 5_000
 PAIR_FILES = 250
-HOOK_TARGET_US = 0.6
+# At first, and of the fast chain.
+HOOK_TARGETS_US = (1.0, 0.6)
 CHAIN_TARGET_US = 5.0
 WINDOW_BYTES = 64 << 10
 WINDOW_TARGET_US = WINDOW_BYTES / 1e3  # 1 GB/s
 # Two mounts of one kind differ by some 0.5 µs, as their memory happens to lie: each is compared with itself.
-N_MOUNTS = 6
-MIN_RUNS_PER_MOUNT = 4
+N_MOUNTS = 4
+MIN_TURNS_PER_MOUNT = 4
+# Where other machines share the processor its speed changes within seconds, by a third on some: turns are
+# short, and the fastest run of a turn counts.
+TURN_RUNS = 4
 # Until hooks that stand one after another are joined: fusebpf/joining.py.
 JOIN_SECONDS = 1.0
 
@@ -81,7 +88,7 @@ class Pair:
     options: str = ""
     base: tuple[str | Path, ...] = ()
     """The filters that the mount has before."""
-    target_us: float = HOOK_TARGET_US
+    targets_us: tuple[float, ...] = HOOK_TARGETS_US
     is_chain: bool = False
 
 
@@ -111,7 +118,7 @@ def pairs(bed: Bed, size: Size) -> list[Pair]:
             (FILTERS / "eight.c",),
             (),
             files("getattr"),
-            target_us=CHAIN_TARGET_US,
+            targets_us=(CHAIN_TARGET_US,),
             is_chain=True,
         ),
         Pair(
@@ -120,7 +127,7 @@ def pairs(bed: Bed, size: Size) -> list[Pair]:
             (),
             read,
             base=(FILTERS / "read.c",),
-            target_us=WINDOW_TARGET_US,
+            targets_us=(WINDOW_TARGET_US,),
         ),
     ]
 
@@ -139,21 +146,22 @@ def measure_pairs(
             added_us, error_ns = result["added_ns"] / 1e3, result["error_ns"]
             error = "" if error_ns is None else f" ±{error_ns / 1e3:.2f}"  # one mount has none
             row += [human(result["unhooked_ns"]), f"{added_us:+.2f}{error} µs"]
-            row.append(f"{result['fastest_ns'] / 1e3:+.2f} µs")
             if not judged:
                 runs = f"{result['runs_per_op']:.2f}"
-                judged = f"≤ {pair.target_us:.1f} µs" + verdict(added_us <= pair.target_us)
+                judged = ", ".join(
+                    f"≤ {target_us:.1f} µs{verdict(added_us <= target_us)}" for target_us in pair.targets_us
+                )
             results.append({"op": pair.name, "mode": mode, **result})
         rows.append([*row, runs, judged])
     show_progress()
     if not rows:
         return []
-    print("\nwhat a filter adds to an op: the difference of a mount's medians, its mean over some mounts")
-    print("± the standard error; beside it that of the fastest runs, which other work disturbed least")
+    print("\nwhat a filter adds to an op: the median of what turns with it take more than those without,")
+    print("its mean over some mounts ± the standard error")
     heads = [""]
     for mode in modes:
-        heads += [f"unhooked, {mode}", "added", "fastest"]
-    heads += ["hooks/op", f"target ({next(iter(modes))})"]
+        heads += [f"unhooked, {mode}", "added"]
+    heads += ["hooks/op", f"targets ({next(iter(modes))})"]
     print(
         tabulate(rows, heads, disable_numparse=True, colalign=("left", *["right"] * (len(heads) - 2), "left"))
     )
@@ -161,29 +169,23 @@ def measure_pairs(
 
 
 def measure_pair(bed: Bed, size: Size, pair: Pair, mode: str, cores: set[int]) -> dict[str, Any]:
-    """Alternate runs without the pair's filters and with them, on several mounts whose chain changes."""
+    """Runs without the pair's filters and with them by turns, on several mounts whose chain changes."""
     samples: dict[str, list[Sample]] = {"unhooked": [], "hooked": []}
-    n_mounts = min(N_MOUNTS, size.pair_rounds // MIN_RUNS_PER_MOUNT)
-    runs = size.pair_rounds // n_mounts // 2
-    n_runs = n_ops = 0
-    added = []
+    n_mounts = min(N_MOUNTS, size.pair_rounds // MIN_TURNS_PER_MOUNT)
+    added, runs_per_op = [], 0.0
     for _ in range(n_mounts):
         here: dict[str, list[Sample]] = {"unhooked": [], "hooked": []}
         run_on(cores, ())
         with bed.mounted("mount", pair.base, (), pair.options) as target:
             run_on(cores, (target,))
-            # Half of them before and half behind, so that what drifts weighs on neither.
-            here["unhooked"] += warm_runs(pair, target, runs)
-            change_chain(target, pair.base, pair.filters, pair.sets)
-            time.sleep(JOIN_SECONDS if pair.is_chain else 0)
-            n_runs -= target.hook_runs()
-            here["hooked"] += warm_runs(pair, target, 2 * runs)
-            n_runs += target.hook_runs()
-            n_ops += here["hooked"][0].n_ops * (2 * runs + 1)
-            change_chain(target, pair.filters, pair.base)
-            here["unhooked"] += warm_runs(pair, target, runs)
-        medians = [statistics.median(some) for some in costs_ns(here, mode).values()]
-        added.append(medians[1] - medians[0])
+            here["unhooked"] += warm_runs(pair, target)
+            for _ in range(size.pair_rounds // n_mounts):
+                with hooked(pair, target):
+                    here["hooked"] += warm_runs(pair, target)
+                here["unhooked"] += warm_runs(pair, target)
+            with hooked(pair, target):
+                runs_per_op = hook_runs_per_op(pair, target)
+        added.append(statistics.median(turn_differences(costs_ns(here, mode))))
         for label, some in here.items():
             samples[label] += some
     ns = costs_ns(samples, mode)
@@ -191,25 +193,52 @@ def measure_pair(bed: Bed, size: Size, pair: Pair, mode: str, cores: set[int]) -
         "unhooked_ns": statistics.median(ns["unhooked"]),
         "added_ns": statistics.mean(added),
         "error_ns": statistics.stdev(added) / len(added) ** 0.5 if len(added) > 1 else None,
-        "fastest_ns": min(ns["hooked"]) - min(ns["unhooked"]),
-        "runs_per_op": n_runs / n_ops,
+        "runs_per_op": runs_per_op,
         "ns": ns,
     }
 
 
-def warm_runs(pair: Pair, target: Target, runs: int) -> list[Sample]:
-    """Samples of runs one after another, behind one that fills the caches."""
+def turn_differences(ns: dict[str, list[float]]) -> list[float]:
+    """What each turn's hooked runs take more than the unhooked ones before and behind them."""
+    quickest = {
+        label: [min(taken[at : at + TURN_RUNS]) for at in range(0, len(taken), TURN_RUNS)]
+        for label, taken in ns.items()
+    }
+    plain = quickest["unhooked"]
+    return [
+        hooked - (before + behind) / 2
+        for before, hooked, behind in zip(plain, quickest["hooked"], plain[1:], strict=False)
+    ]
+
+
+def warm_runs(pair: Pair, target: Target) -> list[Sample]:
+    """The samples of one turn, behind one that fills the caches."""
     pair.sample(target)
-    return [pair.sample(target) for _ in range(runs)]
+    return [pair.sample(target) for _ in range(TURN_RUNS)]
 
 
-def change_chain(
-    target: Target, old: Sequence[str | Path], new: Sequence[str | Path], sets: Sequence[str] = ()
-) -> None:
-    """Let a mount, which goes on, have new filters in place of all that it had."""
-    if old:
-        for one in json.loads(call(COMMAND, "filters", "--json", target.path))["filters"]:
-            call(COMMAND, "detach", target.path, one["name"])
-    if new:
-        words = [word for assignment in sets for word in ("--set", assignment)]
-        call(COMMAND, "attach", *words, target.path, *new)
+@contextmanager
+def hooked(pair: Pair, target: Target) -> Iterator[None]:
+    """A mount, which goes on, has the pair's filters in place of those that it had, for a `with` block."""
+    change_chain(target, pair.filters, pair.sets)
+    try:
+        time.sleep(JOIN_SECONDS if pair.is_chain else 0)
+        yield
+    finally:
+        change_chain(target, pair.base)
+
+
+def change_chain(target: Target, filters: Sequence[str | Path], sets: Sequence[str] = ()) -> None:
+    """Detach all filters that a mount has and attach these."""
+    entry = registry.find(target.name)
+    for one in ask(entry, "filters")["filters"]:
+        ask(entry, "detach", name=one["name"])
+    if filters:
+        ask(entry, "attach", filters=[str(filter_) for filter_ in filters], sets=list(sets))
+
+
+def hook_runs_per_op(pair: Pair, target: Target) -> float:
+    """How many hooks of a mount run for each op of the client."""
+    n_runs = -target.hook_runs()
+    sample = pair.sample(target)
+    return (n_runs + target.hook_runs()) / sample.n_ops
