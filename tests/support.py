@@ -77,7 +77,7 @@ def wait_until(condition: Callable[[], T], seconds: float = 10) -> T:
         if time.monotonic() > end:
             raise AssertionError(f"not within {seconds} s: {getattr(condition, '__name__', condition)}")
         time.sleep(pause)
-        pause = min(pause * 2, 0.1)
+        pause = min(pause * 2, 0.02)
     return value
 
 
