@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +42,14 @@ class Target:
         path: Its root.
         name: The mount's name, "" for the bare directory.
         pid: The mount's server, 0 for the bare directory.
+        on_call: Is called before each client or program that looks at it.
     """
 
     label: str
     path: Path
     name: str = ""
     pid: int = 0
+    on_call: Callable[[], object] = lambda: None
 
     def hook_runs(self) -> int:
         """How often hooks of this mount have run so far."""
@@ -96,6 +98,7 @@ def call(*argv: str | os.PathLike[str], ok: Collection[int] = (0,)) -> str:
 
 def client(target: Target, op: str, *words: str | int | os.PathLike[str]) -> Sample:
     """Run bench/client.c once: what an op took, and the CPU time of client and server for it."""
+    target.on_call()
     server_ns = target.cpu_ns()
     ns, cpu_ns, n_ops = call(CLIENT, op, *(str(word) for word in words)).split()
     server_ns = target.cpu_ns() - server_ns
@@ -104,6 +107,7 @@ def client(target: Target, op: str, *words: str | int | os.PathLike[str]) -> Sam
 
 def program(target: Target, *argv: str | os.PathLike[str], ok: Collection[int] = (0,)) -> Sample:
     """Run a program: what it took as a whole. `ok` are the exit codes that mean success."""
+    target.on_call()
     started_ns, cpu_ns = time.perf_counter_ns(), children_cpu_ns() + target.cpu_ns()
     call(*argv, ok=ok)
     ns = time.perf_counter_ns() - started_ns

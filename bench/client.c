@@ -6,6 +6,7 @@
  *   client stat|open DIR N LOOPS             fstatat, open+close of DIR/f0 … f(N-1)
  *   client getattr DIR N LOOPS               forced getattr of DIR
  *   client missing DIR N LOOPS               fstatat of names that are not there
+ *   client refused DIR N LOOPS               fstatat of a name that is too long
  *   client readfile DIR N LOOPS              open, read and close of DIR/f0 … f(N-1)
  *   client create|unlink DIR N               DIR/n0 … n(N-1)
  *   client save DIR N                        create, write of 4 KiB, close
@@ -27,7 +28,9 @@
 
 #include <dirent.h>
 #include <err.h>
+#include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/bpf.h>
 #include <sched.h>
 #include <stdbool.h>
@@ -100,6 +103,18 @@ static void do_missing(int dir, const char *name)
 
 	if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) == 0)
 		errx(1, "%s/%s is there", where, name);
+}
+
+static void do_refused(int dir, const char *name)
+{
+	char too_long[NAME_MAX + 2];
+	struct stat st;
+
+	(void)name;
+	memset(too_long, 'x', NAME_MAX + 1);
+	too_long[NAME_MAX + 1] = 0;
+	if (fstatat(dir, too_long, &st, AT_SYMLINK_NOFOLLOW) == 0 || errno != ENAMETOOLONG)
+		err(1, "%s takes a name of %d bytes", where, NAME_MAX + 1);
 }
 
 static void do_open(int dir, const char *name)
@@ -182,6 +197,7 @@ static const struct {
 	{ "readfile", do_readfile, 'f', true }, { "save", do_save, 'n', false },
 	{ "create", do_create, 'n', false },  { "unlink", do_unlink, 'n', false },
 	{ "rename", do_rename, 'n', false },  { "mkdir", do_mkdir, 'n', false },
+	{ "refused", do_refused, 'x', true },
 };
 
 static void pass(by_name *run, int dir, char (*names)[24], long n)

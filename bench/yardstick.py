@@ -4,8 +4,10 @@ import re
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from typing import Any
 
+import limit
 import peers
 from bed import Bed, Sample, Target, forget_caches, run_on, show_progress
 from tabulate import tabulate
@@ -34,6 +36,8 @@ PEERS: dict[str, Callable[[Bed, str], AbstractContextManager[Target]]] = {
     "pyfuse3": peers.plain_pyfuse3,
 }
 LABELS = ("bare", BASE, *OURS, *PEERS)
+# Where the limit is told of: data never reaches the server.
+LIMITED = (METADATA, WORK)
 # How a target says that it cannot: its client fails, or what is prepared for that client.
 FAILURES = (RuntimeError, OSError)
 # Times slower than the bind mount, at most: docs/performance.md says where they come from.
@@ -72,11 +76,14 @@ def measure_all(
         lines = [
             one.name for one in workloads(bed, size, ()) if beds[one.group] is bed and wanted.search(one.name)
         ]
-        for targets in groups(bed, peers) if lines else ():
-            for mode, cores in modes.items():
-                run_on(cores, targets)
-                found += measure(bed, size, mode, targets, lines)
-            run_on(modes["free"], ())
+        if not lines:
+            continue
+        with limit.tracing(bed.directory) as trace:
+            for targets in groups(bed, peers):
+                for mode, cores in modes.items():
+                    run_on(cores, targets)
+                    found += measure(bed, size, mode, targets, lines, trace)
+                run_on(modes["free"], ())
     return merge(found)
 
 
@@ -119,14 +126,18 @@ def merge(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         known = merged.setdefault((result["mode"], result["op"]), result)
         if known is not result:
             known["ns"] = result["ns"] | known["ns"]
-            known["ratio"] |= result["ratio"]
+            for key in ("ratio", "limit", "asked"):
+                known[key] |= result[key]
     return list(merged.values())
 
 
 def measure(
-    bed: Bed, size: Size, mode: str, targets: Sequence[Target], lines: Collection[str]
+    bed: Bed, size: Size, mode: str, targets: Sequence[Target], lines: Collection[str], trace: Path | None
 ) -> Iterator[dict[str, Any]]:
-    """One result for each workload: samples in ns, and how much slower than the bind mount each target is."""
+    """One result for each workload: samples in ns, and how much slower than the bind mount each target is.
+
+    And of our mounts what the kernel asks, and the limit.
+    """
     for workload in workloads(bed, size, targets):
         if workload.name not in lines:
             continue
@@ -140,8 +151,26 @@ def measure(
             "mode": mode,
             "ns": ns,
             "ratio": {label: _slower(ns, label) for label in ns},
+            **_limits(workload, targets, statistics.median(ns[BASE]), trace),
         }
     show_progress()
+
+
+def _limits(
+    workload: Workload, targets: Sequence[Target], base_ns: float, trace: Path | None
+) -> dict[str, dict[str, Any]]:
+    """Of our mounts, by label: what the kernel asks, and the limit."""
+    if not trace or workload.group not in LIMITED:
+        return {"asked": {}, "limit": {}}
+    base = next(target for target in targets if target.label == BASE)
+    ours = [target for target in targets if target.label in OURS]
+    asked = {target.label: limit.count(trace, target, workload.sample) for target in ours}
+    return {
+        "asked": {label: str(requests) for label, requests in asked.items()},
+        "limit": {
+            target.label: limit.beside(trace, base, target, asked[target.label], base_ns) for target in ours
+        },
+    }
 
 
 def _turns_of_able(workload: Workload, targets: Sequence[Target], rounds: int) -> dict[str, list[Sample]]:
@@ -177,11 +206,11 @@ def human(ns: float) -> str:
     return f"{ns / 1e3:.2f} µs"
 
 
-def means(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Geometric means of the ratios: by group, by label."""
+def means(results: Sequence[dict[str, Any]], key: str = "ratio") -> dict[str, dict[str, float]]:
+    """Geometric means of the ratios, or of the limits: by group, by label."""
     found: dict[str, dict[str, list[float]]] = {}
     for result in results:
-        for label, ratio in result["ratio"].items():
+        for label, ratio in result[key].items():
             found.setdefault(result["group"], {}).setdefault(label, []).append(ratio)
     return {
         group: {label: statistics.geometric_mean(ratios) for label, ratios in by_label.items()}
@@ -214,6 +243,29 @@ def print_tables(results: Sequence[dict[str, Any]], mode: str) -> None:
         )
     print(f"\n{mode}: geometric means, times slower than the {BASE}")
     print(tabulate(rows, ["", *labels], disable_numparse=True, colalign=("left", *["right"] * len(labels))))
+    print_limits(results, mode)
+
+
+def print_limits(results: Sequence[dict[str, Any]], mode: str) -> None:
+    """What the kernel asks, and what our mounts would be at if their servers took no time."""
+    labels = [label for label in OURS if any(label in result["limit"] for result in results)]
+    rows = [
+        [
+            result["op"],
+            *(f"{result['asked'][label]}: {result['limit'][label]:.2f}" for label in labels),
+        ]
+        for result in results
+        if result["limit"]
+    ]
+    for group, by_label in means(results, "limit").items():
+        rows.append([group, *(f"{by_label[label]:.2f}" for label in labels)])
+    if rows:
+        print(
+            f"\n{mode}: requests of the kernel (+ those that nobody waits for): the limit, what a server that"
+        )
+        print(f"takes no time would be at, times slower than the {BASE}")
+        heads = ["", *labels]
+        print(tabulate(rows, heads, disable_numparse=True, colalign=("left", *["right"] * len(labels))))
 
 
 def _shown(ratio: float | None) -> str:
