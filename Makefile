@@ -30,14 +30,19 @@ help: ## show this
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' \
 		| while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
-setup: .venv/.build-stamp ## Debian's packages, .venv, pip's packages, the extension (root where packages are missing)
+setup: build ## Debian's packages, .venv, pip's packages, the extension (root where packages are missing)
 	@:
 
 .venv/.setup-stamp: pyproject.toml scripts/setup.sh
 	@scripts/setup.sh
 
-build: .venv/.build-stamp ## the C extension, when its sources changed (SAN=address,undefined for sanitizers)
+build: .venv/.build-stamp .venv/.bytecode-stamp ## the C extension, when its sources changed (SAN=address,undefined for sanitizers)
 	@:
+
+# Where Python may not write bytecode (PYTHONDONTWRITEBYTECODE), each command would compile all of it anew: 0.1 s.
+.venv/.bytecode-stamp: $(wildcard fusebpf/*.py) | .venv/.setup-stamp
+	@$(PY) -m compileall -q fusebpf
+	@touch $@
 
 .venv/.build-stamp: .venv/.setup-stamp setup.py $(CORE) $(SAN_STAMP)
 	@echo "build: fusebpf/_core$(if $(SAN), with -fsanitize=$(SAN))"

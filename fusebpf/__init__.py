@@ -99,12 +99,16 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import the larger parts when they are first used: the compiler's process needs none of them."""
-    import importlib  # noqa: PLC0415 - see above
-    import importlib.metadata  # noqa: PLC0415
+    """Import the larger parts when they are first used: the compiler's process needs none of them.
 
-    if name == "__version__":
-        return importlib.metadata.version("fusebpf")
+    It is asked for each module of ours, too, that is imported from here, so what takes time is imported last.
+    """
     if name in _HOMES:
+        import importlib  # noqa: PLC0415
+
         return getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415
+
+        return version("fusebpf")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,7 +41,7 @@ pip=(.venv/bin/python -m pip -qq --disable-pip-version-check --no-input)
 echo "setup: installing Python's packages"
 "${pip[@]}" install 'setuptools>=77'
 # With build isolation: where pyfuse3 has no wheel it is built, and needs Cython and setuptools_scm for that.
-FUSEBPF_NO_EXTENSION=1 "${pip[@]}" install --editable '.[dev]'
+FUSEBPF_NO_EXTENSION=1 "${pip[@]}" install --config-settings editable_mode=compat --editable '.[dev]'
 .venv/bin/python -c 'import bcc' || {
 	echo "setup: .venv does not see bcc: remove .venv and call make setup again" >&2
 	exit 1
