@@ -41,8 +41,7 @@ build: .venv/.build-stamp .venv/.bytecode-stamp ## the C extension, when its sou
 
 # Where Python may not write bytecode (PYTHONDONTWRITEBYTECODE), each command would compile all of it anew: 0.1 s.
 .venv/.bytecode-stamp: $(wildcard fusebpf/*.py) | .venv/.setup-stamp
-	@$(PY) -m compileall -q fusebpf
-	@touch $@
+	@! $(PY) -m compileall -q --invalidation-mode checked-hash fusebpf || touch $@
 
 .venv/.build-stamp: .venv/.setup-stamp setup.py $(CORE) $(SAN_STAMP)
 	@echo "build: fusebpf/_core$(if $(SAN), with -fsanitize=$(SAN))"

@@ -29,6 +29,8 @@ from disk import fresh_ext4
 from filter_cost import ONE_CORE, calibrate, measure_pairs
 from workloads import DATA, FULL, FURTHER, METADATA, QUICK, SHARED, WORK, Size
 
+from fusebpf import FusebpfError
+
 DISK = "/var/tmp"  # noqa: S108 - a directory of random name is made there
 PARTS = ("yardstick", "filters", "daemon", "start", "scale")
 
@@ -173,7 +175,7 @@ def main() -> None:
                 labels=yardstick.LABELS,
             )
             results = measure(arguments, bed, disk, size)
-    except RuntimeError as error:
+    except (RuntimeError, FusebpfError) as error:
         sys.exit(f"\nbench: {error}")
     finally:
         _remove(directory)

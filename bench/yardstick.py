@@ -4,7 +4,6 @@ import re
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from pathlib import Path
 from typing import Any
 
 import limit
@@ -78,11 +77,11 @@ def measure_all(
         ]
         if not lines:
             continue
-        with limit.tracing(bed.directory) as trace:
+        with limit.tracing(bed.directory) as limits:
             for targets in groups(bed, peers):
                 for mode, cores in modes.items():
                     run_on(cores, targets)
-                    found += measure(bed, size, mode, targets, lines, trace)
+                    found += measure(bed, size, mode, targets, lines, limits)
                 run_on(modes["free"], ())
     return merge(found)
 
@@ -132,7 +131,12 @@ def merge(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def measure(
-    bed: Bed, size: Size, mode: str, targets: Sequence[Target], lines: Collection[str], trace: Path | None
+    bed: Bed,
+    size: Size,
+    mode: str,
+    targets: Sequence[Target],
+    lines: Collection[str],
+    limits: limit.Limits | None,
 ) -> Iterator[dict[str, Any]]:
     """One result for each workload: samples in ns, and how much slower than the bind mount each target is.
 
@@ -151,25 +155,23 @@ def measure(
             "mode": mode,
             "ns": ns,
             "ratio": {label: _slower(ns, label) for label in ns},
-            **_limits(workload, targets, statistics.median(ns[BASE]), trace),
+            **_limits(workload, targets, statistics.median(ns[BASE]), limits),
         }
     show_progress()
 
 
 def _limits(
-    workload: Workload, targets: Sequence[Target], base_ns: float, trace: Path | None
+    workload: Workload, targets: Sequence[Target], base_ns: float, limits: limit.Limits | None
 ) -> dict[str, dict[str, Any]]:
     """Of our mounts, by label: what the kernel asks, and the limit."""
-    if not trace or workload.group not in LIMITED:
+    if not limits or workload.group not in LIMITED:
         return {"asked": {}, "limit": {}}
     base = next(target for target in targets if target.label == BASE)
     ours = [target for target in targets if target.label in OURS]
-    asked = {target.label: limit.count(trace, target, workload.sample) for target in ours}
+    asked = {target.label: limits.count(target, workload.sample) for target in ours}
     return {
         "asked": {label: str(requests) for label, requests in asked.items()},
-        "limit": {
-            target.label: limit.beside(trace, base, target, asked[target.label], base_ns) for target in ours
-        },
+        "limit": {target.label: limits.beside(base, target, asked[target.label], base_ns) for target in ours},
     }
 
 

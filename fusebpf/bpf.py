@@ -15,7 +15,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from fusebpf.errors import PlatformError
+from fusebpf.errors import SHORTAGES, PlatformError
 
 BPFFS = Path("/sys/fs/bpf")
 F_SLEEPABLE = 1 << 4
@@ -267,6 +267,8 @@ def prog_load(code: bytes, name: str) -> int:
     try:
         return _prog_load(code, name, 0, None)
     except OSError as refusal:
+        if refusal.errno in SHORTAGES:
+            raise
         last = _refusal_log(code, name, _LOG_LEVEL_STATS, "")
         if not last:
             raise

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fusebpf import bpf, mounts, registry
-from fusebpf.errors import MountError, PlatformError, UsageError
+from fusebpf.errors import MountError, PlatformError, UsageError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,6 +23,8 @@ _TO_MOUNT = {"CAP_SYS_ADMIN": 21}
 _TO_SERVE = {"CAP_SETUID": 7, "CAP_SETGID": 6}
 """Without them what users make would be root's."""
 _MIN_DESCRIPTORS = 64
+_MIN_LEFT, _MIN_LEFT_PER_CORE = 64, 8
+"""What a mount takes that has its chain: its transport, its workers, and who asks it for changes."""
 _FUSE_DEVICE = Path("/dev/fuse")
 _FUSE_NUMBER = os.makedev(10, 229)
 _WORKED_WITH = (_FUSE_DEVICE, Path("/proc"), registry.DIRECTORY, bpf.BPFFS)
@@ -43,6 +45,24 @@ class Places(NamedTuple):
     src: str
     mnt: str
     under: int
+
+
+def check_descriptors_left(n_hooks: int) -> None:
+    """See that a mount can work when its chain has its descriptors, one for each hook.
+
+    Raises:
+        PlatformError: Too few are left.
+    """
+    wanted = _MIN_LEFT + _MIN_LEFT_PER_CORE * (os.cpu_count() or 1)
+    with contextlib.ExitStack() as given_back:
+        try:
+            for _ in range(n_hooks + wanted):
+                given_back.callback(os.close, os.open("/", os.O_PATH | os.O_CLOEXEC))
+        except OSError as error:
+            raise PlatformError(
+                f"with these filters a mount has fewer than {wanted} descriptors left to work with: "
+                f"{reason(error)}"
+            ) from error
 
 
 def check_root(*, serves: bool = False) -> None:

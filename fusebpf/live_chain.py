@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fusebpf import bpf, chain, keeping, loader, registry, set_text
 from fusebpf._core import OPS, SIZES
 from fusebpf.chain import FilterSpec, Link, MapSetting
+from fusebpf.checks import check_descriptors_left
 from fusebpf.errors import (
     ChainError,
     MountError,
@@ -156,6 +157,7 @@ class LiveChain:
             for link in new:
                 link.filter.pin(registry.pins(self._name) / link.filter.name)
                 undo.callback(registry.remove_pins, self._name, link.filter.name)
+            check_descriptors_left(sum(len(link.filter.hooks) for link in links))
             self._publish(links, shared)
             undo.pop_all()
         return self._finish(list(filters))
@@ -219,6 +221,7 @@ class LiveChain:
             links = self._with_ids(links)
             staged = StagedPins(registry.pins(self._name) / pick, new.pins())
             undo.callback(staged.discard)
+            check_descriptors_left(sum(len(link.filter.hooks) for link in links))
             self._publish(links, shared)
             undo.pop_all()
         staged.commit()
@@ -305,6 +308,11 @@ class LiveChain:
         numbered = []
         for link in links:
             if link.id < 0 and not free:
+                if len(self.links) == SIZES["max_filters"]:
+                    raise ChainError(
+                        f"a full chain has no id for {link.filter.name!r}: there a filter is replaced by one "
+                        f"of its own name alone; detach one first"
+                    )
                 raise ChainError(
                     f"no id is free for {link.filter.name!r}: ops in flight still use filters that were "
                     f"detached; try again when they have ended"

@@ -26,7 +26,7 @@ from fusebpf.compiler import (
     stock,
     stock_names,
 )
-from fusebpf.errors import FilterError, MapValueError, UnknownHook
+from fusebpf.errors import FilterError, MapValueError, UnknownHook, reason
 from fusebpf.pins import close_all, hold, pin_all
 from fusebpf.policy_map import PolicyMap
 from fusebpf.refusal import explain, map_advice
@@ -228,13 +228,16 @@ def load(
             raise FilterError(f"{compiled.path}: declares no filter {name!r}; it declares: {declared}")
     places = {name: _places(compiled, name) for name in wanted}
     _check_unused_maps(compiled)
-    with contextlib.ExitStack() as undo, _Kernel(compiled, shared, kept or {}) as kernel:
-        filters = []
-        kernel.verify([function for name in wanted for function in compiled.hooks(name)])
-        for name in wanted:
-            filters.append(kernel.filter(name, places[name]))
-            undo.callback(filters[-1].close)
-        undo.pop_all()
+    try:
+        with contextlib.ExitStack() as undo, _Kernel(compiled, shared, kept or {}) as kernel:
+            filters = []
+            kernel.verify([function for name in wanted for function in compiled.hooks(name)])
+            for name in wanted:
+                filters.append(kernel.filter(name, places[name]))
+                undo.callback(filters[-1].close)
+            undo.pop_all()
+    except OSError as error:
+        raise FilterError(f"{compiled.path}: its filters cannot be loaded: {reason(error)}") from error
     return filters
 
 
@@ -378,7 +381,7 @@ class _Kernel:
         try:
             fd = bpf.map_create(*shape, name=name.replace("__", "_"), flags=definition.flags, btf=btf)
         except OSError as error:
-            raise FilterError(f"{compiled.path}: the map {name!r} cannot be made: {error.strerror}") from None
+            raise FilterError(f"{compiled.path}: the map {name!r} cannot be made: {reason(error)}") from None
         self._maps[name] = hold(self._undo, fd)
         return fd
 
@@ -407,7 +410,7 @@ class _Kernel:
             raise explain(self._compiled, function, refusal) from None
         except OSError as error:
             raise FilterError(
-                f"{self._compiled.path}: {function} cannot be loaded: {error.strerror}"
+                f"{self._compiled.path}: {function} cannot be loaded: {reason(error)}"
             ) from None
 
     def _kernel_name(self, function: str) -> str:

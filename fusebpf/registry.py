@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusebpf import bpf, mounts
-from fusebpf.errors import MountError, PlatformError, UsageError
+from fusebpf.errors import MountError, PlatformError, UsageError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -345,7 +345,7 @@ def write(entry: Entry) -> None:
         scratch.rename(path)
     except OSError as error:
         scratch.unlink(missing_ok=True)
-        raise PlatformError(f"{str(path)!r} cannot be written: {error.strerror}") from error
+        raise PlatformError(f"{str(path)!r} cannot be written: {reason(error)}") from error
 
 
 def reserve(entry: Entry) -> Entry:

@@ -414,9 +414,7 @@ class Stack:
         try:
             self._prepared_core.start()
         except OSError as error:
-            raise MountError(
-                f"{entry.src!r} cannot be mounted on {entry.mnt!r}: {error.strerror or error}"
-            ) from error
+            raise MountError(f"{entry.src!r} cannot be mounted on {entry.mnt!r}: {reason(error)}") from error
         self._is_started = True
         with mounts.opened(entry.mnt) as fd:
             mounted = mounts.by_id(mounts.place_of(fd).mount_id)

@@ -409,7 +409,7 @@ int inodes_enter_view(struct mount *m, struct inode *like, uint32_t view, struct
 	struct inode *inode = find_or_make_locked(m, &key, like->type, view, &copy);
 	if (inode) {
 		inode->n_lookup++;
-		atomic_store(&inode->is_lost, atomic_load(&like->is_lost));
+		atomic_store(&inode->is_lost, atomic_load(&inode->is_lost) || atomic_load(&like->is_lost));
 		set_parent(m, inode, inode->parent ? NULL : like->parent, like->name, false);
 	}
 	pthread_mutex_unlock(&s->lock);

@@ -49,7 +49,7 @@ void fail_closed(struct request *rq, const struct op *op, const struct chain_hoo
 	rq->verdict = FB_BROKEN;
 	rq->decider = filter->name;
 	mount_log(m, "ERROR", "filter %s: its %s hook on %s broke a rule, so the op %s: %s", filter->name,
-		  phase == FB_PRE ? "pre" : "post", op->name,
+		  phase == FB_PRE ? "pre" : "post", ops[op->canonical].name,
 		  op->flags & FB_OP_UNREFUSABLE ? "goes on (it cannot be refused)" : "failed with EIO", why);
 }
 

@@ -52,6 +52,29 @@ def test_a_process_that_may_have_few_descriptors_is_told_so(tree: Path, n: int) 
     assert "bug" not in done.stderr
 
 
+@pytest.mark.parametrize("n", [104, 124, 225, 245, 275, 300, 340, 420])
+@pytest.mark.parametrize("filters", [(), ("limit", "quota")])
+def test_a_mount_works_or_is_refused_for_want_of_descriptors(
+    tree: Path, n: int, filters: tuple[str, ...]
+) -> None:
+    words = [*MOUNT, *(word for name in filters for word in ("--filter", name))]
+    limited = ("sh", "-c", f'ulimit -n {n}; exec "$0" "$@"', support.COMMAND)
+    done = support.run(*limited, *words, cwd=tree, check=False, seconds=60)
+
+    if done.returncode:
+        assert_refused(done, 1, "Too many open files (ulimit -n says how many there may be)")
+        assert "verifier" not in done.stderr
+        assert "bug" not in done.stderr
+        return
+    try:
+        (tree / "mnt" / "new").write_text("content")
+        assert (tree / "mnt" / "new").read_text() == "content"
+        assert tree / "mnt" / "new" in (tree / "mnt").iterdir()
+        assert "hide" in support.run(support.COMMAND, "filters", "mnt", cwd=tree).stdout
+    finally:
+        support.run(support.COMMAND, "umount", "mnt", cwd=tree)
+
+
 def test_a_process_that_may_have_little_memory_is_told_so(tree: Path) -> None:
     words = (support.COMMAND, *MOUNT)
     done = support.run("sh", "-c", 'ulimit -v 200000; exec "$0" "$@"', *words, cwd=tree, check=False)

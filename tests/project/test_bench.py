@@ -73,7 +73,12 @@ def test_quick_measures_a_line_of_each_part_and_leaves_nothing(directory: Path, 
     done = run(sys.executable, RUN, *words, "--match", f"^{re.escape(line)}", cwd=CHECKOUT)
 
     assert [text for text in done.stdout.splitlines() if text.strip().startswith(line)]
-    assert json.loads(saved.read_text())["results"]
+    results = json.loads(saved.read_text())["results"]
+    assert results
+    if part == "yardstick" and "fuse_request_send" in Path("/proc/kallsyms").read_text():
+        (limits,) = [one["limit"] for one in results if "limit" in one]
+        assert limits["fusebpf, small"] == 1
+        assert 1 < limits["fusebpf"] < limits["fusebpf, no cache"]
     assert list(measured.iterdir()) == []
 
 
