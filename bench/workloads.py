@@ -25,6 +25,8 @@ class Size:
     rounds: int
     pair_rounds: int
     loops: int
+    n_limited: int
+    """Of how many of our mounts the limit is told."""
 
     def with_rounds(self, rounds: int) -> "Size":
         """The same with another number of rounds."""
@@ -32,9 +34,18 @@ class Size:
 
 
 FULL = Size(
-    n_files=1000, n_listed=10_000, n_small=20_000, big_bytes=64 << 20, rounds=7, pair_rounds=60, loops=5
+    n_files=1000,
+    n_listed=10_000,
+    n_small=20_000,
+    big_bytes=64 << 20,
+    rounds=7,
+    pair_rounds=60,
+    loops=5,
+    n_limited=4,
 )
-QUICK = Size(n_files=100, n_listed=500, n_small=500, big_bytes=4 << 20, rounds=2, pair_rounds=5, loops=2)
+QUICK = Size(
+    n_files=100, n_listed=500, n_small=500, big_bytes=4 << 20, rounds=2, pair_rounds=4, loops=2, n_limited=1
+)
 
 
 @dataclass(frozen=True)

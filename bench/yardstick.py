@@ -155,19 +155,23 @@ def measure(
             "mode": mode,
             "ns": ns,
             "ratio": {label: _slower(ns, label) for label in ns},
-            **_limits(workload, targets, statistics.median(ns[BASE]), limits),
+            **_limits(workload, targets, statistics.median(ns[BASE]), limits, list(OURS)[: size.n_limited]),
         }
     show_progress()
 
 
 def _limits(
-    workload: Workload, targets: Sequence[Target], base_ns: float, limits: limit.Limits | None
+    workload: Workload,
+    targets: Sequence[Target],
+    base_ns: float,
+    limits: limit.Limits | None,
+    limited: Collection[str],
 ) -> dict[str, dict[str, Any]]:
     """Of our mounts, by label: what the kernel asks, and the limit."""
     if not limits or workload.group not in LIMITED:
         return {"asked": {}, "limit": {}}
     base = next(target for target in targets if target.label == BASE)
-    ours = [target for target in targets if target.label in OURS]
+    ours = [target for target in targets if target.label in limited]
     asked = {target.label: limits.count(target, workload.sample) for target in ours}
     return {
         "asked": {label: str(requests) for label, requests in asked.items()},

@@ -77,8 +77,7 @@ def test_quick_measures_a_line_of_each_part_and_leaves_nothing(directory: Path, 
     assert results
     if part == "yardstick" and "fuse_request_send" in Path("/proc/kallsyms").read_text():
         (limits,) = [one["limit"] for one in results if "limit" in one]
-        assert limits["fusebpf, small"] == 1
-        assert 1 < limits["fusebpf"] < limits["fusebpf, no cache"]
+        assert limits["fusebpf"] > 2  # two requests, beside two system calls
     assert list(measured.iterdir()) == []
 
 
