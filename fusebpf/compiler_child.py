@@ -27,6 +27,8 @@ DEBUG_SOURCE = 8
 """bcc's flag that writes each function's instructions with their source lines to standard error."""
 
 _LIBRARY = "libbcc.so.0"
+# How the dynamic linker says it: glibc, elf/dl-load.c.
+_SHORT_OF_MEMORY = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -87,7 +89,10 @@ def _load_library() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(_LIBRARY)
     except OSError as error:
-        print(f"bcc is missing ({error}): install python3-bpfcc", file=sys.stderr)
+        is_short = any(text in str(error) for text in _SHORT_OF_MEMORY)
+        what = "there is no memory for bcc" if is_short else "bcc is missing"
+        remedy = "ulimit -v says how much there may be" if is_short else "install python3-bpfcc"
+        print(f"{what} ({error}): {remedy}", file=sys.stderr)
         os._exit(EXIT_PLATFORM)
     module, index, name = ctypes.c_void_p, ctypes.c_ulonglong, ctypes.c_char_p
     signatures: dict[str, tuple[Any, list[Any]]] = {

@@ -8,7 +8,8 @@ import errno
 
 SHORTAGES = {
     errno.EMFILE: " (ulimit -n says how many there may be)",
-    **dict.fromkeys((errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS), ""),
+    errno.ENOMEM: " (ulimit -v says how much memory there may be)",
+    **dict.fromkeys((errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS), ""),
 }
 """What this machine lacks, and is no mistake of ours wherever it comes up; with what helps."""
 

@@ -75,11 +75,20 @@ def test_a_mount_works_or_is_refused_for_want_of_descriptors(
         support.run(support.COMMAND, "umount", "mnt", cwd=tree)
 
 
-def test_a_process_that_may_have_little_memory_is_told_so(tree: Path) -> None:
-    words = (support.COMMAND, *MOUNT)
-    done = support.run("sh", "-c", 'ulimit -v 200000; exec "$0" "$@"', *words, cwd=tree, check=False)
+@pytest.mark.parametrize("is_compiled", [True, False])
+@pytest.mark.parametrize("kib", [150000, 200000])
+def test_a_process_that_may_have_little_memory_is_told_so(tree: Path, kib: int, is_compiled: bool) -> None:
+    (tree / "own.c").write_text(
+        f'#include "fusebpf.h"\nFILTER(own, .altitude = 5, .doc = "{tree}{kib}{is_compiled}.")\n'
+        "PRE(own, rmdir) { return FB_CONTINUE; }\n"
+    )
+    if is_compiled:
+        fusebpf("check", tree / "own.c")
+    words = (support.COMMAND, "mount", "src", "mnt", "--filter", "./own.c")
+    done = support.run("sh", "-c", f'ulimit -v {kib}; exec "$0" "$@"', *words, cwd=tree, check=False)
 
-    assert_refused(done, 1, "ulimit -u and -v")
+    assert_refused(done, 1, "ulimit ", "-v say")
+    assert "missing" not in done.stderr
     assert "bug" not in done.stderr
 
 
