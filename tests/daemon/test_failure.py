@@ -80,7 +80,6 @@ def test_a_handler_that_hangs_is_cancelled_after_the_timeout(mount: Mounter) -> 
     assert "did not answer lookup within 500 ms" in mounted.log
     assert stat_says(mounted, "deaf") == os.strerror(errno.ETIMEDOUT)
     assert stat_says(mounted, "file") == ""
-    mounted.kill(signal.SIGKILL)  # its end would wait for the deaf one, as below
 
 
 def test_a_handler_may_use_nurseries_and_fail_in_them(mount: Mounter) -> None:
@@ -180,7 +179,6 @@ def test_what_is_done_is_answered_as_done_when_the_look_at_it_heeds_no_interrupt
     mounted = pondering(mount)
 
     assert _interrupted(mounted, "libc.mkdir(b'deaf', 0o755)") == [0, 0]
-    # The mount's end gives the handler up after 10 s, and leaves nothing.
 
 
 @pytest.mark.parametrize(
@@ -226,7 +224,6 @@ def test_hundreds_that_wait_leave_the_rest_alone(mount: Mounter) -> None:
     assert os.listdir(directory) == []
     support.run("timeout", "-s", "KILL", "10", "stat", "-f", mounted.path)
     os.close(directory)
-    mounted.kill(signal.SIGKILL)  # its end would wait for the crowd
 
 
 def test_a_dead_daemon_fails_its_waiters_and_later_ops(mount: Mounter) -> None:
