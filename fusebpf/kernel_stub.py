@@ -43,6 +43,8 @@ typedef u64 __le64, __be64, __aligned_u64;
 typedef _Bool bool;
 typedef unsigned long size_t, uintptr_t;
 typedef int pid_t;
+#define __bitwise
+#include <linux/posix_types.h>
 #define CONFIG_BPF_SYSCALL 1
 #define PAGE_SIZE 4096
 #define true 1

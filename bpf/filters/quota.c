@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0 */
 #include "fusebpf.h"
+#include <linux/fcntl.h>
+#include <linux/stat.h>
 
-#define O_APPEND 02000
-#define O_TRUNC 01000
 #define N_RULES 8
 #define PATH_SIZE 128
 #define ROOT 1 /* the nodeid of the mount's root */
@@ -134,13 +134,13 @@ POST(quota, lookup)
 		quota__seen.delete(&ctx->key);
 		return FB_CONTINUE;
 	}
-	if ((ctx->result.attr.mode & 0170000) == 0040000) {
+	if (S_ISDIR(ctx->result.attr.mode)) {
 		rule = quota_named(ctx);
 		tag = rule ? rule : tag;
 	} else if (rule) {
 		tag = ctx->result.attr.size << SIZE_SHIFT | rule;
 	}
-	seen.size = (ctx->result.attr.mode & 0170000) == 0100000 ? ctx->result.attr.size : 0;
+	seen.size = S_ISREG(ctx->result.attr.mode) ? ctx->result.attr.size : 0;
 	seen.n_links = ctx->result.attr.nlink;
 	seen.rule = ctx->cookie;
 	if (seen.rule)

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0 */
 #include "fusebpf.h"
+#include <linux/fcntl.h>
 
-#define O_ACCMODE 3
-#define O_TRUNC 01000
 #define W_OK 2
 
 FILTER(readonly, .altitude = FB_POLICY + 20, .wants = FB_WANTS_PATH,

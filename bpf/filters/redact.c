@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0 */
 #include "fusebpf.h"
+#include <linux/fcntl.h>
+#include <linux/fs.h>
+#include <linux/stat.h>
 
-#define O_ACCMODE 3
-#define O_TRUNC 01000
 #define REDACTED 1 /* the view of those who do not see everything; and the tag of files in it */
-#define RENAME_EXCHANGE 2
 
 FILTER(redact, .altitude = FB_DATA + 10, .wants = FB_WANTS_DATA | FB_WANTS_PATH | FB_WANTS_IDS,
        .doc = "In files of `paths` and `names`, a range and a kind of bytes read as zeros for all users but those in "
@@ -50,7 +50,7 @@ FB_ALWAYS_INLINE int redact_look(struct fb_slot *ctx)
 /* Directories are the same for all: what is in them is looked up for each caller. */
 FB_ALWAYS_INLINE int redact_entry(struct fb_slot *ctx)
 {
-	if (ctx->error || (ctx->result.attr.mode & 0170000) != 0100000)
+	if (ctx->error || !S_ISREG(ctx->result.attr.mode))
 		return FB_CONTINUE;
 	if (redact_look(ctx) == FB_CONTINUE && ctx->tag == ctx->view)
 		return FB_CONTINUE;

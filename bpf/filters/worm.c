@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0 */
 #include "fusebpf.h"
+#include <linux/falloc.h>
+#include <linux/fcntl.h>
+#include <linux/fs.h>
+#include <linux/stat.h>
 
-#define O_TRUNC 01000
-#define O_APPEND 02000
-#define RENAME_NOREPLACE 1
-#define RENAME_EXCHANGE 2
-#define FALLOC_FL_KEEP_SIZE 1
 
 FILTER(worm, .altitude = FB_POLICY + 30, .wants = FB_WANTS_PATH,
        .doc = "Write once, append only (EPERM): files below the paths in `paths` and with names in `names`; with both "
@@ -50,7 +49,7 @@ FB_ALWAYS_INLINE int worm_keeps_target(const struct fb_slot *ctx)
 
 FB_ALWAYS_INLINE int worm_is_file(const struct fb_slot *ctx)
 {
-	return !ctx->error && (ctx->result.attr.mode & 0170000) == 0100000;
+	return !ctx->error && S_ISREG(ctx->result.attr.mode);
 }
 
 FB_ALWAYS_INLINE int worm_note(struct fb_slot *ctx)

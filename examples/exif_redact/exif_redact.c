@@ -1,13 +1,12 @@
 /* Callers who may not see where photos were taken look JPEG files up at the daemon. All others, and all other files,
  * never come near it. */
 #include "fusebpf.h"
+#include <linux/fs.h>
 
 FILTER(exif_redact, .altitude = FB_POLICY + 70, .wants = FB_WANTS_DAEMON | FB_WANTS_IDS,
        .doc = "JPEG files are without their location for all but the users in its map `trusted`.")
 
 BPF_HASH(exif_redact__trusted, u32, u32, 256);
-
-#define RENAME_EXCHANGE 2
 
 /* The i-th byte from the end, in lower case. */
 #define FROM_END(name, len, i) ((name)->text[FB_INDEX((len) - (i))] | 0x20)

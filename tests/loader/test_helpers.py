@@ -1,7 +1,10 @@
 """The inline helpers of fusebpf_filter.h do as they say, in the compiled program."""
 
+import errno
 import fnmatch
+import os
 import random
+import stat
 from collections.abc import Callable
 
 import pytest
@@ -35,6 +38,20 @@ def _answers(one: Filter, runner: HookRunner, n: int, name: str) -> list[bool]:
         assert said.records == 1
         found += [bool(said.slot["tag"] >> bit & 1) for bit in range(_N_PER_HOOK)]
     return found[:n]
+
+
+def test_flags_and_modes_have_the_names_of_the_kernels_headers(load_text: Load, runner: HookRunner) -> None:
+    of_os = ("O_ACCMODE", "O_WRONLY", "O_APPEND", "O_TRUNC", "O_DIRECT", "SEEK_HOLE", "XATTR_CREATE")
+    of_stat = ("S_IFREG", "S_IFDIR", "S_ISUID")
+    numbers = {name: getattr(os, name) for name in of_os} | {name: getattr(stat, name) for name in of_stat}
+    numbers |= {"RENAME_EXCHANGE": 2, "FALLOC_FL_PUNCH_HOLE": 2, "ELOOP": errno.ELOOP, "S_ISREG(0100644)": 1}
+    headers = "".join(f"#include <linux/{name}.h>\n" for name in ("falloc", "fcntl", "fs", "stat", "xattr"))
+
+    one = load_text(headers + _hooks_of_tests([f"{name} == {number}" for name, number in numbers.items()]))
+
+    assert dict(zip(numbers, _answers(one, runner, len(numbers), "a"), strict=True)) == dict.fromkeys(
+        numbers, True
+    )
 
 
 def test_literal_globs_match_as_fnmatch_does(load_text: Load, runner: HookRunner) -> None:
