@@ -143,6 +143,7 @@ struct fb_attr {
 	__u32 rdev;
 	__u32 blksize;
 	__u64 btime_ns; /* when it was made; 0 where the file system does not say. Only statx tells callers */
+	__u64 nodeid;	/* in post: the inode that these are of */
 };
 
 struct fb_statfs {

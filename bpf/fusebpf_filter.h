@@ -358,6 +358,19 @@ FB_ALWAYS_INLINE void fb_take_name(struct fb_slot *ctx)
 	ctx->name_len = i;
 }
 
+/* Make rename's new name the op's name: for looking it up, nothing else sees it. */
+FB_ALWAYS_INLINE void fb_take_name2(struct fb_slot *ctx)
+{
+	const u64 *from = (const u64 *)ctx->name2.text;
+	u64 *to = (u64 *)ctx->name.text;
+	u32 i;
+
+#pragma clang loop unroll(full)
+	for (i = 0; i < FB_NAME_SIZE / 8; i++)
+		to[i] = from[i];
+	ctx->name_len = ctx->name2_len;
+}
+
 /* Ask `by(struct fb_key *, found)` for the rule of an op that says most, until one answers that it is there: one with the
  * op's name (that of its file, if the filter has FB_WANTS_PATH), then one with the op, then one with the user. A rule
  * for getattr is one for statx too. The keys are those of a map by struct fb_key. */
@@ -376,112 +389,6 @@ FB_ALWAYS_INLINE void fb_take_name(struct fb_slot *ctx)
 			FB_RULE_OF_NAME(ctx, &unnamed, by, found);                                  \
 	})
 
-/* ------------------------------------------------------------------------ helpers: pattern maps */
-
-/* How many rounds one match may take in all: one for each byte of a pattern that fits, each pattern that does not, and
- * each byte that a star skips. A list that needs more fails closed. The verifier bounds it: each branch of a round is
- * a jump that it keeps pending, of at most 8,192 (kernel/bpf/verifier.c: BPF_COMPLEXITY_LIMIT_JMP_SEQ). */
-#define FB_MATCH_STEPS 384
-
-enum fb_match { FB_MATCH_NONE = 0, FB_MATCH_FOUND = 1, FB_MATCH_TOO_LONG = 2 };
-
-/* How else than whole a text may match. */
-enum fb_match_mode {
-	FB_MATCH_WHOLE = 0,
-	FB_MATCH_BELOW = 1, /* the text is a path below one that matches */
-	FB_MATCH_ABOVE = 2, /* the text is a path above one that matches */
-};
-
-/* The match behind the four below: of the text, and where `second` is not 0 then of the one that many bytes on. */
-FB_ALWAYS_INLINE int fb_match(const struct fb_slot *ctx, const struct fb_patterns *patterns,
-			      const char *text, u64 second, u32 mode)
-{
-	const char *pattern = (const char *)patterns;
-	/* Zeros that the verifier does not know to be zeros, or each round would be a state of its own. */
-	u64 start = ctx->zero, p = ctx->zero, t = ctx->zero; /* this pattern, where in it, where in the text */
-	u64 star_p = ctx->zero, star_t = ctx->zero; /* where to resume behind the last star; 0 without one */
-	u64 base = ctx->zero;			    /* which text */
-	u32 i;
-
-	if (!patterns)
-		return FB_MATCH_TOO_LONG;
-	FB_BOUND(start, 0x3fff);
-	FB_BOUND(p, 0x3fff);
-	FB_BOUND(t, 0xfff);
-	FB_BOUND(star_p, 0x3fff);
-	FB_BOUND(star_t, 0xfff);
-	FB_BOUND(base, 0x1100);
-#pragma clang loop unroll(disable)
-	for (i = 0; i < FB_MATCH_STEPS; i++, ({
-		     FB_BOUND(start, 0x3fff);
-		     FB_BOUND(p, 0x3fff);
-		     FB_BOUND(t, 0xfff);
-		     FB_BOUND(star_p, 0x3fff);
-		     FB_BOUND(star_t, 0xfff);
-		     FB_BOUND(base, 0x1100);
-	     })) {
-		u64 pc, tc;
-
-		pc = (u8)pattern[p];
-		tc = (u8)text[base + t];
-		if (pc == '*') {
-			star_p = ++p;
-			star_t = t;
-			continue;
-		}
-		if (tc && (pc == tc || pc == '?')) {
-			p++;
-			t++;
-			continue;
-		}
-		if (!pc && p == start) {
-			if (base == second)
-				return FB_MATCH_NONE;
-			base = second;
-			start = p = t = star_p = 0;
-			continue;
-		}
-		if (!pc && (!tc || ((mode & FB_MATCH_BELOW) && tc == '/')))
-			return FB_MATCH_FOUND;
-		if ((mode & FB_MATCH_ABOVE) && pc == '/' && !tc)
-			return FB_MATCH_FOUND;
-		if (star_p && text[base + star_t]) {
-			t = ++star_t;
-			p = star_p;
-			continue;
-		}
-		start += FB_NAME_SIZE;
-		p = start;
-		t = 0;
-		star_p = 0;
-	}
-	return FB_MATCH_TOO_LONG;
-}
-
-/* Does one of the patterns match the op's name? `*` is any run, `?` any one byte; the list ends at the first empty
- * pattern. Returns enum fb_match; FB_MATCH_TOO_LONG, which stands also for patterns that are NULL, is to be
- * taken for a match. */
-FB_ALWAYS_INLINE int fb_match_name(const struct fb_slot *ctx, const struct fb_patterns *patterns)
-{
-	return fb_match(ctx, patterns, ctx->name.text, 0, FB_MATCH_WHOLE);
-}
-
-/* The same for name or name2. */
-FB_ALWAYS_INLINE int fb_match_names(const struct fb_slot *ctx, const struct fb_patterns *patterns)
-{
-	return fb_match(ctx, patterns, ctx->name.text, FB_NAME_SIZE, FB_MATCH_WHOLE);
-}
-
-/* The same for the op's path; mode is enum fb_match_mode. */
-FB_ALWAYS_INLINE int fb_match_path(const struct fb_slot *ctx, const struct fb_patterns *patterns, u32 mode)
-{
-	return fb_match(ctx, patterns, ctx->path, 0, mode);
-}
-
-/* The same for path or path2. */
-FB_ALWAYS_INLINE int fb_match_paths(const struct fb_slot *ctx, const struct fb_patterns *patterns, u32 mode)
-{
-	return fb_match(ctx, patterns, ctx->path, FB_PATH_SIZE, mode);
-}
+#include "fusebpf_match.h"
 
 #endif

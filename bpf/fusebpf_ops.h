@@ -134,7 +134,9 @@ struct fb_mkdir {
 struct fb_rename {
 	__u64 newdir; /* nodeid of the new parent; name is the old name, name2 the new one */
 	__u32 flags;  /* RENAME_NOREPLACE 1, RENAME_EXCHANGE 2, RENAME_WHITEOUT 4 */
-	__u32 reserved0;
+	/* For filters that want paths, S_IFMT bits: of what is moved, and of what has the new name; 0: nothing, or not known. */
+	__u16 type;
+	__u16 type2;
 };
 
 struct fb_link {

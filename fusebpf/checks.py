@@ -7,6 +7,7 @@ them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import stat
@@ -47,22 +48,27 @@ class Places(NamedTuple):
     under: int
 
 
-def check_descriptors_left(n_hooks: int) -> None:
-    """See that a mount can work when its chain has its descriptors, one for each hook.
+def check_descriptors_left(n_hooks: int, n_before: int) -> None:
+    """See that a mount can work when its chain has its descriptors, one for each hook, and be changed again.
+
+    They are counted, not tried: what is taken for a moment, the ops of a mount that is there would lack.
+
+    Args:
+        n_hooks: Of the chain that is to be.
+        n_before: Of the one that is there until then.
 
     Raises:
         PlatformError: Too few are left.
     """
     wanted = _MIN_LEFT + _MIN_LEFT_PER_CORE * (os.cpu_count() or 1)
-    with contextlib.ExitStack() as given_back:
-        try:
-            for _ in range(n_hooks + wanted):
-                given_back.callback(os.close, os.open("/", os.O_PATH | os.O_CLOEXEC))
-        except OSError as error:
-            raise PlatformError(
-                f"with these filters a mount has fewer than {wanted} descriptors left to work with: "
-                f"{reason(error)}"
-            ) from error
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    left = most - sum(1 for _ in Path("/proc/self/fd").iterdir())
+    # The next chain is there before this one goes.
+    if left < n_hooks + max(0, n_hooks - n_before) + wanted:
+        raise PlatformError(
+            f"with these filters a mount has fewer than {wanted} descriptors left to work with, of the "
+            f"{most} that it was started with: {reason(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))}"
+        )
 
 
 def check_root(*, serves: bool = False) -> None:

@@ -29,11 +29,7 @@ SHARED_MAPS = frozenset(
 """Maps of every compile: those that the mount puts its own in for, and two that only bring their types."""
 
 _COMPILE_SECONDS = 60.0
-_FLAGS = (
-    "-Wno-macro-redefined",
-    "-Werror=implicit-function-declaration",
-    "-Werror=return-type",
-)
+_FLAGS = ("-Wno-macro-redefined", "-Werror=implicit-function-declaration", "-Werror=return-type")
 _SHARED_TYPES = """\
 BPF_ARRAY(fb_recent, struct fb_record, 1);
 BPF_ARRAY(fb_filters, struct fb_filter_info, 1);
@@ -46,8 +42,8 @@ _FILTER_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _RESERVED_NAMES = frozenset({"stats", "recent", "filters", "slots"})
 _ALTITUDES = range(1, 1000)
 _HOOK = re.compile(r"(?P<filter>\w+?)__(?P<phase>pre|post)__(?P<op>\w+)")
-# bcc makes each map once to see whether the kernel takes it; E2BIG is for one that is too large (bpf(2)).
-_NO_MAP = re.compile(r"could not open bpf map: (?P<map>\w+), error: Argument list too long")
+# bcc makes each map once to see whether the kernel takes it; these are for one that is too large (bpf(2)).
+_NO_MAP = re.compile(r"open bpf map: (?P<map>\w+), error: (Argument list too long|Cannot allocate memory)")
 _MESSAGE = re.compile(r"^(?P<file>.+?):(?P<line>\d+):\d+: (?:fatal )?error: (?P<text>.*)", re.MULTILINE)
 _BACKEND_FUNCTION = re.compile(r"in function:? (?P<function>\w+)(?: [^:\n]*: (?P<text>.*))?", re.IGNORECASE)
 _BACKEND_FAULT = re.compile(r"Error at line \d+: (?P<text>.*?) for DAG")
@@ -177,7 +173,7 @@ def compile_source(path: str | os.PathLike[str]) -> Compiled:
         PlatformError: There is no bcc, or no BPF.
     """
     shown, text = os.fspath(path), _read(Path(path))
-    compiled = _compile(shown, _segments(shown, text), [f"-I{Path(path).absolute().parent}"])
+    compiled = _compile(shown, _segments(shown, text), Path(path).absolute().parent)
     compiled.lines.update({name: _macro_line(text, name) for name in compiled.functions})
     declarations = [name for name in compiled.functions if name.endswith("__filter")]
     for function in sorted(declarations, key=lambda function: compiled.lines[function]):
@@ -194,7 +190,7 @@ def compile_header() -> Compiled:
         PlatformError: There is no bcc, or no BPF.
     """
     # A text without any function gets no BTF from bcc.
-    return _compile("fusebpf.h", _segments("", "FILTER(nothing, .altitude = 1)"), [])
+    return _compile("fusebpf.h", _segments("", "FILTER(nothing, .altitude = 1)"), bpf_dir())
 
 
 def compile_caller() -> Compiled:
@@ -204,7 +200,7 @@ def compile_caller() -> Compiled:
         PlatformError: There is no bcc, or no BPF.
     """
     path = bpf_dir() / "caller.c"
-    return _compile(str(path), _segments(str(path), path.read_text("utf-8")), [])
+    return _compile(str(path), _segments(str(path), path.read_text("utf-8")), bpf_dir())
 
 
 def source_lines(path: str, function: str) -> dict[int, SourceLine]:
@@ -215,8 +211,8 @@ def source_lines(path: str, function: str) -> dict[int, SourceLine]:
     """
     segments = _segments(path, _read(Path(path)))
     joined = "".join(text for _, _, text in segments)
-    flags = [f"-I{Path(path).absolute().parent}"]
-    code, _, messages = _run_child(joined, flags, compiler_child.DEBUG_TEXT | compiler_child.DEBUG_SOURCE)
+    place = Path(path).absolute().parent
+    code, _, messages = _run_child(joined, place, compiler_child.DEBUG_TEXT | compiler_child.DEBUG_SOURCE)
     if code != 0:
         return {}
     places = [
@@ -277,20 +273,20 @@ def _headers() -> str:
     return "".join(path.read_text("utf-8") for path in sorted(bpf_dir().glob("*.h")))
 
 
-def _compile(shown: str, segments: list[tuple[str, int, str]], flags: list[str]) -> Compiled:
+def _compile(shown: str, segments: list[tuple[str, int, str]], place: Path) -> Compiled:
     bpf.require()
     text = "".join(f"#line {line} {json.dumps(file)}\n{part}" for file, line, part in segments)
     # A kept one was compiled without a warning, so that those are said each time.
-    kept_as = compile_cache.key(segments[-1][2], text + _headers(), [*flags, *_FLAGS])
+    kept_as = compile_cache.key(segments[-1][2], text + _headers(), [str(place), *_FLAGS])
     answer = compile_cache.load(kept_as) if kept_as else None
     messages = ""
     if answer is None:
-        code, answer, messages = _run_child(text, flags, 0)
+        code, answer, messages = _run_child(text, place, 0)
         if code == compiler_child.EXIT_PLATFORM:
             raise PlatformError(messages.strip() or "the compiler's process lost its parent")
         if code != 0:
             if _MESSAGE.search(messages):
-                messages = _with_own_lines(shown, segments[-1][2], text, flags, messages)
+                messages = _with_own_lines(shown, segments[-1][2], text, place, messages)
             raise _compile_error(shown, segments[-1][2], code, messages)
         if kept_as and not messages.strip():
             compile_cache.save(kept_as, answer)
@@ -303,12 +299,15 @@ def _compile(shown: str, segments: list[tuple[str, int, str]], flags: list[str])
     return Compiled(shown, functions, maps, base64.b64decode(data["btf"]), {}, messages.strip())
 
 
-def _run_child(text: str, flags: list[str], debug: int) -> tuple[int, bytes, str]:
-    """Compile in a child; returns its exit code, its answer and the compiler's messages."""
+def _run_child(text: str, place: Path, debug: int) -> tuple[int, bytes, str]:
+    """Compile in a child; returns its exit code, its answer and the compiler's messages.
+
+    What the text includes is sought in `place`, its file's directory: clang takes its own one for that.
+    """
     job = {
         "parent": os.getpid(),
         "text": text,
-        "flags": [f"-I{bpf_dir()}", *flags, *_FLAGS],
+        "flags": [f"-I{bpf_dir()}", f"-I{place}", *_FLAGS],
         "debug": debug,
     }
     # Nothing else of the environment: C_INCLUDE_PATH and its like would change what the compiler reads.
@@ -321,6 +320,7 @@ def _run_child(text: str, flags: list[str], debug: int) -> tuple[int, bytes, str
             stderr=subprocess.PIPE,
             env={**passed_on, "BCC_KERNEL_SOURCE": str(stub), "LC_ALL": "C"},
             pass_fds=passed_fds,
+            cwd=place,
             start_new_session=True,
         )
         with child:
@@ -337,9 +337,9 @@ def _run_child(text: str, flags: list[str], debug: int) -> tuple[int, bytes, str
     return child.returncode, answer, messages.decode(errors="replace").replace(f"{stub}/", "")
 
 
-def _with_own_lines(shown: str, source: str, text: str, flags: list[str], messages: str) -> str:
+def _with_own_lines(shown: str, source: str, text: str, place: Path, messages: str) -> str:
     """Errors that are found only in the text as bcc rewrote it have lines of that one: say the author's."""
-    listing = _run_child(text, flags, compiler_child.DEBUG_TEXT)[2]
+    listing = _run_child(text, place, compiler_child.DEBUG_TEXT)[2]
     _, is_shown, rewritten = listing.rpartition(f"#line 1 {json.dumps(tables.shown(shown))}\n")
     if not is_shown or not _MESSAGE.search(rewritten):
         return messages  # they stand before it: they are of the author's text
@@ -368,9 +368,8 @@ def _compile_error(shown: str, source: str, code: int, messages: str) -> Compile
         return CompileError(f"{shown}: the compiler died of {signal.Signals(-code).name}", detail)
     lines = [line.strip() for line in messages.splitlines() if line.strip()]
     if match := _NO_MAP.search(messages):
-        return CompileError(
-            f"{shown}: the map {match['map']!r} cannot be made: it has too many items", detail
-        )
+        why = "there is no memory for so many items" if "memory" in match[2] else "it has too many items"
+        return CompileError(f"{shown}: the map {match['map']!r} cannot be made: {why}", detail)
     telling = [line for line in lines if "error" in line.lower()] or lines or ["the compiler gave no reason"]
     return CompileError(f"{shown}: {telling[0]}", detail)
 
@@ -382,7 +381,7 @@ def _read(path: Path) -> str:
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise FilterError(f"{path}: is not a regular file; a filter is a C source")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin with a byte order mark
     except FileNotFoundError:
         raise FilterError(f"{path}: no such file; a stock filter is given by its bare name") from None
     except UnicodeDecodeError as error:

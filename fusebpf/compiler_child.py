@@ -9,6 +9,7 @@ import base64
 import ctypes
 import json
 import os
+import resource
 import signal
 import struct
 import sys
@@ -89,7 +90,8 @@ def _load_library() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(_LIBRARY)
     except OSError as error:
-        is_short = any(text in str(error) for text in _SHORT_OF_MEMORY)
+        is_limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+        is_short = is_limited and any(text in str(error) for text in _SHORT_OF_MEMORY)
         what = "there is no memory for bcc" if is_short else "bcc is missing"
         remedy = "ulimit -v says how much there may be" if is_short else "install python3-bpfcc"
         print(f"{what} ({error}): {remedy}", file=sys.stderr)

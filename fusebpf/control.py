@@ -16,8 +16,10 @@ import contextlib
 import json
 import logging
 import os
+import select
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 VERSION = 1
 
 _MAX_BYTES = 1 << 20
+_ANSWER_SECONDS = 300.0
+"""Several filters may have to be compiled first."""
+_LOOK_SECONDS = 2.0
 _UCRED = struct.Struct("3i")
 _log = logging.getLogger(__name__)
 
@@ -78,6 +83,8 @@ class Server:
                 while block := await stream.receive_some(65536):
                     *lines, rest = (rest + block).split(b"\n")
                     for line in lines:
+                        if _has_gone(stream):
+                            return  # nobody would learn of what is done
                         await stream.send_all(await self._told(line))
                     if len(rest) > _MAX_BYTES:
                         await stream.send_all(
@@ -239,6 +246,13 @@ class _Request:
             raise UsageError(f"{next(iter(self._data))!r} is not known in such a request")
 
 
+def _has_gone(stream: trio.SocketStream) -> bool:
+    """Whether the peer has closed its end; one that only says no more still waits."""
+    closed = select.poll()
+    closed.register(stream.socket.fileno(), 0)
+    return bool(closed.poll(0))
+
+
 def _check_text(key: str, value: str) -> None:
     try:
         is_text = b"\0" not in os.fsencode(value)
@@ -269,17 +283,22 @@ def ask(entry: registry.Entry, request: str, **arguments: Any) -> dict[str, Any]
 
     Raises:
         ServerError: What it answered, if that is an error.
-        MountError: It cannot be asked, or ends before it answers.
+        MountError: It cannot be asked, is stopped, or ends before it answers.
     """
     line = json.dumps({"version": VERSION, "request": request, **arguments}).encode("ascii") + b"\n"
-    answer = b""
+    answer, end = b"", time.monotonic() + _ANSWER_SECONDS
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+        channel.settimeout(_LOOK_SECONDS)
         try:
             channel.connect(os.fspath(registry.control_path(entry.name)))
             with contextlib.suppress(BrokenPipeError):
                 channel.sendall(line)
             while not answer.endswith(b"\n"):
-                block = channel.recv(65536)
+                try:
+                    block = channel.recv(65536)
+                except TimeoutError:
+                    _check_goes_on(entry, end)
+                    continue
                 if not block:
                     raise MountError(
                         f"the server of {entry.name!r} (pid {entry.pid}) ended before it answered"
@@ -289,6 +308,18 @@ def ask(entry: registry.Entry, request: str, **arguments: Any) -> dict[str, Any]
             raise MountError(
                 f"the server of {entry.name!r} (pid {entry.pid}) cannot be asked: {error.strerror}"
             ) from error
+    return _result_of(answer)
+
+
+def _check_goes_on(entry: registry.Entry, end: float) -> None:
+    server = f"the server of {entry.name!r} (pid {entry.pid})"
+    if entry.is_stopped:
+        raise MountError(f"{server} is stopped: `kill -CONT {entry.pid}` lets it go on")
+    if time.monotonic() > end:
+        raise MountError(f"{server} gave no answer within {_ANSWER_SECONDS:g} seconds")
+
+
+def _result_of(answer: bytes) -> dict[str, Any]:
     told = json.loads(answer)
     if not told["ok"]:
         raise ServerError(**told["error"])

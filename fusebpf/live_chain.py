@@ -157,7 +157,7 @@ class LiveChain:
             for link in new:
                 link.filter.pin(registry.pins(self._name) / link.filter.name)
                 undo.callback(registry.remove_pins, self._name, link.filter.name)
-            _check_room(links)
+            _check_room(links, self.links)
             self._publish(links, shared)
             undo.pop_all()
         return self._finish(list(filters))
@@ -221,7 +221,7 @@ class LiveChain:
             links = self._with_ids(links)
             staged = StagedPins(registry.pins(self._name) / pick, new.pins())
             undo.callback(staged.discard)
-            _check_room(links)
+            _check_room(links, self.links)
             self._publish(links, shared)
             undo.pop_all()
         staged.commit()
@@ -382,9 +382,9 @@ def pick_of(spec: FilterSpec) -> str | None:
     return spec.source if spec.is_stock else spec.pick
 
 
-def _check_room(links: Sequence[Link]) -> None:
+def _check_room(links: Sequence[Link], before: Sequence[Link]) -> None:
     """See that a mount can work with this chain: the core has a descriptor of its own for each hook."""
-    check_descriptors_left(sum(len(link.filter.hooks) for link in links))
+    check_descriptors_left(*(sum(len(link.filter.hooks) for link in each) for each in (links, before)))
 
 
 def _described(link: Link) -> tuple[int, str, int, int]:

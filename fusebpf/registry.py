@@ -93,14 +93,24 @@ class Entry:
 
         Source: proc_pid_stat(5), `flags` and `signal`.
         """
-        if self.pid_namespace != pid_namespace():
-            return False
-        try:
-            fields = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()
-        except OSError:
-            return False
-        was_killed = int(fields[6]) & _PF_EXITING or int(fields[28]) & _KILLED
+        fields = self._stat()
+        was_killed = fields and (int(fields[6]) & _PF_EXITING or int(fields[28]) & _KILLED)
         return bool(was_killed) and self.is_alive
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether its process was stopped (SIGSTOP, a debugger) and does nothing until it is let go on."""
+        fields = self._stat()
+        return bool(fields) and fields[0] in (b"T", b"t") and self.is_alive
+
+    def _stat(self) -> list[bytes]:
+        """Of its process, from `state` on; empty if it has none here."""
+        if self.pid_namespace != pid_namespace():
+            return []
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()
+        except OSError:
+            return []
 
     @contextlib.contextmanager
     def process(self) -> Iterator[list[int]]:
@@ -146,9 +156,11 @@ class Entry:
 
     @property
     def state(self) -> str:
-        """running, starting, detached (no longer to be seen, but still served) or dead."""
+        """running, starting, stopped (by a signal), detached (no longer seen, but served) or dead."""
         if not self.is_alive:
             return "dead"
+        if self.is_stopped:
+            return "stopped"
         if self.mount_id is None:
             return "starting"
         return "running" if self.mounted else "detached"

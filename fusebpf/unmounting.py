@@ -128,6 +128,10 @@ def _wait(entry: registry.Entry | None, watched: list[int], *, is_lazy: bool) ->
         is_over = bool(select.select(watched, [], [], max(0, end - time.monotonic()))[0])
     else:
         is_over = _wait_for_release(entry, end)
+    if not is_over and not is_lazy and entry.is_stopped:
+        raise MountError(
+            f"{entry.mnt!r} is unmounted, but its server is stopped: `kill -CONT {entry.pid}` lets it end"
+        )
     if not is_over and not is_lazy:
         raise MountError(
             f"{entry.mnt!r} is unmounted, but its server (pid {entry.pid}) still serves it: it is in use by "

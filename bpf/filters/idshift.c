@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0 */
 #include "fusebpf.h"
+#include <linux/fs.h>
 
 #define OVERFLOW_ID 65534 /* as user namespaces show what they cannot */
 #define N_RANGES 16
@@ -108,6 +109,9 @@ PRE(idshift, setattr)
 	}
 	return ctx->edits ? FB_REWRITE : FB_CONTINUE;
 }
+
+/* A whiteout would be made in the caller's own name, and rename has no owner to rewrite. */
+PRE(idshift, rename) { return ctx->args.rename.flags & RENAME_WHITEOUT ? -EINVAL : FB_CONTINUE; }
 
 PRE(idshift, symlink) { return idshift_make(ctx); }
 PRE(idshift, mknod) { return idshift_make(ctx); }

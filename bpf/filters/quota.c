@@ -6,7 +6,9 @@
 #define N_RULES 8
 #define PATH_SIZE 128
 #define ROOT 1 /* the nodeid of the mount's root */
-#define SIZE_SHIFT 8 /* a file's tag: its size << 8 | its rule's number; a directory's: the number alone */
+#define RULE 0xff /* a tag: the number of the rule; in that of a file that is counted also */
+#define COUNTED 0x100 /* that it is, and its size */
+#define SIZE_SHIFT 9
 
 FILTER(quota, .altitude = FB_STORE + 5, .wants = FB_WANTS_PATH,
        .doc = "Bytes and files below the paths in `rules` have a limit (EDQUOT): path:max_bytes:max_files:bytes:files.")
@@ -21,6 +23,7 @@ struct quota_rule {
 
 struct quota_seen {
 	u64 size;
+	u64 nodeid;
 	u32 n_links;
 	u32 rule;
 };
@@ -28,10 +31,12 @@ struct quota_seen {
 BPF_ARRAY(quota__rules, struct quota_rule, N_RULES);
 /* What lookups saw: unlink and rename are about names. The key is the directory's nodeid, in op and uid, and the name. */
 BPF_TABLE("lru_hash", struct fb_key, struct quota_seen, quota__seen, 4096);
+/* Files whose last name has gone, by nodeid: what somebody has open of them still counts no longer. */
+BPF_TABLE("lru_hash", u64, u8, quota__gone, 4096);
 
 FB_ALWAYS_INLINE struct quota_rule *quota_rule_of(u64 tag)
 {
-	u32 index = (tag & 0xff) - 1;
+	u32 index = (tag & RULE) - 1;
 	struct quota_rule *rule = quota__rules.lookup(&index);
 
 	return rule && rule->path[0] ? rule : 0; /* it may have been taken out since */
@@ -55,6 +60,15 @@ FB_ALWAYS_INLINE void quota_give(struct quota_rule *rule, u64 bytes, u64 files)
 {
 	__sync_fetch_and_add(&rule->bytes, -bytes);
 	__sync_fetch_and_add(&rule->files, -files);
+}
+
+/* The rule that a file counts for. */
+FB_ALWAYS_INLINE struct quota_rule *quota_of_file(struct fb_slot *ctx)
+{
+	struct quota_rule *rule = quota_rule_of(ctx->tag);
+	u64 nodeid = ctx->nodeid;
+
+	return rule && !quota__gone.lookup(&nodeid) ? rule : 0;
 }
 
 FB_ALWAYS_INLINE void quota_key(struct fb_slot *ctx, u64 directory)
@@ -113,7 +127,7 @@ FB_ALWAYS_INLINE u64 quota_of_root(void)
  * seen to here. */
 PRE(quota, lookup)
 {
-	u64 rule = ctx->nodeid == ROOT ? quota_of_root() : ctx->tag & 0xff;
+	u64 rule = ctx->nodeid == ROOT ? quota_of_root() : ctx->tag & RULE;
 
 	ctx->cookie = rule;
 	if (ctx->nodeid != ROOT || ctx->tag == rule)
@@ -123,28 +137,40 @@ PRE(quota, lookup)
 	return FB_REWRITE;
 }
 
-/* Note what an entry is: a directory's rule by its path, a file's size, and for what is named later. */
-POST(quota, lookup)
+/* Note an entry for when it is removed, and a file's size: as the file system tells it the first time, for what comes then
+ * is counted, and what it tells may be younger than what was counted. `rule` is the one that the entry counts for. */
+FB_ALWAYS_INLINE u64 quota_note(struct fb_slot *ctx, u64 rule)
 {
-	u64 directory = ctx->nodeid, rule = ctx->tag & 0xff, tag = ctx->tag;
+	u64 directory = ctx->nodeid, size = S_ISREG(ctx->result.attr.mode) ? ctx->result.attr.size : 0, tag = ctx->tag;
 	struct quota_seen seen = {};
 
+	if (!S_ISDIR(ctx->result.attr.mode) && (tag & RULE) && !(tag & COUNTED))
+		tag = size << SIZE_SHIFT | COUNTED | (tag & RULE);
+	seen.size = tag & COUNTED ? tag >> SIZE_SHIFT : size;
+	seen.nodeid = ctx->result.attr.nodeid;
+	seen.n_links = ctx->result.attr.nlink;
+	seen.rule = rule;
 	quota_key(ctx, directory);
+	if (rule)
+		quota__seen.update(&ctx->key, &seen);
+	return tag;
+}
+
+/* Note what an entry is; a directory's rule is by its path. */
+POST(quota, lookup)
+{
+	u64 directory = ctx->nodeid, rule, tag;
+
 	if (ctx->error) {
+		quota_key(ctx, directory);
 		quota__seen.delete(&ctx->key);
 		return FB_CONTINUE;
 	}
+	tag = quota_note(ctx, ctx->cookie);
 	if (S_ISDIR(ctx->result.attr.mode)) {
 		rule = quota_named(ctx);
 		tag = rule ? rule : tag;
-	} else if (rule) {
-		tag = ctx->result.attr.size << SIZE_SHIFT | rule;
 	}
-	seen.size = S_ISREG(ctx->result.attr.mode) ? ctx->result.attr.size : 0;
-	seen.n_links = ctx->result.attr.nlink;
-	seen.rule = ctx->cookie;
-	if (seen.rule)
-		quota__seen.update(&ctx->key, &seen);
 	if (tag == ctx->tag)
 		return FB_CONTINUE;
 	ctx->tag = tag;
@@ -158,7 +184,7 @@ FB_ALWAYS_INLINE int quota_make(struct fb_slot *ctx)
 {
 	struct quota_rule *rule = quota_rule_of(ctx->tag);
 
-	ctx->cookie = rule ? ctx->tag & 0xff : 0;
+	ctx->cookie = rule ? ctx->tag & RULE : 0;
 	return rule && !quota_take(rule, 0, 1) ? -EDQUOT : FB_CONTINUE;
 }
 
@@ -166,9 +192,18 @@ FB_ALWAYS_INLINE int quota_made(struct fb_slot *ctx)
 {
 	struct quota_rule *rule = quota_rule_of(ctx->cookie);
 
+	u64 tag;
+
 	if (rule && ctx->error)
 		quota_give(rule, 0, 1);
-	return FB_CONTINUE;
+	if (!rule || ctx->error)
+		return FB_CONTINUE;
+	tag = quota_note(ctx, ctx->cookie);
+	if (tag == ctx->tag)
+		return FB_CONTINUE;
+	ctx->tag = tag;
+	ctx->edits |= FB_EDIT_TAG;
+	return FB_REWRITE;
 }
 
 PRE(quota, create) { return quota_make(ctx); }
@@ -183,21 +218,26 @@ POST(quota, symlink) { return quota_made(ctx); }
 /* Files without a name come and go unseen. */
 PRE(quota, tmpfile)
 {
-	return ctx->tag & 0xff || (ctx->nodeid == ROOT && quota_of_root()) ? -EOPNOTSUPP : FB_CONTINUE;
+	return ctx->tag & RULE || (ctx->nodeid == ROOT && quota_of_root()) ? -EOPNOTSUPP : FB_CONTINUE;
 }
 
 FB_ALWAYS_INLINE void quota_gone(struct fb_slot *ctx, u64 directory, u32 n_links)
 {
 	struct quota_seen *seen;
 	struct quota_rule *rule;
+	u64 nodeid;
+	u8 one = 1;
 
 	quota_key(ctx, directory);
 	seen = quota__seen.lookup(&ctx->key);
 	if (!seen)
 		return;
 	rule = quota_rule_of(seen->rule);
-	if (rule && seen->n_links <= n_links)
+	if (rule && seen->n_links <= n_links) {
 		quota_give(rule, seen->size, 1);
+		nodeid = seen->nodeid;
+		quota__gone.update(&nodeid, &one);
+	}
 	quota__seen.delete(&ctx->key);
 }
 
@@ -246,27 +286,20 @@ FB_ALWAYS_INLINE u64 quota_is_above(const char *path, u64 len)
 }
 
 /* What moves to another rule is copied, as between file systems; so is what a rule's path leads to. */
-PRE(quota, link) { return (ctx->tag & 0xff) != (ctx->tag2 & 0xff) ? -EXDEV : FB_CONTINUE; }
+PRE(quota, link) { return (ctx->tag & RULE) != (ctx->tag2 & RULE) ? -EXDEV : FB_CONTINUE; }
 
 PRE(quota, rename)
 {
-	if ((ctx->tag & 0xff) != (ctx->tag2 & 0xff))
+	if ((ctx->tag & RULE) != (ctx->tag2 & RULE))
 		return -EXDEV;
 	return quota_is_above(ctx->path, ctx->path_len) || quota_is_above(ctx->path2, ctx->path2_len) ? -EXDEV : FB_CONTINUE;
 }
 
 POST(quota, rename)
 {
-	u64 *to = (u64 *)ctx->name.text, *from = (u64 *)ctx->name2.text;
-	u32 i;
-
 	if (ctx->error || ctx->args.rename.flags & 2)
 		return FB_CONTINUE;
-#pragma clang loop unroll(disable)
-	for (i = 0; i < FB_NAME_SIZE / 8; i++) {
-		asm volatile("" : "+r"(i));
-		to[i & (FB_NAME_SIZE / 8 - 1)] = from[i & (FB_NAME_SIZE / 8 - 1)];
-	}
+	fb_take_name2(ctx);
 	quota_gone(ctx, ctx->args.rename.newdir, 1);
 	return FB_CONTINUE;
 }
@@ -276,34 +309,14 @@ POST(quota, rename)
 /* Let a file grow to `end`; the cookie is by how much. */
 FB_ALWAYS_INLINE int quota_grow(struct fb_slot *ctx, u64 end)
 {
-	struct quota_rule *rule = quota_rule_of(ctx->tag);
+	struct quota_rule *rule = quota_of_file(ctx);
 	u64 size = ctx->tag >> SIZE_SHIFT;
 
 	ctx->cookie = rule && end > size ? end - size : 0;
 	return ctx->cookie && !quota_take(rule, ctx->cookie, 0) ? -EDQUOT : FB_CONTINUE;
 }
 
-/* It has `size` now: give back what was taken beyond that, and note it. */
-FB_ALWAYS_INLINE int quota_sized(struct fb_slot *ctx, u64 size)
-{
-	struct quota_rule *rule = quota_rule_of(ctx->tag);
-	u64 old = ctx->tag >> SIZE_SHIFT;
-
-	if (!rule)
-		return FB_CONTINUE;
-	quota_give(rule, old + ctx->cookie - size, 0);
-	if (size == old)
-		return FB_CONTINUE;
-	ctx->tag = size << SIZE_SHIFT | (ctx->tag & 0xff);
-	ctx->edits |= FB_EDIT_TAG;
-	return FB_REWRITE;
-}
-
-FB_ALWAYS_INLINE u64 quota_start(const struct fb_slot *ctx)
-{
-	return ctx->args.rw.flags & O_APPEND ? ctx->tag >> SIZE_SHIFT : ctx->args.rw.offset;
-}
-
+/* Give back what was taken for what was not done. */
 FB_ALWAYS_INLINE int quota_failed(struct fb_slot *ctx)
 {
 	struct quota_rule *rule = quota_rule_of(ctx->tag);
@@ -311,6 +324,27 @@ FB_ALWAYS_INLINE int quota_failed(struct fb_slot *ctx)
 	if (rule)
 		quota_give(rule, ctx->cookie, 0);
 	return FB_CONTINUE;
+}
+
+/* It has `size` now: give back what was taken beyond that, and note it. */
+FB_ALWAYS_INLINE int quota_sized(struct fb_slot *ctx, u64 size)
+{
+	struct quota_rule *rule = quota_of_file(ctx);
+	u64 old = ctx->tag >> SIZE_SHIFT;
+
+	if (!rule)
+		return quota_failed(ctx);
+	quota_give(rule, old + ctx->cookie - size, 0);
+	if (size == old)
+		return FB_CONTINUE;
+	ctx->tag = size << SIZE_SHIFT | COUNTED | (ctx->tag & RULE);
+	ctx->edits |= FB_EDIT_TAG;
+	return FB_REWRITE;
+}
+
+FB_ALWAYS_INLINE u64 quota_start(const struct fb_slot *ctx)
+{
+	return ctx->args.rw.flags & O_APPEND ? ctx->tag >> SIZE_SHIFT : ctx->args.rw.offset;
 }
 
 PRE(quota, write) { return quota_grow(ctx, quota_start(ctx) + ctx->args.rw.size); }
@@ -349,7 +383,7 @@ PRE(quota, fallocate)
 	u32 mode = ctx->args.fallocate.mode;
 	u64 end;
 
-	if (!(ctx->tag & 0xff))
+	if (!(ctx->tag & RULE))
 		return FB_CONTINUE;
 	end = ctx->args.fallocate.offset + ctx->args.fallocate.length;
 	if (mode & ~3 || (mode == 1 && end > ctx->tag >> SIZE_SHIFT))

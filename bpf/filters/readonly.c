@@ -14,7 +14,6 @@ FB_ALWAYS_INLINE int readonly_judge(const struct fb_slot *ctx)
 {
 	u32 first = 0;
 	struct fb_patterns *patterns = readonly__paths.lookup(&first);
-	int match;
 
 	if (ctx->op == FB_OP_open && (ctx->args.open.flags & O_ACCMODE) == 0 &&
 	    !(ctx->args.open.flags & O_TRUNC))
@@ -26,11 +25,7 @@ FB_ALWAYS_INLINE int readonly_judge(const struct fb_slot *ctx)
 	if (!patterns || !patterns->list[0].text[0] || (ctx->flags & FB_PATH_LOST))
 		return -EROFS;
 	/* Whoever moves a directory above a path moves what is protected there; a new entry must not be below one. */
-	if (ctx->op == FB_OP_rename || ctx->op == FB_OP_link)
-		match = fb_match_paths(ctx, patterns, FB_MATCH_BELOW | FB_MATCH_ABOVE);
-	else
-		match = fb_match_path(ctx, patterns, FB_MATCH_BELOW);
-	return match ? -EROFS : FB_CONTINUE;
+	return fb_match_op(ctx, patterns) ? -EROFS : FB_CONTINUE;
 }
 
 PRE(readonly, setattr) { return readonly_judge(ctx); }

@@ -77,15 +77,15 @@ PRE(redact, tmpfile) { return redact_look(ctx); }
 POST(redact, create) { return redact_made(ctx); }
 POST(redact, tmpfile) { return redact_made(ctx); }
 
-/* Is the new entry of a link or rename one whose file is redacted? `name` is where its name stands. */
-FB_ALWAYS_INLINE int redact_stays(struct fb_slot *ctx, const struct fb_name *name, int is_by_path)
+/* Is the new entry of a link or rename one whose file is redacted? `name` is where its name stands; is_not_above is fb_match_as's. */
+FB_ALWAYS_INLINE int redact_stays(struct fb_slot *ctx, const struct fb_name *name, int is_by_path, u64 is_not_above)
 {
 	u32 first = 0;
 
 	if (!is_by_path && fb_match(ctx, redact__names.lookup(&first), name->text, 0, FB_MATCH_WHOLE))
 		return 1;
 	ctx->path[0] = 0; /* of the two paths only the new one is asked for */
-	return fb_match_paths(ctx, redact__paths.lookup(&first), FB_MATCH_BELOW);
+	return !!fb_match_as(ctx, redact__paths.lookup(&first), ctx->path, FB_PATH_SIZE, FB_MATCH_BELOW | FB_MATCH_ABOVE, is_not_above);
 }
 
 FB_ALWAYS_INLINE int redact_is_all(void)
@@ -96,35 +96,36 @@ FB_ALWAYS_INLINE int redact_is_all(void)
 	return paths && names && !paths->list[0].text[0] && !names->list[0].text[0];
 }
 
-/* By another name or path a file must not be shown whole to who may not see it: neither by a second link … */
+/* By another name or path a file must not be shown whole to who may not see it: neither by a second link, of what is redacted or
+ * will be by the new one … */
 PRE(redact, link)
 {
-	if (ctx->tag2 != REDACTED || redact__allowed.lookup(&ctx->uid) || redact_is_all())
+	if (redact__allowed.lookup(&ctx->uid) || redact_is_all())
 		return FB_CONTINUE;
 	if (ctx->flags & FB_PATH_LOST)
 		return -EACCES;
-	return redact_stays(ctx, &ctx->name, 0) ? FB_CONTINUE : -EACCES;
+	return redact_stays(ctx, &ctx->name, 0, 1) == (ctx->tag2 == REDACTED) ? FB_CONTINUE : -EACCES;
 }
 
-/* … nor by a move. With a directory goes what is in it, whatever the directory's name. */
+/* … nor by a move, nor by what he has open of a file that he moves to where others write what he may not see. With a directory goes
+ * what is in it, whatever the directory's name. */
 PRE(redact, rename)
 {
 	u32 first = 0;
 	struct fb_patterns *paths = redact__paths.lookup(&first), *names = redact__names.lookup(&first);
-	int is_by_path;
+	int is_by_path, is_about;
+	u64 is_exchanged = !!(ctx->args.rename.flags & RENAME_EXCHANGE); /* it leaves both of its places */
 
 	if (redact__allowed.lookup(&ctx->uid) || redact_is_all())
 		return FB_CONTINUE;
 	if (ctx->flags & FB_PATH_LOST)
 		return -EACCES;
-	if (ctx->args.rename.flags & RENAME_EXCHANGE)
-		return fb_match_names(ctx, names) || fb_match_paths(ctx, paths, FB_MATCH_BELOW | FB_MATCH_ABOVE)
-			       ? -EACCES
-			       : FB_CONTINUE;
-	is_by_path = fb_match_path(ctx, paths, FB_MATCH_BELOW | FB_MATCH_ABOVE);
-	if (!is_by_path && !fb_match_name(ctx, names))
-		return FB_CONTINUE;
-	return redact_stays(ctx, &ctx->name2, is_by_path) ? FB_CONTINUE : -EACCES;
+	is_by_path = fb_match_as(ctx, paths, ctx->path, is_exchanged * FB_PATH_SIZE, FB_MATCH_BELOW | FB_MATCH_ABOVE,
+				 !fb_moves_directory(ctx));
+	is_about = is_by_path || fb_match(ctx, names, ctx->name.text, is_exchanged * FB_NAME_SIZE, FB_MATCH_WHOLE);
+	if (is_exchanged)
+		return is_about ? -EACCES : FB_CONTINUE;
+	return redact_stays(ctx, &ctx->name2, is_by_path, is_about | !fb_moves_directory(ctx)) == is_about ? FB_CONTINUE : -EACCES;
 }
 
 /* Who does not see what is there would write zeros back. */

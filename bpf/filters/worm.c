@@ -5,7 +5,6 @@
 #include <linux/fs.h>
 #include <linux/stat.h>
 
-
 FILTER(worm, .altitude = FB_POLICY + 30, .wants = FB_WANTS_PATH,
        .doc = "Write once, append only (EPERM): files below the paths in `paths` and with names in `names`; with both "
 	      "maps empty, all files.")
@@ -23,28 +22,25 @@ FB_ALWAYS_INLINE int worm_is_all(void)
 	return paths && names && !paths->list[0].text[0] && !names->list[0].text[0];
 }
 
-/* Is the entry, or either of a rename's, kept? What is above a kept path is kept with it. */
+/* Are all files kept, or the entry by its name, or either of a rename's? */
+FB_ALWAYS_INLINE int worm_keeps_name(const struct fb_slot *ctx)
+{
+	u32 first = 0;
+
+	return worm_is_all() || fb_match_names(ctx, worm__names.lookup(&first));
+}
+
 FB_ALWAYS_INLINE int worm_keeps(const struct fb_slot *ctx)
 {
 	u32 first = 0;
 	struct fb_patterns *paths = worm__paths.lookup(&first);
 
-	if (worm_is_all() || fb_match_names(ctx, worm__names.lookup(&first)))
+	if (worm_keeps_name(ctx))
 		return 1;
 	if (!paths || !paths->list[0].text[0])
 		return 0;
-	return (ctx->flags & FB_PATH_LOST) || fb_match_path(ctx, paths, FB_MATCH_BELOW | FB_MATCH_ABOVE);
-}
-
-/* Does a rename's new entry lie where files are kept? What it moves does not: worm_keeps was asked first. */
-FB_ALWAYS_INLINE int worm_keeps_target(const struct fb_slot *ctx)
-{
-	u32 first = 0;
-	struct fb_patterns *paths = worm__paths.lookup(&first);
-
-	if (!paths || !paths->list[0].text[0])
-		return 0;
-	return (ctx->flags & FB_PATH_LOST) || fb_match_paths(ctx, paths, FB_MATCH_BELOW);
+	return (ctx->flags & FB_PATH_LOST) ||
+	       fb_match_as(ctx, paths, ctx->path, 0, FB_MATCH_BELOW | FB_MATCH_ABOVE, ctx->op != FB_OP_rmdir);
 }
 
 FB_ALWAYS_INLINE int worm_is_file(const struct fb_slot *ctx)
@@ -79,14 +75,24 @@ POST(worm, link) { return worm_note(ctx); }
 PRE(worm, unlink) { return worm_keeps(ctx) ? -EPERM : FB_CONTINUE; }
 PRE(worm, rmdir) { return worm_keeps(ctx) ? -EPERM : FB_CONTINUE; }
 
+/* What is above a kept path is kept with it. */
 PRE(worm, rename)
 {
-	if (worm_keeps(ctx))
+	u32 first = 0;
+	struct fb_patterns *paths = worm__paths.lookup(&first);
+	/* What is exchanged leaves both of its places. */
+	u64 second = ctx->args.rename.flags & RENAME_EXCHANGE ? FB_PATH_SIZE : 0;
+
+	if (worm_keeps_name(ctx))
 		return -EPERM;
-	if (!worm_keeps_target(ctx))
+	if (!paths || !paths->list[0].text[0])
 		return FB_CONTINUE;
-	if (ctx->args.rename.flags & RENAME_EXCHANGE)
+	if (ctx->flags & FB_PATH_LOST)
 		return -EPERM;
+	if (fb_match_as(ctx, paths, ctx->path, second, FB_MATCH_BELOW | FB_MATCH_ABOVE, !fb_moves_directory(ctx)))
+		return -EPERM;
+	if (!fb_match_paths(ctx, paths, FB_MATCH_BELOW))
+		return FB_CONTINUE;
 	/* What comes in does not take the place of what is there. */
 	ctx->args.rename.flags |= RENAME_NOREPLACE;
 	ctx->edits |= FB_EDIT_FLAGS;

@@ -159,6 +159,7 @@ void creds_enter(const struct request *rq, uint32_t uid, uint32_t gid, bool keep
 void creds_leave(void);
 bool creds_are_users(void);
 uid_t creds_caller_uid(const struct request *rq);
+bool creds_caller_is_admin(const struct request *rq);
 gid_t creds_caller_gid(const struct request *rq);
 void creds_lift(void);
 void creds_unlift(void);

@@ -10,6 +10,7 @@
 #include <linux/capability.h>
 #include <sched.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 struct caps {
@@ -173,6 +174,27 @@ static bool caller_has_fsetid(const struct request *rq)
 	bool has = !caps || strtoull(caps, NULL, 16) & fsetid_bit;
 	free(caps);
 	return has;
+}
+
+/* Is a thread in the user namespace that we are in? */
+static bool is_in_our_namespace(uint32_t pid)
+{
+	char path[32];
+	struct stat theirs, ours;
+
+	snprintf(path, sizeof(path), "/proc/%u/ns/user", pid);
+	return stat(path, &theirs) == 0 && stat("/proc/self/ns/user", &ours) == 0 && theirs.st_ino == ours.st_ino &&
+	       theirs.st_dev == ours.st_dev;
+}
+
+/** Has the caller CAP_SYS_ADMIN where we have it? Where his thread is not known, root is taken to. */
+bool creds_caller_is_admin(const struct request *rq)
+{
+	char *caps = status_of_thread(rq->in->pid, "CapEff:");
+	bool is_known = caps, has = caps && strtoull(caps, NULL, 16) >> CAP_SYS_ADMIN & 1;
+
+	free(caps);
+	return is_known ? has && is_in_our_namespace(rq->in->pid) : creds_caller_uid(rq) == 0;
 }
 
 /* Take the caller's groups: all that he has, where the backing file system is to judge him and he is who a filter left him;

@@ -303,6 +303,7 @@ static const char *edit_attr(struct request *rq, const struct fb_slot *slot)
 		return "rewritten attributes have a size that no file can have";
 	if (now->ino)
 		attr.ino = now->ino;
+	attr.nodeid = now->nodeid;
 	*now = attr;
 	return NULL;
 }
@@ -463,6 +464,8 @@ const char *verdict_edit(struct request *rq, const struct fb_slot *slot, const s
 			rq->name = image->name.text;
 		if (edits & FB_EDIT_NAME2)
 			rq->name2 = image->name2.text;
+		if (edits & (FB_EDIT_NAME | FB_EDIT_NAME2 | FB_EDIT_BACKING))
+			paths_follow(rq, edits & FB_EDIT_NAME, edits & FB_EDIT_NAME2);
 	}
 	return why;
 }

@@ -2,6 +2,7 @@
 /* An op as its filters see it, in our own copy, from which the slot is filled in before each hook. On a worker's thread. */
 #include "core.h"
 
+#include <sys/stat.h>
 #include <time.h>
 
 /** What the filters see of the op before it runs, and records tell of it; the arguments are there from decoding. */
@@ -53,6 +54,60 @@ static int path_fill(struct request *rq, struct inode *inode, const char *name, 
 	return len < 0 ? 0 : len;
 }
 
+/* What is there, S_IFMT bits; 0 if nothing is, or that cannot be told. */
+static uint16_t type_at(struct request *rq, struct inode *dir, const char *name)
+{
+	struct stat st;
+	int fd = dir ? parent_fd_get(rq, dir) : -1;
+
+	if (fd < 0)
+		return 0;
+	uint16_t type = fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 ? 0 : (uint16_t)(st.st_mode & S_IFMT);
+	parent_fd_put(rq, dir, fd);
+	return type;
+}
+
+static void types_fill(struct request *rq)
+{
+	struct fb_rename *args = &rq->image->args.rename;
+
+	args->type = type_at(rq, rq->inode, rq->name);
+	args->type2 = type_at(rq, inodes_get(rq->mount, args->newdir), rq->name2);
+}
+
+/* The last part of a path becomes another name. A path that is lost stays so. */
+static void path_end(struct fb_slot *image, char path[FB_PATH_SIZE], __u32 *path_len, const char *name)
+{
+	const char *slash = memrchr(path, '/', *path_len);
+	size_t start = slash ? (size_t)(slash - path) + 1 : 0, len = strlen(name);
+
+	if (!*path_len)
+		return;
+	if (start + len >= FB_PATH_SIZE) {
+		image->flags |= FB_PATH_LOST;
+		start = len = 0;
+	}
+	memcpy(path + start, name, len);
+	*path_len = (uint32_t)(start + len);
+	path[*path_len] = 0;
+}
+
+/** A filter led the op to other names, or to another root, which the hooks below and behind are to see. */
+void paths_follow(struct request *rq, bool is_name, bool is_name2)
+{
+	struct fb_slot *image = rq->image;
+	bool is_link = rq->op->canonical == FB_OP_link;
+
+	if (!(image->flags & FB_HAS_PATH) || rq->op->flags & FB_OP_XATTR)
+		return;
+	if (is_name)
+		path_end(image, is_link ? image->path2 : image->path, is_link ? &image->path2_len : &image->path_len, rq->name);
+	if (is_name2)
+		path_end(image, image->path2, &image->path2_len, rq->name2);
+	if (rq->op->canonical == FB_OP_rename)
+		types_fill(rq);
+}
+
 /** Its paths, for filters that want them. */
 void paths_fill(struct request *rq)
 {
@@ -71,5 +126,6 @@ void paths_fill(struct request *rq)
 	if (rq->op->canonical == FB_OP_rename) {
 		struct inode *newdir = inodes_get(m, image->args.rename.newdir);
 		image->path2_len = (uint32_t)path_fill(rq, newdir, rq->name2, image->path2);
+		types_fill(rq);
 	}
 }

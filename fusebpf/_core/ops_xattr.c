@@ -100,20 +100,30 @@ int op_getxattr(struct request *rq)
 	return reply_value(rq, without_acl(rq, n));
 }
 
-/* Take the names out of a list of n bytes that only a caller with CAP_SYS_ADMIN sees (the request does not say who has it:
- * root is taken to have it); returns how many bytes stay. */
-static ssize_t without_trusted(char *names, ssize_t n)
+static bool is_trusted(const char *name)
 {
-	ssize_t kept = 0;
+	return !strncmp(name, "trusted.", 8);
+}
 
-	for (ssize_t at = 0, len; at < n; at += len) {
+/* Take the names out of a list of n bytes that only a caller with CAP_SYS_ADMIN sees (fs/xattr.c: xattr_permission); returns how many
+ * bytes stay. Who has it is asked where there is such a name. */
+static ssize_t without_trusted(const struct request *rq, char *names, ssize_t n)
+{
+	ssize_t kept = 0, len;
+	bool is_asked = false, sees_all = false;
+
+	for (ssize_t at = 0; at < n && !sees_all; at += len) {
 		len = (ssize_t)strlen(names + at) + 1;
-		if (!strncmp(names + at, "trusted.", 8))
+		if (is_trusted(names + at) && !is_asked) {
+			is_asked = true;
+			sees_all = creds_caller_is_admin(rq);
+		}
+		if (is_trusted(names + at))
 			continue;
 		memmove(names + kept, names + at, (size_t)len);
 		kept += len;
 	}
-	return kept;
+	return sees_all ? n : kept;
 }
 
 int op_listxattr(struct request *rq)
@@ -124,13 +134,12 @@ int op_listxattr(struct request *rq)
 	if (fd < 0)
 		return fd;
 	proc_path(path, fd);
-	bool sees_all = rq->in->uid == 0;
 	size_t size = value_size(rq);
-	ssize_t n = listxattr(path, rq->worker->payload, sees_all ? size : FB_DATA_SIZE);
+	ssize_t n = listxattr(path, rq->worker->payload, FB_DATA_SIZE);
 	n = n < 0 ? -errno : n;
 	inode_fd_put(rq->mount, rq->inode);
-	if (n > 0 && !sees_all) {
-		n = without_trusted(rq->worker->payload, n);
+	if (n > 0) {
+		n = without_trusted(rq, rq->worker->payload, n);
 		n = size && (size_t)n > size ? -ERANGE : n;
 	}
 	return reply_value(rq, n);

@@ -163,6 +163,7 @@ int lock_eintr(const struct request *rq);
 /* image.c */
 void image_fill(struct request *rq);
 void paths_fill(struct request *rq);
+void paths_follow(struct request *rq, bool is_name, bool is_name2);
 
 /* route.c */
 void request_run(struct request *rq);

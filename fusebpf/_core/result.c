@@ -82,6 +82,7 @@ void result_to_slot(struct request *rq)
 		attr_to_slot(reply_attr(rq), &image->result.attr);
 		if (rq->entry)
 			image->view = rq->entry->view;
+		image->result.attr.nodeid = rq->entry ? rq->entry->nodeid : image->nodeid;
 		image->result.attr.btime_ns = btime_ns(rq);
 	} else if (flags & FB_OP_STATFS) {
 		const struct fuse_kstatfs *st = &rq->out.statfs.st;

@@ -76,6 +76,7 @@ static int view_switch(struct request *rq, uint32_t view)
 	inodes_forget(rq->mount, rq->entry, 1);
 	rq->entry = inode;
 	rq->image->view = view;
+	rq->image->result.attr.nodeid = inode->nodeid;
 	out->nodeid = inode->nodeid;
 	ttl_set(entry_ttl_ns(rq, inode), &out->entry_valid, &out->entry_valid_nsec);
 	return 0;

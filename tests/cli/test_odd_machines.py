@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,35 @@ def test_a_mount_works_or_is_refused_for_want_of_descriptors(
         assert (tree / "mnt" / "new").read_text() == "content"
         assert tree / "mnt" / "new" in (tree / "mnt").iterdir()
         assert "hide" in support.run(support.COMMAND, "filters", "mnt", cwd=tree).stdout
+        support.run(support.COMMAND, "detach", "mnt", "hide", cwd=tree)
+    finally:
+        support.run(support.COMMAND, "umount", "mnt", cwd=tree)
+
+
+def test_filters_that_find_no_descriptors_take_none_from_the_ops_of_the_mount(tree: Path) -> None:
+    limited = ("sh", "-c", 'ulimit -n 280; exec "$0" "$@"', support.COMMAND)
+    support.run(*limited, *MOUNT, "-o", "max_descriptors=40", cwd=tree)
+    (tree / "mnt" / "a").write_text("content")
+    done = threading.Event()
+
+    def use() -> int:
+        n = 0
+        while not done.is_set():
+            assert (tree / "mnt" / "a").read_text() == "content"
+            assert tree / "mnt" / "a" in (tree / "mnt").iterdir()
+            n += 1
+        return n
+
+    try:
+        with ThreadPoolExecutor() as pool:
+            users = [pool.submit(use) for _ in range(4)]
+            try:
+                for _ in range(5):
+                    refused = support.run(support.COMMAND, "attach", "mnt", "limit", check=False, cwd=tree)
+                    assert_refused(refused, 1, "Too many open files", "of the 280 that it was started with")
+            finally:
+                done.set()
+            assert all(user.result() for user in users)
     finally:
         support.run(support.COMMAND, "umount", "mnt", cwd=tree)
 

@@ -195,6 +195,27 @@ def test_a_stopped_server_does_not_stop_umount(tree: Path) -> None:
     support.wait_until(lambda: left_behind(tree) == [])
 
 
+def test_who_asks_a_stopped_server_is_told_so_and_nothing_is_done_later(tree: Path) -> None:
+    mount("src", "mnt", "--filter", "hide", cwd=tree)
+    pid = server_of(tree)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for words in (
+            ("attach", "mnt", "audit"),
+            ("detach", "mnt", "hide"),
+            ("replace", "mnt", "hide", "audit"),
+        ):
+            assert_refused(fusebpf(*words, cwd=tree), 1, f"pid {pid}", "is stopped", f"`kill -CONT {pid}`")
+        (listed,) = (one for one in json.loads(fusebpf("list", "--json").stdout) if one["pid"] == pid)
+        assert listed["state"] == "stopped"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+    chain = json.loads(fusebpf("filters", "mnt", "--json", cwd=tree).stdout)
+    assert [one["name"] for one in chain["filters"]] == ["hide"]
+    umount("./mnt", cwd=tree)
+
+
 @pytest.fixture
 def slow(tree: Path) -> Path:
     """A filter whose compilation takes seconds: a start that can be interrupted."""

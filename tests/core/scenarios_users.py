@@ -4,6 +4,8 @@ import ctypes
 import os
 import stat
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,7 +295,7 @@ def sgid_without_execute_is_kept_when_a_member_of_the_group_writes(p: Path) -> A
 
 
 @scenario
-def trusted_names_are_roots_to_see(p: Path) -> Any:
+def trusted_names_are_administrators_to_see(p: Path) -> Any:
     put(p / "f")
     for name in ("trusted.a", "user.b", "trusted.c", "user.d", "security.e"):
         os.setxattr(p / "f", name, b"value")
@@ -307,7 +309,15 @@ def trusted_names_are_roots_to_see(p: Path) -> Any:
 
     with user(WHO):
         by_user = lists(), sorted(os.listxattr(p / "f")), attempt(os.getxattr, p / "f", "trusted.a")
-    return by_user, lists(), sorted(os.listxattr(p / "f"))
+    shown = (sys.executable, "-c", "import os, sys; print(sorted(os.listxattr(sys.argv[1])))", str(p / "f"))
+    admin = ("--inh-caps=+sys_admin", "--ambient-caps=+sys_admin")
+    others = (
+        ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"),
+        ("setpriv", f"--reuid={WHO}", f"--regid={WHO}", "--clear-groups", *admin),
+        ("unshare", "--user", "--map-root-user"),
+    )
+    by_others = [subprocess.run([*one, *shown], capture_output=True, check=True).stdout for one in others]
+    return by_user, by_others, lists(), sorted(os.listxattr(p / "f"))
 
 
 @scenario

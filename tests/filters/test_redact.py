@@ -70,10 +70,12 @@ for case in (
     (os.link, "a.sec", "plain1"), (os.link, "p/f", "plain2"), (link_of_open, "a.sec", "plain3"),
     (os.rename, "a.sec", "plain4"), (os.rename, "p/f", "plain5"), (os.rename, "p/sub", "sub"),
     (os.rename, "p", "q"), (os.rename, "p/sub", "sub.sec"), (exchange, "a.sec", "own"),
-    (exchange, "own", "p/f"), (exchange, "own", "p/sub"),
+    (exchange, "own", "p/f"), (exchange, "own", "p/sub"), (os.link, "own", "own.sec"),
+    (os.link, "own", "p/own"), (os.rename, "own", "own.sec"), (os.rename, "own", "p/own"),
+    (os.rename, "r", "p/r"),
     (os.link, "a.sec", "b.sec"), (os.link, "p/f", "p/g"), (os.rename, "b.sec", "c.sec"),
     (os.rename, "p/g", "p/h"), (os.rename, "own", "own2"),
-    (os.link, "own2", "own3"), (os.rename, "own2", "p/own"),
+    (os.link, "own2", "own3"), (os.rename, "r", "s"), (os.rename, "p/h", "p/sub/h"),
 ):
     print(told(*case), end=" ")
 """
@@ -82,6 +84,7 @@ for case in (
 def test_no_other_name_shows_what_is_redacted(mount: support.Mounter) -> None:
     mounted = mount(filters=["redact"], sets={**SETS, "redact.paths": "p"})
     (mounted.src / "p" / "sub").mkdir(parents=True)
+    (mounted.src / "r").mkdir()
     for name in ("a.sec", "p/f", "p/sub/f", "own"):
         (mounted.src / name).write_bytes(TEXT)
     for path in [mounted.src, *mounted.src.rglob("*")]:
@@ -90,7 +93,7 @@ def test_no_other_name_shows_what_is_redacted(mount: support.Mounter) -> None:
     done = support.run(sys.executable, "-c", WAYS, mounted.path, user=1000)
 
     codes = [int(word) for word in done.stdout.split()]
-    assert codes == [errno.EACCES] * 11 + [0] * 7
+    assert codes == [errno.EACCES] * 16 + [0] * 8
     (mounted.path / "a.sec").rename(mounted.path / "plain")
     assert (mounted.path / "plain").read_bytes() == TEXT, "who sees everything may"
 

@@ -14,6 +14,7 @@ from fusebpf import _core, bpf, compiler, loader
 from fusebpf.errors import FilterError, MountError
 from fusebpf.loader import Compiled, Filter, SharedMaps
 
+HOOK = "PRE(f, lookup) { return FB_CONTINUE; }\n"
 _DIRENT = OPCODES["dirent"]
 _HOOKABLE = {opcode for _, opcode, _, _, kind, _ in _core.OPS if kind == "hook" and opcode != _DIRENT}
 _WITH_FILE_NAMES = {
@@ -262,3 +263,23 @@ def _dump(path: Path) -> list[dict[str, dict[str, Any]]]:
         row["formatted"]
         for row in json.loads(support.run("bpftool", "-j", "map", "dump", "pinned", path).stdout)
     ]
+
+
+def test_what_a_filter_includes_is_sought_beside_it_and_not_where_the_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("beside", "here"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "who.h").write_text(f'#define WHO "{name}"\n')
+    source = loader_support.write(
+        tmp_path / "beside", '#include "who.h"\n' + HEAD.replace("5)", "5, .doc = WHO)") + HOOK
+    )
+    monkeypatch.chdir(tmp_path / "here")
+
+    assert loader.compile_source(source).filters["f"].doc == "beside"
+
+
+def test_a_byte_order_mark_is_not_part_of_a_filter(tmp_path: Path) -> None:
+    source = loader_support.write(tmp_path, "\ufeff" + HEAD + HOOK)
+
+    assert list(loader.compile_source(source).filters) == ["f"]

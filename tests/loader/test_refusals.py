@@ -66,7 +66,7 @@ WRONG: dict[str, tuple[str, type[FilterError], str]] = {
     "a map that is too large": (
         HEAD + "BPF_ARRAY(f__big, struct fb_patterns, 2000000000);\n" + HOOK,
         CompileError,
-        ": could not open bpf map: f__big, error: ",
+        ": the map 'f__big' cannot be made: there is no memory for so many items$",
     ),
     "no filter": ("int main() { return 0; }\n", FilterError, r": declares no filter; say FILTER\("),
     "a hook of no filter": (
