@@ -173,6 +173,7 @@ enum fb_slot_flags {
 	FB_KNOWN_EXEC = 1 << 3, /* open: the file is opened to be executed */
 	FB_TAG_MIXED = 1 << 4,	/* a file with links in directories of different tags: judge it at each lookup */
 	FB_CALLER_KNOWN = 1 << 5, /* caller is filled in */
+	FB_GONE = 1 << 6, /* the file has no name any more; in post of unlink, rmdir, rename: what lost this one has none */
 	FB_HAS_DATA = 1 << 8,	/* window and data_… are filled in */
 };
 

@@ -29,13 +29,18 @@ FB_ALWAYS_INLINE int fb_match_as(const struct fb_slot *ctx, const struct fb_patt
 	u64 start = ctx->zero, p = ctx->zero, t = ctx->zero; /* this pattern, where in it, where in the text */
 	u64 star_p = ctx->zero, star_t = ctx->zero; /* where to resume behind the last star; 0 without one */
 	u64 base = ctx->zero;			    /* which text */
+	/* Numbers, where the mode is one: to branch on it would cost the verifier once more for each. */
+	const int may_be_above = !__builtin_constant_p(mode) || mode & FB_MATCH_ABOVE;
+	u64 slash = mode & FB_MATCH_BELOW ? '/' : 0; /* behind which a text that matches may go on */
 	u32 i;
 
 	if (!patterns)
 		return FB_MATCH_TOO_LONG;
 	/* What the verifier knew of these would make each of their values a state of its own. */
 	second += ctx->zero;
-	is_not_above += ctx->zero;
+	is_not_above = (is_not_above | !(mode & FB_MATCH_ABOVE)) + ctx->zero;
+	if (!__builtin_constant_p(mode))
+		slash += ctx->zero;
 	FB_BOUND(start, 0x3fff);
 	FB_BOUND(p, 0x3fff);
 	FB_BOUND(t, 0xfff);
@@ -72,11 +77,12 @@ FB_ALWAYS_INLINE int fb_match_as(const struct fb_slot *ctx, const struct fb_patt
 			start = p = t = star_p = 0;
 			continue;
 		}
-		if (!pc && (!tc || ((mode & FB_MATCH_BELOW) && tc == '/')))
+		if (!pc && (!tc || tc == slash))
 			return FB_MATCH_FOUND;
-		/* A path goes on with a slash: it stands here, or a star takes it. Not the one in front: what it takes may be anything,
-		 * so that what matches below this path does so below any other. */
-		if ((mode & FB_MATCH_ABOVE) && !(tc | is_not_above) && (pc == '/' || pc == '?' || star_p > start + 1))
+		/* A path goes on with a slash: it stands here, or a star takes it. Not the one in front, as long as nothing behind it has
+		 * matched: what it takes may be anything, so that what matches below this path does so below any other. */
+		if (may_be_above && !(tc | is_not_above) && t &&
+		    (star_p > start + 1 || ((pc == '/' || pc == '?') && !(star_p && p == start + 1))))
 			return FB_MATCH_FOUND;
 		if (star_p && text[base + star_t]) {
 			t = ++star_t;

@@ -141,6 +141,8 @@ struct fb_rename {
 
 struct fb_link {
 	__u64 inode; /* nodeid of what is linked; ctx->nodeid is the new parent */
+	__u32 type;  /* and its S_IFMT bits, for filters that want paths */
+	__u32 reserved0;
 };
 
 /* How the data of a file that is opened goes. Of what the kernel's rules forbid, the open gets what works. */

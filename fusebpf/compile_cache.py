@@ -12,6 +12,7 @@ import platform
 import re
 import stat
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 DIRECTORY = Path("/var/cache/fusebpf")
@@ -21,28 +22,31 @@ MAX_KEPT = 64
 """Files; the ones that were used longest ago go first."""
 
 _LIBRARIES = ("/usr/lib/*-linux-*/libbcc.so.0", "/usr/lib64/libbcc.so.0", "/usr/lib/libbcc.so.0")
+_KERNELS = ("linux", "asm", "asm-generic")
 _OTHER_INCLUDE = re.compile(
-    r'#[ \t]*include(?![ \t]*"fusebpf(?:_filter)?\.h"|[ \t]*<(?:linux|asm|asm-generic)/)'
+    r'#[ \t]*include(?![ \t]*"fusebpf(?:_filter)?\.h"|[ \t]*<(?:' + "|".join(_KERNELS) + ")/)"
 )
 _FORMAT = b"1"
 
 
-def key(source: str, text: str, flags: list[str]) -> str | None:
+def key(source: str, text: str, place: Path, flags: Sequence[str]) -> str | None:
     """The name under which the compiled form of a text is kept.
 
     Args:
         source: What the author wrote.
         text: What the compiler gets, with all of the ABI's headers.
+        place: Where what it includes is sought.
         flags: What else decides over the result.
 
     Returns:
         None if it is not kept.
     """
     library = _library()
-    if library is None or _OTHER_INCLUDE.search(source):
+    has_own = any((place / name).exists() for name in _KERNELS)
+    if library is None or has_own or _OTHER_INCLUDE.search(source):
         return None
     made = hashlib.sha256(_FORMAT)
-    for part in (library, platform.release(), "\0".join(flags), text):
+    for part in (library, platform.release(), "\0".join((str(place), *flags)), text):
         made.update(hashlib.sha256(part.encode()).digest())
     return made.hexdigest()
 

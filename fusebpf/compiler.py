@@ -277,7 +277,7 @@ def _compile(shown: str, segments: list[tuple[str, int, str]], place: Path) -> C
     bpf.require()
     text = "".join(f"#line {line} {json.dumps(file)}\n{part}" for file, line, part in segments)
     # A kept one was compiled without a warning, so that those are said each time.
-    kept_as = compile_cache.key(segments[-1][2], text + _headers(), [str(place), *_FLAGS])
+    kept_as = compile_cache.key(segments[-1][2], text + _headers(), place, _FLAGS)
     answer = compile_cache.load(kept_as) if kept_as else None
     messages = ""
     if answer is None:
@@ -302,7 +302,7 @@ def _compile(shown: str, segments: list[tuple[str, int, str]], place: Path) -> C
 def _run_child(text: str, place: Path, debug: int) -> tuple[int, bytes, str]:
     """Compile in a child; returns its exit code, its answer and the compiler's messages.
 
-    What the text includes is sought in `place`, its file's directory: clang takes its own one for that.
+    What the text includes is sought in `place`, its file's directory, and before that in clang's own one.
     """
     job = {
         "parent": os.getpid(),
@@ -320,7 +320,7 @@ def _run_child(text: str, place: Path, debug: int) -> tuple[int, bytes, str]:
             stderr=subprocess.PIPE,
             env={**passed_on, "BCC_KERNEL_SOURCE": str(stub), "LC_ALL": "C"},
             pass_fds=passed_fds,
-            cwd=place,
+            cwd=bpf_dir(),
             start_new_session=True,
         )
         with child:

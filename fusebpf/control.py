@@ -83,9 +83,7 @@ class Server:
                 while block := await stream.receive_some(65536):
                     *lines, rest = (rest + block).split(b"\n")
                     for line in lines:
-                        if _has_gone(stream):
-                            return  # nobody would learn of what is done
-                        await stream.send_all(await self._told(line))
+                        await stream.send_all(await self._told(line, stream))
                     if len(rest) > _MAX_BYTES:
                         await stream.send_all(
                             _answer(error=UsageError("a request is a line of 1 MiB at most"))
@@ -96,9 +94,12 @@ class Server:
         except Exception:  # noqa: BLE001 - see above
             _log.exception("%s: the control socket", self._stack.name)
 
-    async def _told(self, line: bytes) -> bytes:
+    async def _told(self, line: bytes, stream: trio.SocketStream) -> bytes:
         try:
-            return _answer(result=await self._do(_Request(line)))
+            request = _Request(line)
+            if request.is_change and _has_gone(stream):
+                return b""  # nobody would learn of what is done
+            return _answer(result=await self._do(request))
         except Exception as error:  # noqa: BLE001 - it is the answer
             return _answer(error=error)
 
@@ -234,6 +235,11 @@ class _Request:
             _check_text(key, value)
         return [str(value) for value in values]
 
+    @property
+    def is_change(self) -> bool:
+        """Whether it asks for another chain; a policy has changed already."""
+        return self._data.get("request") in ("attach", "detach", "replace")
+
     def number(self, key: str) -> int | None:
         value = self._take(key, int, None)
         return None if value is None else int(value)
@@ -278,6 +284,10 @@ def _answer(result: dict[str, Any] | None = None, error: Exception | None = None
 # -------------------------------------------------------------------------------------- the client
 
 
+class StoppedError(MountError):
+    """The server was stopped by a signal, and answers nobody."""
+
+
 def ask(entry: registry.Entry, request: str, **arguments: Any) -> dict[str, Any]:
     """Ask the server of a mount, and wait for its answer.
 
@@ -304,6 +314,8 @@ def ask(entry: registry.Entry, request: str, **arguments: Any) -> dict[str, Any]
                         f"the server of {entry.name!r} (pid {entry.pid}) ended before it answered"
                     )
                 answer += block
+        except TimeoutError:
+            _check_goes_on(entry, 0)
         except OSError as error:
             raise MountError(
                 f"the server of {entry.name!r} (pid {entry.pid}) cannot be asked: {error.strerror}"
@@ -314,7 +326,7 @@ def ask(entry: registry.Entry, request: str, **arguments: Any) -> dict[str, Any]
 def _check_goes_on(entry: registry.Entry, end: float) -> None:
     server = f"the server of {entry.name!r} (pid {entry.pid})"
     if entry.is_stopped:
-        raise MountError(f"{server} is stopped: `kill -CONT {entry.pid}` lets it go on")
+        raise StoppedError(f"{server} is stopped: `kill -CONT {entry.pid}` lets it go on")
     if time.monotonic() > end:
         raise MountError(f"{server} gave no answer within {_ANSWER_SECONDS:g} seconds")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import textwrap
-from contextlib import suppress
 from typing import Any
 
 import click
@@ -186,7 +185,6 @@ def map_command(
     delete KEY         takes a key, or a pattern, out
     """  # noqa: D301 - click's own mark
     from fusebpf import map_view
-    from fusebpf.control import ask
 
     n_words = {"list": (0,), "get": (1,), "set": (1, 2), "delete": (1,)}[verb]
     if len(words) not in n_words:
@@ -194,12 +192,8 @@ def map_command(
         raise UsageError(f"`{verb}` takes {wanted}, and there are {len(words)} words after it")
     entry = entry_at(target)
 
-    def tell() -> None:
-        with suppress(MountError):  # a mount of a program that does not listen
-            ask(entry, "policy_changed")
-
     found = map_view.pinned(registry.pins(entry.name), filter_, map_name)
-    view = map_view.MapView(lambda: found, tell)
+    view = map_view.MapView(lambda: found, lambda: _tell_of_change(entry))
     try:
         if verb == "list":
             lines = [json.dumps(view.rows(), indent=1)] if is_json else map(typed, view.items_as_text())
@@ -217,6 +211,18 @@ def map_command(
             view[words[0]] = words[1] if len(words) > 1 else "1"
     finally:
         found.close()
+
+
+def _tell_of_change(entry: registry.Entry) -> None:
+    """Have the server make the kernel forget what it cached of the policy before."""
+    from fusebpf.control import StoppedError, ask
+
+    try:
+        ask(entry, "policy_changed")
+    except StoppedError as error:
+        raise MountError(f"it is changed, and what the kernel has cached goes later: {error}") from error
+    except MountError:
+        return  # a mount of a program that does not listen
 
 
 COMMANDS: tuple[click.Command, ...] = (

@@ -51,7 +51,8 @@ FB_ALWAYS_INLINE struct limit_bucket *limit_bucket_of(enum limit_of of, u64 id)
 FB_ALWAYS_INLINE u64 limit_take(struct limit_bucket *bucket, const struct limit_rate *rate, u64 n, int only_now)
 {
 	u64 now = bpf_ktime_get_ns(), per_second = rate->per_second ? rate->per_second : 1;
-	u64 burst_ns = rate->burst * NS_PER_S / per_second, free_ns, from, wait;
+	/* Its nanoseconds need not fit: a longer one is as good as none. */
+	u64 burst_ns = rate->burst < ~0ull / NS_PER_S ? rate->burst * NS_PER_S / per_second : ~0ull, free_ns, from, wait;
 	u32 i;
 
 #pragma clang loop unroll(full)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0 */
 #include "fusebpf.h"
 #include <linux/fcntl.h>
+#include <linux/fs.h>
 #include <linux/stat.h>
 
 #define N_RULES 8
@@ -21,19 +22,7 @@ struct quota_rule {
 	s64 files;
 };
 
-struct quota_seen {
-	u64 size;
-	u64 nodeid;
-	u32 n_links;
-	u32 rule;
-};
-
 BPF_ARRAY(quota__rules, struct quota_rule, N_RULES);
-/* What lookups saw: unlink and rename are about names. The key is the directory's nodeid, in op and uid, and the name. */
-BPF_TABLE("lru_hash", struct fb_key, struct quota_seen, quota__seen, 4096);
-/* Files whose last name has gone, by nodeid: what somebody has open of them still counts no longer. */
-BPF_TABLE("lru_hash", u64, u8, quota__gone, 4096);
-
 FB_ALWAYS_INLINE struct quota_rule *quota_rule_of(u64 tag)
 {
 	u32 index = (tag & RULE) - 1;
@@ -62,19 +51,10 @@ FB_ALWAYS_INLINE void quota_give(struct quota_rule *rule, u64 bytes, u64 files)
 	__sync_fetch_and_add(&rule->files, -files);
 }
 
-/* The rule that a file counts for. */
-FB_ALWAYS_INLINE struct quota_rule *quota_of_file(struct fb_slot *ctx)
+/* The rule that a file counts for: one whose last name has gone counts for none. */
+FB_ALWAYS_INLINE struct quota_rule *quota_of_file(const struct fb_slot *ctx)
 {
-	struct quota_rule *rule = quota_rule_of(ctx->tag);
-	u64 nodeid = ctx->nodeid;
-
-	return rule && !quota__gone.lookup(&nodeid) ? rule : 0;
-}
-
-FB_ALWAYS_INLINE void quota_key(struct fb_slot *ctx, u64 directory)
-{
-	ctx->key_op = (u32)directory;
-	ctx->key_uid = directory >> 32;
+	return ctx->flags & FB_GONE ? 0 : quota_rule_of(ctx->tag);
 }
 
 /* The number of the rule whose path this is, 0 if none's. */
@@ -137,45 +117,35 @@ PRE(quota, lookup)
 	return FB_REWRITE;
 }
 
-/* Note an entry for when it is removed, and a file's size: as the file system tells it the first time, for what comes then
- * is counted, and what it tells may be younger than what was counted. `rule` is the one that the entry counts for. */
-FB_ALWAYS_INLINE u64 quota_note(struct fb_slot *ctx, u64 rule)
+/* The tag of an entry. A file's size is as the file system tells it the first time: what comes then is counted, and what it tells
+ * may be younger than that. */
+FB_ALWAYS_INLINE u64 quota_tag(const struct fb_slot *ctx)
 {
-	u64 directory = ctx->nodeid, size = S_ISREG(ctx->result.attr.mode) ? ctx->result.attr.size : 0, tag = ctx->tag;
-	struct quota_seen seen = {};
+	u64 tag = ctx->tag;
 
-	if (!S_ISDIR(ctx->result.attr.mode) && (tag & RULE) && !(tag & COUNTED))
-		tag = size << SIZE_SHIFT | COUNTED | (tag & RULE);
-	seen.size = tag & COUNTED ? tag >> SIZE_SHIFT : size;
-	seen.nodeid = ctx->result.attr.nodeid;
-	seen.n_links = ctx->result.attr.nlink;
-	seen.rule = rule;
-	quota_key(ctx, directory);
-	if (rule)
-		quota__seen.update(&ctx->key, &seen);
+	if (S_ISREG(ctx->result.attr.mode) && (tag & RULE) && !(tag & COUNTED))
+		tag = ctx->result.attr.size << SIZE_SHIFT | COUNTED | (tag & RULE);
 	return tag;
 }
 
-/* Note what an entry is; a directory's rule is by its path. */
-POST(quota, lookup)
+FB_ALWAYS_INLINE int quota_note(struct fb_slot *ctx, u64 tag)
 {
-	u64 directory = ctx->nodeid, rule, tag;
-
-	if (ctx->error) {
-		quota_key(ctx, directory);
-		quota__seen.delete(&ctx->key);
-		return FB_CONTINUE;
-	}
-	tag = quota_note(ctx, ctx->cookie);
-	if (S_ISDIR(ctx->result.attr.mode)) {
-		rule = quota_named(ctx);
-		tag = rule ? rule : tag;
-	}
 	if (tag == ctx->tag)
 		return FB_CONTINUE;
 	ctx->tag = tag;
 	ctx->edits |= FB_EDIT_TAG;
 	return FB_REWRITE;
+}
+
+/* A directory's rule is by its path. */
+POST(quota, lookup)
+{
+	u64 rule;
+
+	if (ctx->error)
+		return FB_CONTINUE;
+	rule = S_ISDIR(ctx->result.attr.mode) ? quota_named(ctx) : 0;
+	return quota_note(ctx, rule ? rule : quota_tag(ctx));
 }
 
 /* ------------------------------------------------------------------------ files */
@@ -192,18 +162,9 @@ FB_ALWAYS_INLINE int quota_made(struct fb_slot *ctx)
 {
 	struct quota_rule *rule = quota_rule_of(ctx->cookie);
 
-	u64 tag;
-
 	if (rule && ctx->error)
 		quota_give(rule, 0, 1);
-	if (!rule || ctx->error)
-		return FB_CONTINUE;
-	tag = quota_note(ctx, ctx->cookie);
-	if (tag == ctx->tag)
-		return FB_CONTINUE;
-	ctx->tag = tag;
-	ctx->edits |= FB_EDIT_TAG;
-	return FB_REWRITE;
+	return ctx->error ? FB_CONTINUE : quota_note(ctx, quota_tag(ctx));
 }
 
 PRE(quota, create) { return quota_make(ctx); }
@@ -221,39 +182,31 @@ PRE(quota, tmpfile)
 	return ctx->tag & RULE || (ctx->nodeid == ROOT && quota_of_root()) ? -EOPNOTSUPP : FB_CONTINUE;
 }
 
-FB_ALWAYS_INLINE void quota_gone(struct fb_slot *ctx, u64 directory, u32 n_links)
+/* What lost its last name counts no longer: its bytes for its own rule, and it for its directory's. */
+FB_ALWAYS_INLINE int quota_gone(const struct fb_slot *ctx)
 {
-	struct quota_seen *seen;
-	struct quota_rule *rule;
-	u64 nodeid;
-	u8 one = 1;
+	struct quota_rule *of_bytes = quota_rule_of(ctx->tag2), *of_file = quota_rule_of(ctx->cookie);
 
-	quota_key(ctx, directory);
-	seen = quota__seen.lookup(&ctx->key);
-	if (!seen)
-		return;
-	rule = quota_rule_of(seen->rule);
-	if (rule && seen->n_links <= n_links) {
-		quota_give(rule, seen->size, 1);
-		nodeid = seen->nodeid;
-		quota__gone.update(&nodeid, &one);
-	}
-	quota__seen.delete(&ctx->key);
-}
-
-POST(quota, unlink)
-{
-	if (!ctx->error)
-		quota_gone(ctx, ctx->nodeid, 1);
+	if (ctx->error || !(ctx->flags & FB_GONE))
+		return FB_CONTINUE;
+	if (of_bytes && (ctx->tag2 & COUNTED))
+		quota_give(of_bytes, ctx->tag2 >> SIZE_SHIFT, 0);
+	if (of_file)
+		quota_give(of_file, 0, 1);
 	return FB_CONTINUE;
 }
 
-POST(quota, rmdir)
+/* Where a name is taken away, in the directory. */
+FB_ALWAYS_INLINE int quota_from(struct fb_slot *ctx)
 {
-	if (!ctx->error)
-		quota_gone(ctx, ctx->nodeid, FB_ANY);
+	ctx->cookie = ctx->tag & RULE;
 	return FB_CONTINUE;
 }
+
+PRE(quota, unlink) { return quota_from(ctx); }
+PRE(quota, rmdir) { return quota_from(ctx); }
+POST(quota, unlink) { return quota_gone(ctx); }
+POST(quota, rmdir) { return quota_gone(ctx); }
 
 /* Is this a rule's path, or one above it? All ones for yes: a branch in the loop would be walked both ways. */
 FB_ALWAYS_INLINE u64 quota_is_above(const char *path, u64 len)
@@ -290,19 +243,16 @@ PRE(quota, link) { return (ctx->tag & RULE) != (ctx->tag2 & RULE) ? -EXDEV : FB_
 
 PRE(quota, rename)
 {
+	/* A whiteout would be one more that is not counted. */
+	if ((ctx->tag & RULE) && (ctx->args.rename.flags & RENAME_WHITEOUT))
+		return -EINVAL;
 	if ((ctx->tag & RULE) != (ctx->tag2 & RULE))
 		return -EXDEV;
+	ctx->cookie = ctx->tag2 & RULE;
 	return quota_is_above(ctx->path, ctx->path_len) || quota_is_above(ctx->path2, ctx->path2_len) ? -EXDEV : FB_CONTINUE;
 }
 
-POST(quota, rename)
-{
-	if (ctx->error || ctx->args.rename.flags & 2)
-		return FB_CONTINUE;
-	fb_take_name2(ctx);
-	quota_gone(ctx, ctx->args.rename.newdir, 1);
-	return FB_CONTINUE;
-}
+POST(quota, rename) { return quota_gone(ctx); }
 
 /* ------------------------------------------------------------------------ bytes */
 
@@ -312,6 +262,8 @@ FB_ALWAYS_INLINE int quota_grow(struct fb_slot *ctx, u64 end)
 	struct quota_rule *rule = quota_of_file(ctx);
 	u64 size = ctx->tag >> SIZE_SHIFT;
 
+	if (rule && end >> (63 - SIZE_SHIFT)) /* a size that has no room in a tag */
+		return -EDQUOT;
 	ctx->cookie = rule && end > size ? end - size : 0;
 	return ctx->cookie && !quota_take(rule, ctx->cookie, 0) ? -EDQUOT : FB_CONTINUE;
 }

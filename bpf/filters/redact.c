@@ -100,7 +100,7 @@ FB_ALWAYS_INLINE int redact_is_all(void)
  * will be by the new one … */
 PRE(redact, link)
 {
-	if (redact__allowed.lookup(&ctx->uid) || redact_is_all())
+	if (redact__allowed.lookup(&ctx->uid) || redact_is_all() || (ctx->args.link.type && !S_ISREG(ctx->args.link.type)))
 		return FB_CONTINUE;
 	if (ctx->flags & FB_PATH_LOST)
 		return -EACCES;

@@ -1,7 +1,7 @@
 /* Opens below the directories in the map `paths` are asked for; all others do not even reach the daemon. */
 #include "fusebpf.h"
 
-FILTER(ask, .altitude = FB_POLICY + 60, .wants = FB_WANTS_PATH | FB_WANTS_DAEMON,
+FILTER(ask, .altitude = FB_VIEW + 80, .wants = FB_WANTS_PATH | FB_WANTS_DAEMON,
        .doc = "Opening what is below the paths in its map `paths` is asked for.")
 
 BPF_ARRAY(ask__paths, struct fb_patterns, 1);

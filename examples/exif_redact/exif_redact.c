@@ -3,7 +3,7 @@
 #include "fusebpf.h"
 #include <linux/fs.h>
 
-FILTER(exif_redact, .altitude = FB_POLICY + 70, .wants = FB_WANTS_DAEMON | FB_WANTS_IDS,
+FILTER(exif_redact, .altitude = FB_VIEW + 70, .wants = FB_WANTS_DAEMON | FB_WANTS_IDS,
        .doc = "JPEG files are without their location for all but the users in its map `trusted`.")
 
 BPF_HASH(exif_redact__trusted, u32, u32, 256);

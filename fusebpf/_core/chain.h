@@ -82,7 +82,7 @@ struct shared_maps {
 
 /* recent.c */
 void recent_prepare(const struct request *rq);
-void recent_write(const struct request *rq);
+void recent_write(struct request *rq);
 
 /* slots.c */
 int shared_init(struct mount *m, const struct shared_fds *fds);

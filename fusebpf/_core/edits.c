@@ -445,6 +445,8 @@ const char *verdict_edit(struct request *rq, const struct fb_slot *slot, const s
 
 	if (edits & FB_EDIT_DATA && edits & FB_EDIT_TEXT)
 		return "it edited both text and data, which are the same";
+	if (phase == FB_PRE && edits & (FB_EDIT_NAME | FB_EDIT_NAME2))
+		names_keep(rq);
 	if (edits & FB_EDIT_NAME)
 		why = edit_name(op, slot->name_len, &slot->name, &image->name, &image->name_len);
 	if (!why && edits & FB_EDIT_NAME2)
@@ -464,8 +466,10 @@ const char *verdict_edit(struct request *rq, const struct fb_slot *slot, const s
 			rq->name = image->name.text;
 		if (edits & FB_EDIT_NAME2)
 			rq->name2 = image->name2.text;
-		if (edits & (FB_EDIT_NAME | FB_EDIT_NAME2 | FB_EDIT_BACKING))
+		if (edits & (FB_EDIT_NAME | FB_EDIT_NAME2))
 			paths_follow(rq, edits & FB_EDIT_NAME, edits & FB_EDIT_NAME2);
+		if (edits & (FB_EDIT_NAME | FB_EDIT_NAME2 | FB_EDIT_BACKING))
+			types_fill(rq);
 	}
 	return why;
 }

@@ -63,6 +63,7 @@ static int place_take(struct worker *w)
 
 	if (!thread)
 		return -EIO;
+	w->hook_thread = thread;
 	for (uint32_t i = 0; i < FB_N_TRIES; i++) {
 		struct fb_hook *hook = &s->hooks[(thread + i * FB_NEXT_PLACE) % FB_N_PLACES];
 		uint32_t nobody = 0;
@@ -72,6 +73,15 @@ static int place_take(struct worker *w)
 		}
 	}
 	return -EBUSY;
+}
+
+/* Filters can write there: what a wild one leaves must not outlive it. */
+static bool place_is_ours(struct worker *w)
+{
+	uint32_t found = 0;
+
+	return __atomic_load_n(&w->hook->thread, __ATOMIC_RELAXED) == w->hook_thread ||
+	       __atomic_compare_exchange_n(&w->hook->thread, &found, w->hook_thread, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
 }
 
 /* Before the first hook that the calling thread runs, and the first after it was parked. */
@@ -202,6 +212,8 @@ uint32_t hooks_run(struct request *rq, const struct op *op, enum fb_phase phase,
 	struct worker *w = rq->worker;
 	union bpf_attr attr;
 
+	if (w->hook && !place_is_ours(w))
+		w->hook = NULL;
 	if (!w->hook && hook_enter(w)) {
 		*why = "its thread has no place where it could run";
 		return 0;
@@ -212,6 +224,8 @@ uint32_t hooks_run(struct request *rq, const struct op *op, enum fb_phase phase,
 	w->hook->filter = filter_of(rq, hook);
 	w->hook->op = (enum fb_op)op->canonical;
 	w->hook->phase = phase;
+	if (phase == FB_POST && rq->n_kept)
+		names_restore(rq, hook->position);
 	slot_fill(rq, slot_of(rq), op, phase, hook);
 	memset(&attr, 0, sizeof(attr.test));
 	attr.test.prog_fd = (uint32_t)fd;

@@ -16,6 +16,8 @@ void image_fill(struct request *rq)
 	image->time_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 	image->type = rq->inode ? rq->inode->type : 0;
 	image->backing = rq->inode ? rq->inode->root : 0;
+	if (rq->inode && rq->inode->is_gone)
+		image->flags |= FB_GONE;
 	image->tag = 0;
 	image->view = rq->inode ? rq->inode->view : 0;
 	image->ttl_ns = 0;
@@ -67,10 +69,13 @@ static uint16_t type_at(struct request *rq, struct inode *dir, const char *name)
 	return type;
 }
 
-static void types_fill(struct request *rq)
+/** The types of what a rename is about, for filters that want paths. */
+void types_fill(struct request *rq)
 {
 	struct fb_rename *args = &rq->image->args.rename;
 
+	if (rq->op->canonical != FB_OP_rename || !(rq->image->flags & FB_HAS_PATH) || rq->is_rehearsed)
+		return;
 	args->type = type_at(rq, rq->inode, rq->name);
 	args->type2 = type_at(rq, inodes_get(rq->mount, args->newdir), rq->name2);
 }
@@ -92,7 +97,7 @@ static void path_end(struct fb_slot *image, char path[FB_PATH_SIZE], __u32 *path
 	path[*path_len] = 0;
 }
 
-/** A filter led the op to other names, or to another root, which the hooks below and behind are to see. */
+/** The op has other names in the image, or another root: so have its paths. */
 void paths_follow(struct request *rq, bool is_name, bool is_name2)
 {
 	struct fb_slot *image = rq->image;
@@ -101,11 +106,9 @@ void paths_follow(struct request *rq, bool is_name, bool is_name2)
 	if (!(image->flags & FB_HAS_PATH) || rq->op->flags & FB_OP_XATTR)
 		return;
 	if (is_name)
-		path_end(image, is_link ? image->path2 : image->path, is_link ? &image->path2_len : &image->path_len, rq->name);
+		path_end(image, is_link ? image->path2 : image->path, is_link ? &image->path2_len : &image->path_len, image->name.text);
 	if (is_name2)
-		path_end(image, image->path2, &image->path2_len, rq->name2);
-	if (rq->op->canonical == FB_OP_rename)
-		types_fill(rq);
+		path_end(image, image->path2, &image->path2_len, image->name2.text);
 }
 
 /** Its paths, for filters that want them. */
@@ -118,6 +121,7 @@ void paths_fill(struct request *rq)
 	image->flags |= FB_HAS_PATH;
 	if (rq->op->canonical == FB_OP_link) {
 		struct inode *linked = inodes_get(m, image->args.link.inode);
+		image->args.link.type = linked ? linked->type : 0;
 		image->path_len = (uint32_t)path_fill(rq, linked, NULL, image->path);
 		image->path2_len = (uint32_t)path_fill(rq, rq->inode, name, image->path2);
 		return;
@@ -126,6 +130,6 @@ void paths_fill(struct request *rq)
 	if (rq->op->canonical == FB_OP_rename) {
 		struct inode *newdir = inodes_get(m, image->args.rename.newdir);
 		image->path2_len = (uint32_t)path_fill(rq, newdir, rq->name2, image->path2);
-		types_fill(rq);
 	}
+	types_fill(rq);
 }

@@ -47,6 +47,7 @@ struct inode {
 	_Atomic bool is_viewed;	    /* the file is known under several views, or under one that is not shared */
 	_Atomic bool is_linked;	    /* a file that had several names when it was last looked up */
 	_Atomic bool is_lost;	    /* a directory; while it has no parent, it is not known where it is */
+	_Atomic bool is_gone;	    /* the mount took its last name away; it gets no other */
 	uint32_t view;		    /* part of the key; 0 is the shared one */
 	_Atomic uint8_t root;	    /* the backing root that it is below */
 	struct inode *next_by_id;   /* under the id shard's lock */

@@ -30,12 +30,12 @@ bool chain_join(struct mount *m, uint32_t revision, uint8_t opcode, enum fb_phas
 }
 
 /** The program that asks this hook and those behind it, or -1: it is asked alone. What a slot shows to one filter and not to the
- * next, its tags and its cookie, is what keeps them apart. */
+ * next, its tags, its cookie and the names that it was asked, is what keeps them apart. */
 int joined_program(const struct request *rq, enum fb_phase phase, const struct chain_hook *hook)
 {
 	int fd = __atomic_load_n(&hook->joined_fd, __ATOMIC_ACQUIRE);
 
-	if (fd < 0 || tags_are_used(&rq->mount->tags))
+	if (fd < 0 || tags_are_used(&rq->mount->tags) || (phase == FB_POST && rq->n_kept))
 		return -1;
 	for (uint32_t i = 0; i < hook->n_joined && phase == FB_POST; i++) {
 		uint32_t position = hook[i].position;

@@ -277,19 +277,28 @@ int op_getlk(struct request *rq)
 	return 0;
 }
 
+/** A close(2) closes also where it fails or is cut short: the locks of who closed go, or who waits for them would until all that have
+ * the file open are gone. Not where a filter refused it. */
+void locks_flush_failed(struct request *rq)
+{
+	if (rq->op->canonical == FB_OP_flush && rq->error && rq->route != FB_ROUTE_REPLY)
+		locks_flush(rq->mount, rq->inode, &rq->image->args.flush);
+}
+
 /**
- * The errno in place of an EINTR. Of a lock op's EINTR the kernel makes ERESTARTSYS, and without a signal, which is how
- * filters and the end of the mount cause it, that would be what the caller gets: errno 512.
+ * The errno in place of an EINTR that no signal of the caller's is the reason of. At the end of the mount programs would try again,
+ * and be answered by what lies below it. And of a lock op's EINTR the kernel makes ERESTARTSYS, which without a signal would be what
+ * the caller gets: errno 512.
  *
  * Source: fs/fuse/file.c: fuse_setlk.
  */
-int lock_eintr(const struct request *rq)
+int eintr_without_signal(const struct request *rq)
 {
 	bool is_lock = rq->op->canonical == FB_OP_setlk || rq->op->canonical == FB_OP_flock;
 
-	if (!is_lock || atomic_load(&rq->worker->interrupted) == rq->in->unique)
+	if (atomic_load(&rq->worker->interrupted) == rq->in->unique)
 		return EINTR;
-	return request_is_interrupted(rq) ? ENOTCONN : EIO;
+	return request_is_interrupted(rq) ? ENOTCONN : is_lock ? EIO : EINTR;
 }
 
 typedef int attempt_fn(int fd, const struct fb_lock *args, bool waits);

@@ -169,19 +169,34 @@ static void victim_put(struct mount *m, struct inode *victim, int error)
 	if (!error && (victim->type == S_IFDIR || fstat(victim->fd, &st) < 0 || st.st_nlink == 0)) {
 		inode_fd_pin(m, victim);
 		backing_id_unlinked(m, victim);
+		atomic_store_explicit(&victim->is_gone, true, memory_order_relaxed);
 		if (victim->type == S_IFDIR)
 			atomic_store_explicit(&m->inodes.dir_gone_ms, now_ms(), memory_order_relaxed);
 	}
 	inode_fd_put(m, victim);
 }
 
-static void victims_release(struct mount *m, struct views *victims, int error)
+static void victims_release(struct request *rq, struct views *victims, int error)
 {
+	struct mount *m = rq->mount;
+
+	if (!error && victims->n && rq->hooks && rq->hooks->n_post) {
+		rq->removed = victims->all[0];
+		inode_hold(rq->removed);
+	}
 	for (uint32_t i = 0; i < victims->n; i++)
 		victim_put(m, victims->all[i], error);
 	if (!error && victims->n && victims->all[0]->is_viewed)
 		views_forget(m, victims);
 	views_release(m, victims);
+}
+
+/** The post hooks are through. */
+void removed_release(struct request *rq)
+{
+	if (rq->removed)
+		inode_release(rq->mount, rq->removed);
+	rq->removed = NULL;
 }
 
 static int remove_entry(struct request *rq, int flags)
@@ -197,7 +212,7 @@ static int remove_entry(struct request *rq, int flags)
 	rq->has_changed = !e;
 	if (!e && name_is_rewritten(rq->asked, rq->name))
 		cache_forget_name(rq, rq->inode, rq->name);
-	victims_release(m, &victims, e);
+	victims_release(rq, &victims, e);
 	parent_fd_put(rq, rq->inode, fd);
 	return e;
 }
@@ -250,7 +265,7 @@ static int rename_between(struct request *rq, struct inode *newdir, int fd, int 
 	rq->has_changed = !e;
 	if (!e)
 		rename_expire(rq, newdir);
-	victims_release(m, &victims, flags & RENAME_EXCHANGE ? -EEXIST : e); // exchanged: it is not gone
+	victims_release(rq, &victims, flags & RENAME_EXCHANGE ? -EEXIST : e); // exchanged: it is not gone
 	views_release(m, &moved);
 	return e;
 }

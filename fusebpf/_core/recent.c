@@ -81,8 +81,9 @@ static void fill(struct fb_record *record, const struct request *rq)
 }
 
 /** Write the finished record of a hooked op into `recent`. Its sequence is 0 while it is being written. */
-void recent_write(const struct request *rq)
+void recent_write(struct request *rq)
 {
+	names_end(rq);
 	struct shared_maps *s = &rq->mount->shared;
 	uint64_t sequence = atomic_fetch_add(&s->sequence, 1) + 1;
 	struct fb_record *record = record_at(s, sequence - 1);

@@ -15,6 +15,7 @@ struct rehearsed {
 	struct fuse_in_header in;
 	struct fb_slot image;
 	struct inode inode;
+	struct kept_names names[FB_MAX_FILTERS];
 	char *memory; // of a worker: the request's bytes, and the reply's
 };
 
@@ -117,11 +118,12 @@ static void request_describe(struct rehearsed *run, struct mount *m, const struc
 	run->worker.mount = m;
 	run->worker.queue = &m->queues[0];
 	run->worker.payload = run->memory + REQUEST_BUFFER_SIZE;
+	run->worker.kept_names = run->names;
 	// Or an EINTR that is described would be taken for a stray kick, and the op be tried again.
 	run->worker.unique = run->worker.interrupted = r->slot.unique;
 	image_describe(&run->image, r, op);
 	*rq = (struct request){ .mount = m, .worker = &run->worker, .op = &run->op, .in = &run->in,
-				.inode = &run->inode, .image = &run->image, .slot = NO_SLOT,
+				.inode = &run->inode, .image = &run->image, .slot = NO_SLOT, .is_rehearsed = true,
 				.create_uid = r->slot.uid, .create_gid = r->slot.gid, .chain = atomic_load(&m->chain) };
 	for (uint32_t i = 0; r->slot.tag && i < rq->chain->n_filters; i++)
 		tag_set(m, &run->inode, rq->chain->filters[i].owner, r->slot.tag);
@@ -222,6 +224,7 @@ int rehearse(struct mount *m, struct rehearsal *r)
 		listing_ask(&run->rq, r);
 	else if (!e)
 		request_route(&run->rq);
+	names_end(&run->rq);
 	if (!e)
 		outcome(r, &run->rq);
 	if (!e)

@@ -25,6 +25,9 @@ struct request {
 	size_t body_at; /* how much of it is decoded */
 	const char *name, *name2, *text; /* what the op is to use; in the request, or in image after an edit */
 	const char *asked, *asked2; /* the names as the kernel has them */
+	uint32_t n_kept;	    /* of worker.kept_names */
+	bool has_used;		    /* worker.used_names has those of the op, since the image may have others */
+	bool is_rehearsed;	    /* it is described, and there is no mount */
 	struct inode *inode;
 	bool has_view; /* a hook said which view the entry has */
 	uint32_t view;
@@ -47,6 +50,7 @@ struct request {
 	uint64_t n_changes; /* watch.n_changes when it began, */
 	uint64_t n_all;	    /* and notifier.n_all */
 	uint32_t n_own;	       /* handles of its own that are open */
+	struct inode *removed; /* for post hooks: what lost its name, with a reference */
 	struct inode *entry;   /* the inode that the reply counts once; taken back if the reply does not arrive */
 	struct handle *opened; /* the handle that the reply hands out; closed if it does not arrive */
 	uint64_t count;	       /* FB_OP_COUNT: bytes moved, or lseek's offset */
@@ -158,12 +162,22 @@ void result_from_slot(struct request *rq, uint64_t edits);
 void result_undo(struct request *rq);
 
 /* locks.c */
-int lock_eintr(const struct request *rq);
+int eintr_without_signal(const struct request *rq);
+void locks_flush_failed(struct request *rq);
 
 /* image.c */
 void image_fill(struct request *rq);
 void paths_fill(struct request *rq);
 void paths_follow(struct request *rq, bool is_name, bool is_name2);
+void types_fill(struct request *rq);
+
+/* names.c */
+void names_keep(struct request *rq);
+void names_restore(struct request *rq, uint32_t position);
+void names_end(struct request *rq);
+
+/* ops_name.c */
+void removed_release(struct request *rq);
 
 /* route.c */
 void request_run(struct request *rq);

@@ -77,7 +77,10 @@ void result_to_slot(struct request *rq)
 {
 	struct fb_slot *image = rq->image;
 	uint32_t flags = rq->op->flags;
+	const struct inode *subject = rq->removed ? rq->removed : rq->inode;
 
+	if (subject && subject->is_gone)
+		image->flags |= FB_GONE;
 	if (flags & (FB_OP_ENTRY | FB_OP_ATTR)) {
 		attr_to_slot(reply_attr(rq), &image->result.attr);
 		if (rq->entry)

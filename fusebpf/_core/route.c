@@ -143,7 +143,7 @@ void post_decide(struct request *rq, const struct chain_hook *hook, const struct
 		why = daemon_refuses(rq, filter);
 	else if (v->verdict == FB_NEGATIVE || v->verdict == FB_BACKING)
 		why = "it says FB_NEGATIVE or FB_BACKING, which are for pre hooks (-ENOENT is for both)";
-	else if (v->verdict != FB_CONTINUE && v->verdict != FB_REPLY)
+	else if (v->verdict != FB_CONTINUE && (v->verdict != FB_REPLY || !v->error))
 		why = "its verdict is none that a post hook has (an errno wants a minus)";
 	else if (edits & FB_EDIT_ERROR && !v->error && rq->error && rq->op->flags & with_result)
 		why = "it made a failed op a success that has no result";
@@ -256,15 +256,15 @@ static bool dirent_ask(struct request *rq, uint64_t ino, uint32_t type, uint32_t
 		}
 		uint64_t edits = v.flags & FB_REWRITE ? v.edits : 0;
 		cache_dirent(rq, edits);
-		if (v.verdict == FB_DROP) {
+		if ((v.verdict != FB_CONTINUE && v.verdict != FB_DROP) || v.flags & ~(uint32_t)(FB_REWRITE | FB_NOPOST))
+			why = "its verdict is none that a dirent hook has";
+		else if (edits & ~verdict_edits(rq, dirent, FB_POST, false) || (v.flags & FB_REWRITE && !edits))
+			why = "it edited something else than the name and the ttl";
+		if (!why && v.verdict == FB_DROP) {
 			rq->post_edited |= bit;
 			rq->decider = rq->chain->filters[hook->position].name;
 			return false;
 		}
-		if (v.verdict != FB_CONTINUE || v.flags & ~(uint32_t)(FB_REWRITE | FB_NOPOST))
-			why = "its verdict is none that a dirent hook has";
-		else if (edits & ~verdict_edits(rq, dirent, FB_POST, false) || (v.flags & FB_REWRITE && !edits))
-			why = "it edited something else than the name and the ttl";
 		edits &= ~(uint64_t)FB_EDIT_TTL;
 		if (!why && edits)
 			why = verdict_edit(rq, slot_of(rq), dirent, FB_POST, false, edits);
@@ -424,6 +424,7 @@ void request_ask(struct request *rq)
 		caller_to_slot(rq);
 	memset(rq->cookies, 0, sizeof(rq->cookies[0]) * rq->chain->n_filters);
 	request_route(rq);
+	removed_release(rq);
 	slot_release(rq);
 	if (rq->gave_ttl)
 		cache_settle(rq);
@@ -448,14 +449,6 @@ static bool is_hooked(struct request *rq)
 	return true;
 }
 
-/* A close(2) closes also where it fails or is cut short: the locks of who closed go, or who waits for them would until all that have
- * the file open are gone. Not where a filter refused it. */
-static void flush_finish(struct request *rq)
-{
-	if (rq->op->canonical == FB_OP_flush && rq->error && rq->route != FB_ROUTE_REPLY)
-		locks_flush(rq->mount, rq->inode, &rq->image->args.flush);
-}
-
 /** Serve one request from the first byte to the reply. */
 void request_run(struct request *rq)
 {
@@ -476,9 +469,9 @@ void request_run(struct request *rq)
 	} else {
 		op_do(rq);
 	}
-	flush_finish(rq);
+	locks_flush_failed(rq);
 	if (rq->error == EINTR)
-		rq->error = lock_eintr(rq);
+		rq->error = eintr_without_signal(rq);
 	if (rq->error)
 		result_undo(rq);
 	if (!rq->error)

@@ -40,7 +40,7 @@ void tags_to_slot(struct request *rq, const struct op *op, enum fb_phase phase, 
 	image->tag = tag_of(rq->mount, op_subject(rq, op, phase), owner, &is_mixed);
 	if (is_mixed)
 		image->flags |= FB_TAG_MIXED;
-	struct inode *other = op_other(rq);
+	struct inode *other = phase == FB_POST && rq->removed ? rq->removed : op_other(rq);
 	if (other)
 		image->tag2 = tag_of(rq->mount, other, owner, &ignored);
 }

@@ -112,6 +112,7 @@ void worker_destroy(struct worker *w)
 	if (w->buffer != MAP_FAILED)
 		munmap(w->buffer, 2 * REQUEST_BUFFER_SIZE);
 	free(w->image);
+	free(w->kept_names);
 	free(w);
 }
 
@@ -127,10 +128,11 @@ int worker_create(struct mount *m, struct queue *q, struct worker **out)
 	w->device_fd = w->uring.fd = -1;
 	splice_init(&w->splice);
 	w->image = calloc(1, sizeof(*w->image));
+	w->kept_names = calloc(FB_MAX_FILTERS, sizeof(*w->kept_names));
 	// Mapped, not allocated: pages that no large request touches cost nothing.
 	w->buffer = mmap(NULL, 2 * REQUEST_BUFFER_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	w->own_payload = w->buffer + REQUEST_BUFFER_SIZE;
-	int e = !w->image || w->buffer == MAP_FAILED ? -ENOMEM : q->transport->open(w);
+	int e = !w->image || !w->kept_names || w->buffer == MAP_FAILED ? -ENOMEM : q->transport->open(w);
 	if (e)
 		worker_destroy(w);
 	else

@@ -16,6 +16,12 @@
  * counts against the limit, and has no verdict ring until it comes back. */
 enum worker_state { WORKER_IDLE, WORKER_RUNS, WORKER_IN_BACKING, WORKER_PARKED };
 
+/* What an op was about before the filter at this position rewrote it. */
+struct kept_names {
+	uint32_t position, name_len, name2_len;
+	struct fb_name name, name2;
+};
+
 struct worker {
 	struct mount *mount;
 	struct worker *next;
@@ -36,6 +42,8 @@ struct worker {
 	_Atomic bool is_away;	    /* it was sent to other cores than its callers' */
 	struct splice splice;
 	struct fb_slot *image;
+	struct kept_names *kept_names; /* FB_MAX_FILTERS of them */
+	struct kept_names used_names;
 	struct known_path directory; /* the last one whose path a filter wanted */
 	struct chain *chain; /* the snapshot that it holds */
 	_Atomic uint64_t unique; /* of the request that it serves, 0: none */
@@ -47,6 +55,7 @@ struct worker {
 	_Atomic int64_t since_ms; /* when it entered the state */
 	/* When it first runs a hook: its place among those that do, */
 	struct fb_hook *hook;
+	uint32_t hook_thread; /* whose it is, as the hooks know the thread */
 	/* and its verdict ring, mapped. */
 	_Atomic unsigned long *ring_consumer;
 	const _Atomic unsigned long *ring_producer;

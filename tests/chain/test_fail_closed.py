@@ -62,6 +62,62 @@ def test_what_is_no_verdict_fails_the_op_and_no_other(raw: Chained, phase: str, 
     assert in_child(attempt, os.mkdir, through / "after") is None
 
 
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "POST(odd, mkdir) { return FB_REPLY; }",
+        "POST(odd, dirent) { return FB_DROP | 0x400; }",
+        "POST(odd, dirent) { return FB_DROP | FB_REWRITE; }",
+        "POST(odd, dirent) { ctx->edits = FB_EDIT_SIZE; return FB_DROP | FB_REWRITE; }",
+    ],
+)
+def test_a_verdict_that_its_hook_does_not_have_fails_the_op(
+    directory: Path, mount: support.Mounter, hook: str
+) -> None:
+    mounted = mount(filters=[source(directory, f"FILTER(odd, .altitude = 500)\n{hook}\n")])
+    (mounted.src / "there").touch()
+
+    if "mkdir" in hook:
+        assert in_child(attempt, os.mkdir, mounted.path / "d") == "EIO"
+    else:
+        assert in_child(attempt, os.listdir, mounted.path) == "EIO"
+    support.wait_until(lambda: "filter odd: its post hook on" in mounted.log)
+
+
+WILD = """
+FILTER(wild, .altitude = 500)
+PRE(wild, statfs)
+{
+	u32 i;
+
+#pragma clang loop unroll(disable)
+	for (i = 0; i < FB_N_PLACES; i++) {
+		u32 place = i;
+		struct fb_hook *hook = fb_hooks.lookup(&place);
+
+		asm volatile("" : "+r"(i));
+		if (hook)
+			hook->thread = 0;
+	}
+	return FB_CONTINUE;
+}
+"""
+
+
+def test_what_a_hook_writes_over_is_right_again_for_the_next_op(
+    directory: Path, mount: support.Mounter
+) -> None:
+    mounted = mount(filters=["hide", source(directory, WILD)], sets={"hide.names": "secret"})
+
+    for _ in range(20):
+        in_child(attempt, os.statvfs, mounted.path)
+        for name in ("a", "b"):
+            in_child(attempt, os.stat, mounted.path / name)
+    os.mkdir(mounted.path / "d")
+
+    assert os.listdir(mounted.path) == ["d"]
+
+
 def test_an_undeclared_daemon_fails_the_op(directory: Path, mount: support.Mounter) -> None:
     text = """
     FILTER(asks, .altitude = 500)

@@ -1,6 +1,7 @@
 """Ops that a filter leads to other names than the kernel asked for: it is told what became of which."""
 
 import ctypes
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ import serving
 import support
 from chain.chained import source
 from core.table import checked, in_child, libc
+
+from fusebpf.testing import Chain
 
 EXCHANGE = 2
 NAMES = "abxy"
@@ -90,3 +93,50 @@ def test_all_names_lead_where_they_do_behind_the_mount(directory: Path, row: str
         assert behind != before
         support.wait_until(lambda: in_child(seen, served.path) == behind)
         assert served.counters()["failed_closed"] == 0
+
+
+SEEN = """
+#include "fusebpf.h"
+FILTER(seen, .altitude = 600, .wants = FB_WANTS_PATH)
+BPF_HASH(seen__names, struct fb_name, u32);
+PRE(seen, any) { return FB_CONTINUE; }
+POST(seen, name)
+{
+	u32 one = 1;
+
+	seen__names.update(&ctx->name, &one);
+	seen__names.update((struct fb_name *)ctx->path, &one);
+	return FB_CONTINUE;
+}
+"""
+
+
+@pytest.mark.parametrize("altitude", [400, 600])
+def test_a_post_hook_sees_the_name_and_path_that_its_filter_was_asked_with(
+    mount: support.Mounter, tmp_path: Path, altitude: int
+) -> None:
+    """Above the filter that leads to another name the caller's, below it that one."""
+    seen = tmp_path / "seen.c"
+    seen.write_text(SEEN)
+    rules = {"redirect.names": "shown:stored"}
+    mounted = mount(filters=["redirect", f"{seen}@{altitude}"], sets=rules)
+    (mounted.path / "d").mkdir()
+
+    (mounted.path / "d" / "shown").mkdir()
+    (mounted.path / "d" / "shown").rmdir()
+
+    name = "shown" if altitude == 600 else "stored"
+    names = {support.bytes_of(row["formatted"]["key"]["text"]) for row in mounted.dump("seen/names")}
+    assert {name, f"d/{name}"} <= names
+    assert not {"shown", "stored", "d/shown", "d/stored"} - {name, f"d/{name}"} & names
+    used = [support.bytes_of(row["formatted"]["value"]["name"]) for row in mounted.dump("recent")]
+    assert used.count("stored") >= 3
+    assert "shown" not in used
+
+
+def test_a_rename_to_other_names_can_be_rehearsed() -> None:
+    maps = {"redirect.names": "shown:stored", "readonly.paths": "d/stored"}
+    with Chain(["redirect", "readonly@500"], maps=maps) as chain:
+        run = chain.run("rename", name=b"shown", path=b"d/shown", name2=b"y", path2=b"d/y")
+
+    assert run.error == errno.EROFS

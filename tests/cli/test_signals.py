@@ -1,10 +1,12 @@
 """How servers end by signals, under load, and how starts are interrupted; nothing may be left behind."""
 
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -55,6 +57,25 @@ def test_a_signal_under_load_unmounts_cleanly(tree: Path, number: signal.Signals
 
     mount("src", "mnt", cwd=tree)
     umount("./mnt", cwd=tree)
+
+
+def test_an_op_that_waits_when_the_server_ends_is_not_answered_by_what_lies_below(tree: Path) -> None:
+    mount("src", "mnt", "--filter", "fault", "--set", "fault.delays=create:*:*:20000", cwd=tree)
+    (tree / "mnt" / "file").read_text()
+    code = "try: open('mnt/letter', 'w').write('private')\nexcept OSError as error: print(error.strerror)"
+    words = [sys.executable, "-c", code]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=tree) as client:
+        try:
+            wchan = Path(f"/proc/{client.pid}/wchan")
+            support.wait_until(lambda: "wait_answer" in wchan.read_text())
+            os.kill(server_of(tree), signal.SIGTERM)
+            told, _ = client.communicate(timeout=30)
+        finally:
+            client.kill()
+
+    support.wait_until(lambda: left_behind(tree) == [])
+    assert told.strip() == os.strerror(errno.ENOTCONN)
+    assert list((tree / "mnt").iterdir()) == []
 
 
 def test_a_hangup_does_not_end_a_background_server(tree: Path) -> None:

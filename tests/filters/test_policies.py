@@ -153,6 +153,13 @@ def test_limit_holds_up_what_is_over() -> None:
         assert chain.run("write", uid=6, args={"size": 1 << 20}).slot["delay_ns"] == 0
 
 
+def test_limit_takes_a_burst_that_no_clock_could_pay_off() -> None:
+    for burst in ((1 << 64) // 10**9, (1 << 64) // 10**9 + 1, (1 << 64) - 1):
+        with Chain("limit", maps={"limit.bytes": f"5:1M:{burst}"}) as chain:
+            for _ in range(3):
+                assert chain.run("write", uid=5, args={"size": 1 << 20}).slot["delay_ns"] == 0
+
+
 def test_limit_on_a_mount(mount: support.Mounter) -> None:
     mounted = mount(filters=["limit"], sets={"limit.bytes": "0:100k:0"})
     start = time.monotonic()

@@ -1,5 +1,6 @@
 """By no other name, and by no move of what lies above, is a filter got round that judges by path."""
 
+import contextlib
 import errno
 import os
 import sys
@@ -105,7 +106,7 @@ def test_quota_judges_the_path_that_a_filter_above_made_of_it(mount: support.Mou
 
 @pytest.mark.parametrize(
     ("paths", "names"),
-    [("etc/*.conf", ["etc/sub"]), ("e*/x?y/*", ["etc", "etc/x.y"]), ("*/x.y/a.conf", ["etc", "etc/x.y"])],
+    [("etc/*.conf", ["etc/sub"]), ("e*/x?y/*", ["etc", "etc/x.y"]), ("*/x.y/a.conf", ["etc/x.y"])],
 )
 def test_what_a_star_spans_is_not_moved_from_above_what_it_protects(
     mount: support.Mounter, paths: str, names: list[str]
@@ -124,7 +125,7 @@ def test_what_a_star_spans_is_not_moved_from_above_what_it_protects(
 def test_files_and_what_protects_itself_anywhere_can_be_moved_beside_a_pattern_with_a_star(
     mount: support.Mounter,
 ) -> None:
-    mounted = mount(filters=["readonly"], sets={"readonly.paths": "etc/*.conf,*.key"})
+    mounted = mount(filters=["readonly"], sets={"readonly.paths": "etc/*.conf,*.key,*/.ssh"})
     fill(mounted, "etc/a.txt")
     fill(mounted, "home/d/a.key")
 
@@ -191,7 +192,15 @@ def rule(mounted: support.Mounted) -> dict[str, int]:
     return value
 
 
-@pytest.mark.parametrize("removes", [os.unlink, lambda path: os.rename(path.with_name("other"), path)])
+def removed(path: Path) -> None:
+    path.unlink()
+
+
+def replaced(path: Path) -> None:
+    path.with_name("other").rename(path)
+
+
+@pytest.mark.parametrize("removes", [removed, replaced])
 def test_what_is_open_of_a_removed_file_gives_nothing_back(
     mount: support.Mounter, removes: Callable[[Path], None]
 ) -> None:
@@ -205,11 +214,67 @@ def test_what_is_open_of_a_removed_file_gives_nothing_back(
             file.write(bytes(9000))
             removes(path)
             file.truncate(0)
-            file.write(bytes(500))
-            file.truncate(100)
+            file.write(bytes(20_000))
+            os.close(os.open(f"/proc/self/fd/{file.fileno()}", os.O_WRONLY | os.O_TRUNC))
         for left in (mounted.path / "home").iterdir():
             left.unlink()
         assert (rule(mounted)["bytes"], rule(mounted)["files"]) == (0, 0)
+
+
+def test_who_links_and_truncates_what_another_removes_changes_no_count(mount: support.Mounter) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "home:0:0:0:0"})
+    home = mounted.path / "home"
+    for name in ("a", "b"):
+        (home / name).mkdir(parents=True)
+
+    def link() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.link(home / "a" / "x", home / "b" / "x")
+
+    for number in range(200):
+        with (home / "a" / "x").open("wb", buffering=0) as file:
+            file.write(bytes(1000))
+            others = [threading.Thread(target=link)]
+            others += [threading.Thread(target=file.truncate, args=(0,))] * (number % 2)
+            for other in others:
+                other.start()
+            (home / "a" / "x").unlink()
+            for other in others:
+                other.join()
+        left = list((home / "b").iterdir())
+        assert rule(mounted)["files"] == 2 + len(left)
+        assert rule(mounted)["bytes"] == sum(one.stat().st_size for one in left)
+        for one in left:
+            one.unlink()
+
+
+def test_no_file_is_so_large_that_what_it_counts_goes_round(mount: support.Mounter) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "home:10k:0:0:0"})
+    home = mounted.path / "home"
+    home.mkdir()
+    (home / "x").touch()
+
+    for size in (1 << 54, 1 << 62, (1 << 63) - 1):
+        assert support.refused(os.truncate, home / "x", size) == errno.EDQUOT
+
+    assert rule(mounted)["bytes"] == 0
+
+
+def test_what_rename_makes_and_removes_counts(mount: support.Mounter) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "home:0:5:0:0"})
+    home = mounted.path / "home"
+    home.mkdir()
+    for name in ("a", "b"):
+        (home / name).mkdir()
+    (home / "file").touch()
+
+    assert support.refused(renameat2, home / "file", home / "moved", WHITEOUT) == errno.EINVAL
+    assert rule(mounted)["files"] == 3
+    (home / "a").rename(home / "b")
+    assert rule(mounted)["files"] == 2
+    (home / "b").rmdir()
+    (home / "file").unlink()
+    assert rule(mounted)["files"] == 0
 
 
 def test_looking_at_a_file_that_grows_does_not_change_what_it_counts(mount: support.Mounter) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import fnmatch
+import itertools
 import os
 import random
 import stat
@@ -92,6 +93,48 @@ def test_a_glob_of_63_bytes_is_matched(load_text: Load, runner: HookRunner) -> N
 
     for name in ("a" * 62, "a" * 61, "b" * 193 + "a" * 62, "a" * 255, "a" * 61 + "b", "a" * 60 + "bb"):
         assert _answers(one, runner, 1, name) == [fnmatch.fnmatchcase(name, glob)], name
+
+
+def test_a_path_is_above_a_pattern_where_a_move_would_take_what_matches_away(
+    load_text: Load, runner: HookRunner
+) -> None:
+    numbers = random.Random(3)  # noqa: S311 -- the same cases each time
+    one = load_text(
+        HEAD + "BPF_ARRAY(f__paths, struct fb_patterns, 1);\nPRE(f, lookup)\n{\n\tu32 i = 0;\n"
+        "\treturn fb_match(ctx, f__paths.lookup(&i), ctx->name.text, 0, "
+        "FB_MATCH_BELOW | FB_MATCH_ABOVE);\n}\n"
+    )
+    rests = ["".join(letters) for n in range(1, 5) for letters in itertools.product("ab/", repeat=n)]
+    paths = ["a", "b", "ab", "a/b", "b/a", "ab/a", "a/b/a", "b/b/ab"]
+    patterns = ["".join(numbers.choices("ab/*?", k=numbers.randint(1, 5))) for _ in range(150)]
+    # What a list of paths does not take.
+    patterns = [each.strip("/").replace("//", "/") or "*" for each in patterns] + [
+        "*/a",
+        "*a/b",
+        "a*",
+        "**b",
+        "?b",
+    ]
+
+    def matches(path: str, pattern: str) -> bool:
+        return fnmatch.fnmatchcase(path, pattern)
+
+    holes, needless = [], []
+    for pattern in patterns:
+        one.set("paths", pattern)
+        for path in paths:
+            found = runner.run(one, "pre", "lookup", name=path).verdict != "FB_CONTINUE"
+            inside = [f"/{rest}" for rest in rests if matches(f"{path}/{rest}", pattern)]
+            if not found and any(not matches(f"zz{rest}", pattern) for rest in inside):
+                holes.append((pattern, path))
+            parts = path.split("/")
+            at_or_below = any(matches("/".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
+            # That nothing comes behind a slash that a last ? could be is not looked at.
+            is_last = pattern.endswith("?")
+            needless += [(pattern, path)] * (found and not (inside or at_or_below or is_last))
+
+    assert holes == []
+    assert needless == []
 
 
 def test_is_starts_and_ends_compare_with_literals(load_text: Load, runner: HookRunner) -> None:
