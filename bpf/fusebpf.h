@@ -368,6 +368,7 @@ enum fb_wants {
 	FB_WANTS_IDS = 1 << 2,	  /* it reads uid or gid: not beside `-o idmap` */
 	FB_WANTS_DATA = 1 << 3,	  /* show its hooks the payload of read, write and xattrs */
 	FB_WANTS_CALLER = 1 << 4, /* fill in ctx->caller */
+	FB_WANTS_SIZES = 1 << 5,  /* no two ops that change a file's size at once: O_TRUNC comes as setattr (mounts made with it) */
 };
 
 struct fb_declaration {

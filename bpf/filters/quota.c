@@ -11,7 +11,7 @@
 #define COUNTED 0x100 /* that it is, and its size */
 #define SIZE_SHIFT 9
 
-FILTER(quota, .altitude = FB_STORE + 5, .wants = FB_WANTS_PATH,
+FILTER(quota, .altitude = FB_STORE + 5, .wants = FB_WANTS_PATH | FB_WANTS_SIZES,
        .doc = "Bytes and files below the paths in `rules` have a limit (EDQUOT): path:max_bytes:max_files:bytes:files.")
 
 struct quota_rule {
@@ -186,11 +186,14 @@ PRE(quota, tmpfile)
 FB_ALWAYS_INLINE int quota_gone(const struct fb_slot *ctx)
 {
 	struct quota_rule *of_bytes = quota_rule_of(ctx->tag2), *of_file = quota_rule_of(ctx->cookie);
+	u64 size;
 
 	if (ctx->error || !(ctx->flags & FB_GONE))
 		return FB_CONTINUE;
-	if (of_bytes && (ctx->tag2 & COUNTED))
-		quota_give(of_bytes, ctx->tag2 >> SIZE_SHIFT, 0);
+	/* In another view of the file than it was written by, its size was not counted. */
+	size = ctx->tag2 & COUNTED ? ctx->tag2 >> SIZE_SHIFT : S_ISREG(ctx->result.attr.mode) ? ctx->result.attr.size : 0;
+	if (of_bytes)
+		quota_give(of_bytes, size, 0);
 	if (of_file)
 		quota_give(of_file, 0, 1);
 	return FB_CONTINUE;

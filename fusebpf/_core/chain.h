@@ -66,6 +66,7 @@ struct shared_maps {
 	struct fb_record *recent;
 	size_t record_stride;
 	struct fb_hook *hooks; /* FB_N_PLACES */
+	_Atomic bool place_is_taken[FB_N_PLACES]; /* of those: filters can write there, and not here */
 	int stats_fd, thread_fd;
 	int ring_fds[FB_MAX_WORKERS];
 	uint32_t n_rings;

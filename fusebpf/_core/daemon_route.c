@@ -212,6 +212,8 @@ static int take_changes(struct request *rq, const struct daemon_call *call)
 {
 	if (!(call->flags & DAEMON_CALL_CHANGED) || !call->edits)
 		return 0;
+	// It acts for the filter that said FB_DAEMON, or below all.
+	names_keep(rq, call->edits, rq->verdict == FB_DAEMON ? rq->reach - 1 : UINT32_MAX);
 	const char *why = call->edits & ~verdict_edits(rq, rq->op, FB_PRE, false)
 				  ? "it changed what this op does not have"
 				  : verdict_edit(rq, &call->slot, rq->op, FB_PRE, false, call->edits);

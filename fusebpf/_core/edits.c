@@ -445,8 +445,6 @@ const char *verdict_edit(struct request *rq, const struct fb_slot *slot, const s
 
 	if (edits & FB_EDIT_DATA && edits & FB_EDIT_TEXT)
 		return "it edited both text and data, which are the same";
-	if (phase == FB_PRE && edits & (FB_EDIT_NAME | FB_EDIT_NAME2))
-		names_keep(rq);
 	if (edits & FB_EDIT_NAME)
 		why = edit_name(op, slot->name_len, &slot->name, &image->name, &image->name_len);
 	if (!why && edits & FB_EDIT_NAME2)

@@ -65,23 +65,21 @@ static int place_take(struct worker *w)
 		return -EIO;
 	w->hook_thread = thread;
 	for (uint32_t i = 0; i < FB_N_TRIES; i++) {
-		struct fb_hook *hook = &s->hooks[(thread + i * FB_NEXT_PLACE) % FB_N_PLACES];
-		uint32_t nobody = 0;
-		if (__atomic_compare_exchange_n(&hook->thread, &nobody, thread, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
-			w->hook = hook;
+		uint32_t place = (thread + i * FB_NEXT_PLACE) % FB_N_PLACES;
+		if (!atomic_exchange(&s->place_is_taken[place], true)) {
+			w->hook = &s->hooks[place];
 			return 0;
 		}
 	}
 	return -EBUSY;
 }
 
-/* Filters can write there: what a wild one leaves must not outlive it. */
-static bool place_is_ours(struct worker *w)
+/* A hook broke a rule: it may have written a number where no thread is, by which another's hooks would find what they are not asked. */
+static void places_sweep(struct shared_maps *s)
 {
-	uint32_t found = 0;
-
-	return __atomic_load_n(&w->hook->thread, __ATOMIC_RELAXED) == w->hook_thread ||
-	       __atomic_compare_exchange_n(&w->hook->thread, &found, w->hook_thread, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+	for (uint32_t place = 0; place < FB_N_PLACES; place++)
+		if (!s->place_is_taken[place])
+			__atomic_store_n(&s->hooks[place].thread, 0, __ATOMIC_RELAXED);
 }
 
 /* Before the first hook that the calling thread runs, and the first after it was parked. */
@@ -97,8 +95,10 @@ void hook_leave(struct worker *w)
 {
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
 
-	if (w->hook)
+	if (w->hook) {
 		__atomic_store_n(&w->hook->thread, 0, __ATOMIC_RELEASE);
+		atomic_store(&w->mount->shared.place_is_taken[w->hook - w->mount->shared.hooks], false);
+	}
 	w->hook = NULL;
 	if (!w->ring_consumer)
 		return;
@@ -212,12 +212,11 @@ uint32_t hooks_run(struct request *rq, const struct op *op, enum fb_phase phase,
 	struct worker *w = rq->worker;
 	union bpf_attr attr;
 
-	if (w->hook && !place_is_ours(w))
-		w->hook = NULL;
 	if (!w->hook && hook_enter(w)) {
 		*why = "its thread has no place where it could run";
 		return 0;
 	}
+	__atomic_store_n(&w->hook->thread, w->hook_thread, __ATOMIC_RELAXED); // a wild hook may have written over it
 	w->hook->unique = rq->in->unique;
 	w->hook->slot = rq->slot;
 	w->hook->ring = w->index;
@@ -238,6 +237,8 @@ uint32_t hooks_run(struct request *rq, const struct op *op, enum fb_phase phase,
 	atomic_fetch_add_explicit(&w->queue->n_hook_runs, n_asked, memory_order_relaxed);
 	atomic_fetch_add_explicit(&w->queue->n_program_runs, 1, memory_order_relaxed);
 	uint32_t n_good = records_check(rq, op, phase, hook, n_asked, out, n, why);
+	if (*why)
+		places_sweep(&rq->mount->shared);
 	for (uint32_t i = 0; i < n_good; i++) {
 		if (out[i].edits & FB_EDIT_TEXT)
 			rq->mount->shared.has_extents[rq->slot] = true;

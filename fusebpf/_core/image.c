@@ -116,9 +116,9 @@ void paths_fill(struct request *rq)
 {
 	struct fb_slot *image = rq->image;
 	struct mount *m = rq->mount;
-	const char *name = rq->op->flags & FB_OP_XATTR ? NULL : rq->name;
+	const char *name = rq->op->flags & FB_OP_XATTR || !rq->name ? NULL : image->name.text;
 
-	image->flags |= FB_HAS_PATH;
+	image->flags = (image->flags | FB_HAS_PATH) & ~(uint32_t)FB_PATH_LOST;
 	if (rq->op->canonical == FB_OP_link) {
 		struct inode *linked = inodes_get(m, image->args.link.inode);
 		image->args.link.type = linked ? linked->type : 0;
@@ -129,7 +129,6 @@ void paths_fill(struct request *rq)
 	image->path_len = (uint32_t)path_fill(rq, rq->inode, name, image->path);
 	if (rq->op->canonical == FB_OP_rename) {
 		struct inode *newdir = inodes_get(m, image->args.rename.newdir);
-		image->path2_len = (uint32_t)path_fill(rq, newdir, rq->name2, image->path2);
+		image->path2_len = (uint32_t)path_fill(rq, newdir, image->name2.text, image->path2);
 	}
-	types_fill(rq);
 }

@@ -5,28 +5,31 @@
  */
 #include "core.h"
 
-static uint32_t position_of(const struct chain *c, uint32_t id)
-{
-	uint32_t position = 0;
-
-	while (position < c->n_filters && c->filters[position].id != id)
-		position++;
-	return position;
-}
-
-/** The filter that is asked before the op rewrites a name: keep what those above it see. */
-void names_keep(struct request *rq)
+static struct kept_names names_now(const struct request *rq)
 {
 	const struct fb_slot *image = rq->image;
+	bool is_rename = rq->op->canonical == FB_OP_rename;
 
-	// Without a chain the daemon rewrites it, and there are no post hooks; with one it does so for the last filter that was asked.
-	if (!rq->chain || rq->n_kept == FB_MAX_FILTERS)
+	return (struct kept_names){ .name = image->name,
+				    .name_len = image->name_len,
+				    .name2 = image->name2,
+				    .name2_len = image->name2_len,
+				    .is_lost = image->flags & FB_PATH_LOST,
+				    .type = is_rename ? image->args.rename.type : 0,
+				    .type2 = is_rename ? image->args.rename.type2 : 0 };
+}
+
+/** Before the op a filter at this position, or the daemon below all, is about to make these edits: keep what the filters above see. */
+void names_keep(struct request *rq, uint64_t edits, uint32_t position)
+{
+	struct kept_names *kept = &rq->worker->kept_names[rq->n_kept];
+
+	// Without a chain there are no post hooks.
+	if (!(edits & (FB_EDIT_NAME | FB_EDIT_NAME2)) || !rq->chain || rq->n_kept == FB_MAX_FILTERS)
 		return;
-	rq->worker->kept_names[rq->n_kept++] = (struct kept_names){ .position = position_of(rq->chain, image->filter),
-								      .name = image->name,
-								      .name_len = image->name_len,
-								      .name2 = image->name2,
-								      .name2_len = image->name2_len };
+	rq->n_kept++;
+	*kept = names_now(rq);
+	kept->position = position;
 }
 
 /* What the op has used stays, for the core's own use. */
@@ -38,7 +41,7 @@ static void used_keep(struct request *rq)
 	if (rq->has_used)
 		return;
 	rq->has_used = true;
-	*used = (struct kept_names){ .name = image->name, .name_len = image->name_len, .name2 = image->name2, .name2_len = image->name2_len };
+	*used = names_now(rq);
 	if (rq->name == image->name.text)
 		rq->name = used->name.text;
 	if (rq->name2 == image->name2.text)
@@ -53,7 +56,14 @@ static void names_show(struct request *rq, const struct kept_names *names)
 	image->name_len = names->name_len;
 	image->name2 = names->name2;
 	image->name2_len = names->name2_len;
-	paths_follow(rq, names->name_len, names->name2_len);
+	if (rq->op->canonical == FB_OP_rename) {
+		image->args.rename.type = names->type;
+		image->args.rename.type2 = names->type2;
+	}
+	if (image->flags & FB_PATH_LOST && !names->is_lost)
+		paths_fill(rq); // a name that was too long cut them off
+	else
+		paths_follow(rq, names->name_len, names->name2_len);
 }
 
 /** Show a post hook at this position the names that its filter was asked before the op. */

@@ -180,8 +180,11 @@ static void victims_release(struct request *rq, struct views *victims, int error
 {
 	struct mount *m = rq->mount;
 
+	// Of several views the shared one, if it is known: by that the file is written.
 	if (!error && victims->n && rq->hooks && rq->hooks->n_post) {
 		rq->removed = victims->all[0];
+		for (uint32_t i = 1; i < victims->n && rq->removed->view; i++)
+			rq->removed = victims->all[i]->view ? rq->removed : victims->all[i];
 		inode_hold(rq->removed);
 	}
 	for (uint32_t i = 0; i < victims->n; i++)

@@ -172,7 +172,7 @@ void paths_follow(struct request *rq, bool is_name, bool is_name2);
 void types_fill(struct request *rq);
 
 /* names.c */
-void names_keep(struct request *rq);
+void names_keep(struct request *rq, uint64_t edits, uint32_t position);
 void names_restore(struct request *rq, uint32_t position);
 void names_end(struct request *rq);
 

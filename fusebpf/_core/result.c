@@ -72,15 +72,30 @@ void text_show(struct request *rq, const char *text, size_t len)
 	image->text[image->text_len] = 0;
 }
 
+/* What lost its last name, by the descriptor that it keeps. */
+static void removed_to_slot(struct request *rq)
+{
+	struct fb_slot *image = rq->image;
+	struct stat st;
+
+	image->flags |= FB_GONE;
+	if (fstat(rq->removed->fd, &st) == 0)
+		image->result.attr = (struct fb_attr){ .nodeid = rq->removed->nodeid,
+						       .ino = st.st_ino,
+						       .mode = st.st_mode,
+						       .size = (uint64_t)st.st_size };
+}
+
 /** Show the result of an op that succeeded to the post hooks. */
 void result_to_slot(struct request *rq)
 {
 	struct fb_slot *image = rq->image;
 	uint32_t flags = rq->op->flags;
-	const struct inode *subject = rq->removed ? rq->removed : rq->inode;
 
-	if (subject && subject->is_gone)
+	if (rq->inode && rq->inode->is_gone)
 		image->flags |= FB_GONE;
+	if (rq->removed && rq->removed->is_gone)
+		removed_to_slot(rq);
 	if (flags & (FB_OP_ENTRY | FB_OP_ATTR)) {
 		attr_to_slot(reply_attr(rq), &image->result.attr);
 		if (rq->entry)

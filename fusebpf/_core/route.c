@@ -33,8 +33,10 @@ bool pre_decide(struct request *rq, const struct chain_hook *hook, const struct 
 		why = "it says FB_REWRITE, and ctx->edits is empty";
 	else if (edits && edits & ~verdict_edits(rq, op, FB_PRE, is_reply))
 		why = "it edited what this op does not have, or not before it runs";
-	else if (edits)
+	else if (edits) {
+		names_keep(rq, edits, hook->position);
 		why = verdict_edit(rq, slot_of(rq), op, FB_PRE, is_reply, edits);
+	}
 	if (!why && v->verdict == FB_DAEMON)
 		why = daemon_refuses(rq, filter);
 	if (!why && v->verdict == FB_NEGATIVE && op->canonical != FB_OP_lookup)
@@ -418,8 +420,10 @@ void request_ask(struct request *rq)
 	}
 	image_fill(rq);
 	recent_prepare(rq);
-	if (rq->chain->wants & FB_WANTS_PATH)
+	if (rq->chain->wants & FB_WANTS_PATH) {
 		paths_fill(rq);
+		types_fill(rq);
+	}
 	if (rq->chain->wants & FB_WANTS_CALLER)
 		caller_to_slot(rq);
 	memset(rq->cookies, 0, sizeof(rq->cookies[0]) * rq->chain->n_filters);

@@ -19,6 +19,8 @@ enum worker_state { WORKER_IDLE, WORKER_RUNS, WORKER_IN_BACKING, WORKER_PARKED }
 /* What an op was about before the filter at this position rewrote it. */
 struct kept_names {
 	uint32_t position, name_len, name2_len;
+	uint16_t type, type2; /* a rename's */
+	bool is_lost;	      /* the path */
 	struct fb_name name, name2;
 };
 

@@ -97,17 +97,19 @@ PRE(wild, statfs)
 
 		asm volatile("" : "+r"(i));
 		if (hook)
-			hook->thread = 0;
+			hook->thread = VALUE;
 	}
 	return FB_CONTINUE;
 }
 """
 
 
+@pytest.mark.parametrize("value", ["0", "0x7ffffff"])
 def test_what_a_hook_writes_over_is_right_again_for_the_next_op(
-    directory: Path, mount: support.Mounter
+    directory: Path, mount: support.Mounter, value: str
 ) -> None:
-    mounted = mount(filters=["hide", source(directory, WILD)], sets={"hide.names": "secret"})
+    wild = source(directory, f"#define VALUE {value}\n{WILD}")
+    mounted = mount(filters=["hide", wild], sets={"hide.names": "secret"})
 
     for _ in range(20):
         in_child(attempt, os.statvfs, mounted.path)

@@ -248,6 +248,45 @@ def test_who_links_and_truncates_what_another_removes_changes_no_count(mount: su
             one.unlink()
 
 
+def test_opens_that_truncate_beside_writes_change_no_count(mount: support.Mounter) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "home:0:0:0:0"})
+    (mounted.src / "home").mkdir()
+    path, done = mounted.path / "home" / "x", threading.Event()
+
+    def truncate() -> None:
+        while not done.is_set():
+            path.open("wb").close()
+
+    with path.open("wb", buffering=0) as file:
+        truncating = [threading.Thread(target=truncate) for _ in range(3)]
+        for each in truncating:
+            each.start()
+        try:
+            for _ in range(500):
+                os.pwrite(file.fileno(), bytes(6000), 0)
+        finally:
+            done.set()
+            for each in truncating:
+                each.join()
+
+    assert rule(mounted)["bytes"] == path.stat().st_size
+
+
+def test_what_others_see_of_a_file_does_not_change_what_it_counts(mount: support.Mounter) -> None:
+    sets = {**DIGITS, "redact.allowed": "1234", "redact.paths": "home", "quota.rules": "home:0:0:0:0"}
+    mounted = mount(filters=["redact", "quota"], sets=sets)
+    (mounted.src / "home").mkdir()
+    (mounted.src / "home").chmod(0o777)
+    path = mounted.path / "home" / "b"
+
+    support.run("sh", "-c", f"head -c 9000 /dev/zero > {path}", user=1234)
+    path.stat()
+    assert rule(mounted)["bytes"] == 9000
+    path.unlink()
+
+    assert (rule(mounted)["bytes"], rule(mounted)["files"]) == (0, 0)
+
+
 def test_no_file_is_so_large_that_what_it_counts_goes_round(mount: support.Mounter) -> None:
     mounted = mount(filters=["quota"], sets={"quota.rules": "home:10k:0:0:0"})
     home = mounted.path / "home"
