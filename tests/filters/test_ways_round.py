@@ -5,7 +5,7 @@ import errno
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -192,6 +192,26 @@ def rule(mounted: support.Mounted) -> dict[str, int]:
     return value
 
 
+@contextlib.contextmanager
+def meanwhile(n: int, act: Callable[[], object]) -> Iterator[None]:
+    """Have n threads do something over and over for the time of a block."""
+    done = threading.Event()
+
+    def again() -> None:
+        while not done.is_set():
+            act()
+
+    threads = [threading.Thread(target=again) for _ in range(n)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
 def removed(path: Path) -> None:
     path.unlink()
 
@@ -251,23 +271,11 @@ def test_who_links_and_truncates_what_another_removes_changes_no_count(mount: su
 def test_opens_that_truncate_beside_writes_change_no_count(mount: support.Mounter) -> None:
     mounted = mount(filters=["quota"], sets={"quota.rules": "home:0:0:0:0"})
     (mounted.src / "home").mkdir()
-    path, done = mounted.path / "home" / "x", threading.Event()
+    path = mounted.path / "home" / "x"
 
-    def truncate() -> None:
-        while not done.is_set():
-            path.open("wb").close()
-
-    with path.open("wb", buffering=0) as file:
-        truncating = [threading.Thread(target=truncate) for _ in range(3)]
-        for each in truncating:
-            each.start()
-        try:
-            for _ in range(500):
-                os.pwrite(file.fileno(), bytes(6000), 0)
-        finally:
-            done.set()
-            for each in truncating:
-                each.join()
+    with path.open("wb", buffering=0) as file, meanwhile(3, lambda: path.open("wb").close()):
+        for _ in range(500):
+            os.pwrite(file.fileno(), bytes(6000), 0)
 
     assert rule(mounted)["bytes"] == path.stat().st_size
 
@@ -319,22 +327,10 @@ def test_what_rename_makes_and_removes_counts(mount: support.Mounter) -> None:
 def test_looking_at_a_file_that_grows_does_not_change_what_it_counts(mount: support.Mounter) -> None:
     mounted = mount(filters=["quota"], sets={"quota.rules": "home:0:0:0:0"})
     (mounted.src / "home").mkdir()
-    path, done = mounted.path / "home" / "x", threading.Event()
+    path = mounted.path / "home" / "x"
 
-    def look() -> None:
-        while not done.is_set():
-            path.stat()
-
-    with path.open("wb", buffering=0) as file:
-        looking = [threading.Thread(target=look) for _ in range(2)]
-        for each in looking:
-            each.start()
-        try:
-            for _ in range(2000):
-                file.write(bytes(1000))
-        finally:
-            done.set()
-            for each in looking:
-                each.join()
+    with path.open("wb", buffering=0) as file, meanwhile(2, path.stat):
+        for _ in range(2000):
+            file.write(bytes(1000))
 
     assert rule(mounted)["bytes"] == path.stat().st_size == 2_000_000
