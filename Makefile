@@ -63,7 +63,7 @@ test: root build ## all tests, on real mounts (ARGS='-k name')
 
 soak: root build ## the tests that take minutes: random system calls, real programs, fio, crowds (ARGS='-k model')
 	@SOAK=1 scripts/setup.sh
-	@$(SAN_ENV) $(PY) -m pytest -m soak $(ARGS)
+	@$(SAN_ENV) $(PY) -m pytest -n0 -m soak $(ARGS)
 
 check: lint types test ## lint, types and tests
 

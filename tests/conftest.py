@@ -1,10 +1,11 @@
 """Fixtures for tests on real mounts. Whatever happens in a test, its mounts and servers are gone after it."""
 
+import fcntl
 import os
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 import support
 
 RUN_PREFIX = f"test{os.getpid()}-"
+# Held by each test, alone where it is marked so. Who waits for the first holds the second: all get a turn.
+TESTS, TURN = Path("/run/lock/fusebpf-tests"), Path("/run/lock/fusebpf-tests-turn")
 # The share of a test's time limit after which its mounts are aborted, so that what waits for them wakes up.
 ABORT_AFTER = 0.8
 
@@ -22,6 +25,17 @@ def pytest_sessionstart() -> None:
         pytest.exit("only root can mount and load BPF: sudo make test", returncode=1)
     if not support.COMMAND.exists():
         pytest.exit(f"{support.COMMAND} is not there: sudo make setup", returncode=1)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before the clock of pytest-timeout starts
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Tests run side by side, but for those that change or watch the machine, which have it to themselves."""
+    kind = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
+    with TESTS.open("w") as tests:
+        with TURN.open("w") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            fcntl.flock(tests, kind)
+        return (yield)
 
 
 @pytest.fixture(scope="session")

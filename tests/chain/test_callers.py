@@ -166,6 +166,7 @@ def test_a_request_without_a_caller_says_so(who: Chained) -> None:
     assert (after.comm, after.tgid, after.cgroup_id) == ("", 0, 0)
 
 
+@pytest.mark.alone
 def test_what_was_taken_is_gone(who: Chained) -> None:
     p, behind = who.fresh()
     (behind / "f").write_text("x")

@@ -135,6 +135,7 @@ def test_an_undeclared_daemon_fails_the_op(directory: Path, mount: support.Mount
     support.wait_until(lambda: "FB_DAEMON, and the mount has no daemon" in mounted.log)
 
 
+@pytest.mark.alone
 def test_nothing_leaks_when_ops_fail_closed(directory: Path) -> None:
     text = """
     FILTER(broken, .altitude = 500)
@@ -162,6 +163,7 @@ def test_nothing_leaks_when_ops_fail_closed(directory: Path) -> None:
         support.wait_until(lambda: served.n_descriptors() <= n_descriptors + served.counters()["workers"])
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("op", ["lookup", "create", "mkdir", "open", "opendir", "readdir", "symlink", "link"])
 def test_nothing_leaks_when_a_post_hook_fails_an_op_that_succeeded(directory: Path, op: str) -> None:
     text = f"""

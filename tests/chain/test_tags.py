@@ -15,6 +15,8 @@ from core.table import attempt, checked, in_child, libc
 from fusebpf import bpf
 from fusebpf._core import OP_FLAGS, OPS
 
+pytestmark = pytest.mark.alone
+
 SECRET = 7
 RENAME_EXCHANGE = 2
 ENTRY, UNREFUSABLE, POST_ONLY = (OP_FLAGS[name] for name in ("ENTRY", "UNREFUSABLE", "POST_ONLY"))

@@ -212,6 +212,7 @@ def test_links_renames_and_removal_in_views(views: Chained, shared: Path) -> Non
     assert in_child(act) == ((7, 3), [2, 2], [len(DATA), 3], ["ENOENT"] * 2, [0, 0], [len(DATA), 3])
 
 
+@pytest.mark.alone
 def test_an_unlinked_file_can_be_asked_through_each_view(shared: Path) -> None:
     """O_PATH descriptors hold the kernel's inode alone: the server has to reach the file itself."""
 

@@ -16,6 +16,8 @@ from fusebpf import registry
 from fusebpf.errors import MountError, PlatformError, UsageError
 from fusebpf.registry import Entry
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(autouse=True)
 def state(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -16,6 +16,8 @@ import pytest
 import support
 from cli_support import assert_refused, fusebpf, left_behind, mount, processes, umount
 
+pytestmark = pytest.mark.alone
+
 WORK = (
     'cd "$0" && while :; do echo x >f$$; cat f$$ file >/dev/null; ls -la >/dev/null; mv f$$ g$$; rm g$$; done'
 )

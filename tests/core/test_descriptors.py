@@ -72,6 +72,7 @@ def test_unlinked_open_files_work_on_with_few_descriptors(directory: Path, bare:
         assert served.n_descriptors() < SMALL
 
 
+@pytest.mark.alone
 def test_many_inodes_are_forgotten_by_few_requests(directory: Path) -> None:
     make_files(directory / "src" / "many", 2000)
 
@@ -198,6 +199,7 @@ def test_unnamed_files_that_got_a_name_hold_no_descriptors(directory: Path, opti
         assert served.counters()["descriptors"] <= SMALL // 2
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("filters", [[], ["audit"]], ids=["plain", "audited"])
 def test_nothing_is_left_when_all_is_closed_and_forgotten(directory: Path, filters: list[str]) -> None:
     def work(p: Path) -> None:

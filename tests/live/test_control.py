@@ -161,6 +161,7 @@ def test_peers_that_go_away_or_say_nothing_hold_nobody_up(mounted: support.Mount
         channel.close()
 
 
+@pytest.mark.alone
 def test_it_goes_with_its_mount_and_a_dead_servers_is_cleaned_up(mount: support.Mounter) -> None:
     ended, killed = mount(), mount()
     ended.umount()

@@ -92,6 +92,7 @@ def test_an_op_beats_name_and_name_beats_any(load_text: Callable[[str], Filter])
     assert set(by_opcode) == _HOOKABLE
 
 
+@pytest.mark.alone
 def test_the_same_code_is_verified_once_and_pinned_under_each_name(
     filters: dict[str, Filter], pins: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_the_same_code_is_verified_once_and_pinned_under_each_name(
     assert {path.name for path in pins.iterdir()} == {"paths", *(each.pin_name for each in readonly.programs)}
 
 
+@pytest.mark.alone
 def test_programs_are_called_in_the_kernel_as_in_the_source(filters: dict[str, Filter]) -> None:
     names = {each.name: _program_name(each.fd) for one in filters.values() for each in one.programs}
 

@@ -225,6 +225,7 @@ WRONG: dict[str, tuple[str, type[FilterError], str]] = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("fault", WRONG)
 def test_a_wrong_source_gets_one_clear_line(
     fault: str, tmp_path: Path, shared: SharedMaps, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from support import CHECKOUT, PINS, mountpoints, run
 
+pytestmark = pytest.mark.alone
+
 DEMO = CHECKOUT / "examples/demo/demo.py"
 SECONDS = 90
 

@@ -10,6 +10,8 @@ import serving
 import support
 from transport.conftest import SWITCH
 
+pytestmark = pytest.mark.alone
+
 has_uring = pytest.mark.skipif(not SWITCH.exists(), reason="no FUSE over io_uring here")
 N_CORES = os.cpu_count()
 

@@ -96,7 +96,10 @@ finally:
         os.kill(child, 9)
 """
 
-pytestmark = pytest.mark.skipif(not LATENCY.exists(), reason="the kernel has no PM QoS for cores")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not LATENCY.exists(), reason="the kernel has no PM QoS for cores"),
+]
 has_two_cores = pytest.mark.skipif(CORES < 2, reason="there is no other core")
 has_idle_times = pytest.mark.skipif(
     not STATE.exists() or STATE.read_text() != "POLL\n",

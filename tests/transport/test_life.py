@@ -15,6 +15,8 @@ import support
 from core.test_pool import blocked
 from transport.conftest import SWITCH
 
+pytestmark = pytest.mark.alone
+
 # Makes, writes, reads, lists and removes files until it is killed; ends with 7 when the mount has gone.
 LOAD = """
 import errno, os, sys

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import support
 
+pytestmark = pytest.mark.alone
+
 # More than a core's workers give as SCHED_IDLE (N_ANSWERS of fusebpf/_core/placement.c).
 MANY = 5000
 
