@@ -270,6 +270,10 @@ struct fb_slot {
 	__u32 window;	   /* index of the window */
 	__u32 reserved0;
 	struct fb_caller caller; /* for filters that want it, and all zeros without FB_CALLER_KNOWN */
+	/* For filters that want it, of the file that write, fallocate, copy_file_range, setattr of a size or open with O_TRUNC is
+	 * about to change: its bytes, in post after the op; and before it. */
+	__u64 size;
+	__u64 old_size;
 };
 
 /* A payload window: up to FB_DATA_SIZE bytes of what an op moves. */
@@ -368,7 +372,7 @@ enum fb_wants {
 	FB_WANTS_IDS = 1 << 2,	  /* it reads uid or gid: not beside `-o idmap` */
 	FB_WANTS_DATA = 1 << 3,	  /* show its hooks the payload of read, write and xattrs */
 	FB_WANTS_CALLER = 1 << 4, /* fill in ctx->caller */
-	FB_WANTS_SIZES = 1 << 5,  /* no two ops that change a file's size at once: O_TRUNC comes as setattr (mounts made with it) */
+	FB_WANTS_SIZES = 1 << 5,  /* fill in size and old_size, and let no two ops change one file's size at once */
 };
 
 struct fb_declaration {

@@ -7,9 +7,6 @@
 #define N_RULES 8
 #define PATH_SIZE 128
 #define ROOT 1 /* the nodeid of the mount's root */
-#define RULE 0xff /* a tag: the number of the rule; in that of a file that is counted also */
-#define COUNTED 0x100 /* that it is, and its size */
-#define SIZE_SHIFT 9
 
 FILTER(quota, .altitude = FB_STORE + 5, .wants = FB_WANTS_PATH | FB_WANTS_SIZES,
        .doc = "Bytes and files below the paths in `rules` have a limit (EDQUOT): path:max_bytes:max_files:bytes:files.")
@@ -23,9 +20,11 @@ struct quota_rule {
 };
 
 BPF_ARRAY(quota__rules, struct quota_rule, N_RULES);
+
+/* A tag is the number of the rule that counts what is there; what is below a directory inherits its. */
 FB_ALWAYS_INLINE struct quota_rule *quota_rule_of(u64 tag)
 {
-	u32 index = (tag & RULE) - 1;
+	u32 index = tag - 1;
 	struct quota_rule *rule = quota__rules.lookup(&index);
 
 	return rule && rule->path[0] ? rule : 0; /* it may have been taken out since */
@@ -107,7 +106,7 @@ FB_ALWAYS_INLINE u64 quota_of_root(void)
  * seen to here. */
 PRE(quota, lookup)
 {
-	u64 rule = ctx->nodeid == ROOT ? quota_of_root() : ctx->tag & RULE;
+	u64 rule = ctx->nodeid == ROOT ? quota_of_root() : ctx->tag;
 
 	ctx->cookie = rule;
 	if (ctx->nodeid != ROOT || ctx->tag == rule)
@@ -117,35 +116,26 @@ PRE(quota, lookup)
 	return FB_REWRITE;
 }
 
-/* The tag of an entry. A file's size is as the file system tells it the first time: what comes then is counted, and what it tells
- * may be younger than that. */
-FB_ALWAYS_INLINE u64 quota_tag(const struct fb_slot *ctx)
-{
-	u64 tag = ctx->tag;
-
-	if (S_ISREG(ctx->result.attr.mode) && (tag & RULE) && !(tag & COUNTED))
-		tag = ctx->result.attr.size << SIZE_SHIFT | COUNTED | (tag & RULE);
-	return tag;
-}
-
 FB_ALWAYS_INLINE int quota_note(struct fb_slot *ctx, u64 tag)
 {
-	if (tag == ctx->tag)
-		return FB_CONTINUE;
 	ctx->tag = tag;
 	ctx->edits |= FB_EDIT_TAG;
 	return FB_REWRITE;
 }
 
-/* A directory's rule is by its path. */
+/* A directory's rule is by its path, or that of the directory that it is in. A file with links below several rules stays with the one
+ * that it was seen below first. */
 POST(quota, lookup)
 {
 	u64 rule;
 
 	if (ctx->error)
 		return FB_CONTINUE;
-	rule = S_ISDIR(ctx->result.attr.mode) ? quota_named(ctx) : 0;
-	return quota_note(ctx, rule ? rule : quota_tag(ctx));
+	if (!S_ISDIR(ctx->result.attr.mode))
+		return ctx->flags & FB_TAG_MIXED ? quota_note(ctx, ctx->tag) : FB_CONTINUE;
+	rule = quota_named(ctx);
+	rule = rule ? rule : ctx->cookie;
+	return rule == ctx->tag ? FB_CONTINUE : quota_note(ctx, rule);
 }
 
 /* ------------------------------------------------------------------------ files */
@@ -154,7 +144,7 @@ FB_ALWAYS_INLINE int quota_make(struct fb_slot *ctx)
 {
 	struct quota_rule *rule = quota_rule_of(ctx->tag);
 
-	ctx->cookie = rule ? ctx->tag & RULE : 0;
+	ctx->cookie = rule ? ctx->tag : 0;
 	return rule && !quota_take(rule, 0, 1) ? -EDQUOT : FB_CONTINUE;
 }
 
@@ -164,7 +154,7 @@ FB_ALWAYS_INLINE int quota_made(struct fb_slot *ctx)
 
 	if (rule && ctx->error)
 		quota_give(rule, 0, 1);
-	return ctx->error ? FB_CONTINUE : quota_note(ctx, quota_tag(ctx));
+	return FB_CONTINUE;
 }
 
 PRE(quota, create) { return quota_make(ctx); }
@@ -179,21 +169,18 @@ POST(quota, symlink) { return quota_made(ctx); }
 /* Files without a name come and go unseen. */
 PRE(quota, tmpfile)
 {
-	return ctx->tag & RULE || (ctx->nodeid == ROOT && quota_of_root()) ? -EOPNOTSUPP : FB_CONTINUE;
+	return ctx->tag || (ctx->nodeid == ROOT && quota_of_root()) ? -EOPNOTSUPP : FB_CONTINUE;
 }
 
 /* What lost its last name counts no longer: its bytes for its own rule, and it for its directory's. */
 FB_ALWAYS_INLINE int quota_gone(const struct fb_slot *ctx)
 {
 	struct quota_rule *of_bytes = quota_rule_of(ctx->tag2), *of_file = quota_rule_of(ctx->cookie);
-	u64 size;
 
 	if (ctx->error || !(ctx->flags & FB_GONE))
 		return FB_CONTINUE;
-	/* In another view of the file than it was written by, its size was not counted. */
-	size = ctx->tag2 & COUNTED ? ctx->tag2 >> SIZE_SHIFT : S_ISREG(ctx->result.attr.mode) ? ctx->result.attr.size : 0;
-	if (of_bytes)
-		quota_give(of_bytes, size, 0);
+	if (of_bytes && S_ISREG(ctx->result.attr.mode))
+		quota_give(of_bytes, ctx->result.attr.size, 0);
 	if (of_file)
 		quota_give(of_file, 0, 1);
 	return FB_CONTINUE;
@@ -202,7 +189,7 @@ FB_ALWAYS_INLINE int quota_gone(const struct fb_slot *ctx)
 /* Where a name is taken away, in the directory. */
 FB_ALWAYS_INLINE int quota_from(struct fb_slot *ctx)
 {
-	ctx->cookie = ctx->tag & RULE;
+	ctx->cookie = ctx->tag;
 	return FB_CONTINUE;
 }
 
@@ -242,16 +229,16 @@ FB_ALWAYS_INLINE u64 quota_is_above(const char *path, u64 len)
 }
 
 /* What moves to another rule is copied, as between file systems; so is what a rule's path leads to. */
-PRE(quota, link) { return (ctx->tag & RULE) != (ctx->tag2 & RULE) ? -EXDEV : FB_CONTINUE; }
+PRE(quota, link) { return ctx->tag != ctx->tag2 ? -EXDEV : FB_CONTINUE; }
 
 PRE(quota, rename)
 {
 	/* A whiteout would be one more that is not counted. */
-	if ((ctx->tag & RULE) && (ctx->args.rename.flags & RENAME_WHITEOUT))
+	if (ctx->tag && (ctx->args.rename.flags & RENAME_WHITEOUT))
 		return -EINVAL;
-	if ((ctx->tag & RULE) != (ctx->tag2 & RULE))
+	if (ctx->tag != ctx->tag2)
 		return -EXDEV;
-	ctx->cookie = ctx->tag2 & RULE;
+	ctx->cookie = ctx->tag2;
 	return quota_is_above(ctx->path, ctx->path_len) || quota_is_above(ctx->path2, ctx->path2_len) ? -EXDEV : FB_CONTINUE;
 }
 
@@ -259,58 +246,32 @@ POST(quota, rename) { return quota_gone(ctx); }
 
 /* ------------------------------------------------------------------------ bytes */
 
-/* Let a file grow to `end`; the cookie is by how much. */
+/* What the file system says of the size before the op and after it is what counts, whoever sees the file as what. The cookie is by how
+ * much it may grow. */
 FB_ALWAYS_INLINE int quota_grow(struct fb_slot *ctx, u64 end)
 {
 	struct quota_rule *rule = quota_of_file(ctx);
-	u64 size = ctx->tag >> SIZE_SHIFT;
 
-	if (rule && end >> (63 - SIZE_SHIFT)) /* a size that has no room in a tag */
+	if (rule && end >> 62) /* a sum that could go round */
 		return -EDQUOT;
-	ctx->cookie = rule && end > size ? end - size : 0;
+	ctx->cookie = rule && end > ctx->size ? end - ctx->size : 0;
 	return ctx->cookie && !quota_take(rule, ctx->cookie, 0) ? -EDQUOT : FB_CONTINUE;
 }
 
-/* Give back what was taken for what was not done. */
-FB_ALWAYS_INLINE int quota_failed(struct fb_slot *ctx)
+FB_ALWAYS_INLINE int quota_sized(struct fb_slot *ctx)
 {
-	struct quota_rule *rule = quota_rule_of(ctx->tag);
+	struct quota_rule *rule = quota_of_file(ctx);
 
 	if (rule)
-		quota_give(rule, ctx->cookie, 0);
+		quota_give(rule, ctx->old_size + ctx->cookie - ctx->size, 0);
 	return FB_CONTINUE;
 }
 
-/* It has `size` now: give back what was taken beyond that, and note it. */
-FB_ALWAYS_INLINE int quota_sized(struct fb_slot *ctx, u64 size)
+PRE(quota, write)
 {
-	struct quota_rule *rule = quota_of_file(ctx);
-	u64 old = ctx->tag >> SIZE_SHIFT;
+	u64 start = ctx->args.rw.flags & O_APPEND ? ctx->size : ctx->args.rw.offset;
 
-	if (!rule)
-		return quota_failed(ctx);
-	quota_give(rule, old + ctx->cookie - size, 0);
-	if (size == old)
-		return FB_CONTINUE;
-	ctx->tag = size << SIZE_SHIFT | COUNTED | (ctx->tag & RULE);
-	ctx->edits |= FB_EDIT_TAG;
-	return FB_REWRITE;
-}
-
-FB_ALWAYS_INLINE u64 quota_start(const struct fb_slot *ctx)
-{
-	return ctx->args.rw.flags & O_APPEND ? ctx->tag >> SIZE_SHIFT : ctx->args.rw.offset;
-}
-
-PRE(quota, write) { return quota_grow(ctx, quota_start(ctx) + ctx->args.rw.size); }
-
-POST(quota, write)
-{
-	u64 old = ctx->tag >> SIZE_SHIFT, end = quota_start(ctx) + ctx->result.count;
-
-	if (ctx->error)
-		return quota_failed(ctx);
-	return quota_sized(ctx, end > old ? end : old);
+	return quota_grow(ctx, start + ctx->args.rw.size);
 }
 
 PRE(quota, setattr)
@@ -318,39 +279,20 @@ PRE(quota, setattr)
 	return ctx->args.setattr.valid & FB_SET_SIZE ? quota_grow(ctx, ctx->args.setattr.size) : FB_CONTINUE;
 }
 
-POST(quota, setattr)
-{
-	if (!(ctx->args.setattr.valid & FB_SET_SIZE))
-		return FB_CONTINUE;
-	return ctx->error ? quota_failed(ctx) : quota_sized(ctx, ctx->args.setattr.size);
-}
-
-POST(quota, open)
-{
-	ctx->cookie = 0;
-	return ctx->error || !(ctx->args.open.flags & O_TRUNC) ? FB_CONTINUE : quota_sized(ctx, 0);
-}
-
-/* Modes that shorten or lengthen a file in the middle, or take room behind its end, are not counted, so they are not
- * had. */
+/* Modes that shorten or lengthen a file in the middle, or take room behind its end, are not had. */
 PRE(quota, fallocate)
 {
 	u32 mode = ctx->args.fallocate.mode;
-	u64 end;
+	u64 end = ctx->args.fallocate.offset + ctx->args.fallocate.length;
 
-	if (!(ctx->tag & RULE))
+	if (!ctx->tag)
 		return FB_CONTINUE;
-	end = ctx->args.fallocate.offset + ctx->args.fallocate.length;
-	if (mode & ~3 || (mode == 1 && end > ctx->tag >> SIZE_SHIFT))
+	if (mode & ~3 || (mode == 1 && end > ctx->size))
 		return -EOPNOTSUPP;
 	return mode ? FB_CONTINUE : quota_grow(ctx, end);
 }
 
-POST(quota, fallocate)
-{
-	u64 old = ctx->tag >> SIZE_SHIFT, end = ctx->args.fallocate.offset + ctx->args.fallocate.length;
-
-	if (ctx->error || ctx->args.fallocate.mode)
-		return ctx->args.fallocate.mode ? FB_CONTINUE : quota_failed(ctx);
-	return quota_sized(ctx, end > old ? end : old);
-}
+POST(quota, write) { return quota_sized(ctx); }
+POST(quota, setattr) { return quota_sized(ctx); }
+POST(quota, fallocate) { return quota_sized(ctx); }
+POST(quota, open) { return quota_sized(ctx); }

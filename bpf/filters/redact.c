@@ -136,6 +136,14 @@ PRE(redact, open)
 		       : FB_CONTINUE;
 }
 
+/* Nor may he shorten it; what he has open to write he made. */
+PRE(redact, setattr)
+{
+	u32 valid = ctx->args.setattr.valid;
+
+	return ctx->view == REDACTED && (valid & FB_SET_SIZE) && !(valid & FB_SET_FH) ? -EACCES : FB_CONTINUE;
+}
+
 /* All ones where a < b, for numbers below 2^63; opaque, since a branch in a loop is walked both ways each time. */
 FB_ALWAYS_INLINE u64 redact_less(u64 a, u64 b)
 {

@@ -36,6 +36,7 @@
 #define ROOT_NODEID 1
 #define REQUEST_BUFFER_SIZE (1024 * 1024 + 4096) /* max_write and the headers before it */
 #define MAX_WRITE (1024 * 1024)
+#define LOOK_NS 50000000 /* how often who waits where no signal comes looks whether it is still to */
 #define HOT_SLOT_SIZE offsetof(struct fb_slot, path) /* what every hook gets; path, path2 and text lie behind it */
 #define MAX_HANDLE_SIZE 128			      /* MAX_HANDLE_SZ of exportfs */
 #define PROC_PATH_SIZE 32			      /* "/proc/self/fd/" and a number */
@@ -78,6 +79,7 @@ extern const struct op ops[256]; /* by opcode; name is NULL where there is none 
 #include "handles.h"
 #include "data.h"
 #include "chain.h"
+#include "sizes.h"
 #include "request.h"
 #include "edits.h"
 #include "transport.h"
@@ -118,6 +120,7 @@ struct mount {
 	/* What it holds. */
 	struct inodes inodes;
 	struct tags tags;
+	struct turns turns;
 	struct fds fds;
 	struct handles handles;
 	struct backing_ids backing_ids;

@@ -70,9 +70,6 @@ static uint64_t wanted_features(const struct mount *m)
 	// A daemon that has the data is to truncate as well, and in its turn: while a file is opened others may write.
 	if (m->daemon && m->daemon->has_data_routes)
 		wanted &= ~(uint64_t)FUSE_ATOMIC_O_TRUNC;
-	const struct chain *chain = atomic_load(&m->chain);
-	if (chain && chain->wants & FB_WANTS_SIZES)
-		wanted &= ~(uint64_t)FUSE_ATOMIC_O_TRUNC;
 	if (m->wants_backing_locks && !m->is_small)
 		wanted |= FUSE_POSIX_LOCKS;
 	// With FUSE_POSIX_ACL the kernel judges by ACLs, which only makes sense where it judges at all.

@@ -77,9 +77,12 @@ static int place_take(struct worker *w)
 /* A hook broke a rule: it may have written a number where no thread is, by which another's hooks would find what they are not asked. */
 static void places_sweep(struct shared_maps *s)
 {
-	for (uint32_t place = 0; place < FB_N_PLACES; place++)
-		if (!s->place_is_taken[place])
-			__atomic_store_n(&s->hooks[place].thread, 0, __ATOMIC_RELAXED);
+	for (uint32_t place = 0; place < FB_N_PLACES; place++) {
+		uint32_t written = __atomic_load_n(&s->hooks[place].thread, __ATOMIC_SEQ_CST);
+		if (written && !s->place_is_taken[place]) // who takes it now writes another number
+			__atomic_compare_exchange_n(&s->hooks[place].thread, &written, 0, false, __ATOMIC_SEQ_CST,
+						    __ATOMIC_SEQ_CST);
+	}
 }
 
 /* Before the first hook that the calling thread runs, and the first after it was parked. */
@@ -144,6 +147,10 @@ static void slot_fill(struct request *rq, struct fb_slot *slot, const struct op 
 	}
 	if (rq->chain->wants & FB_WANTS_CALLER)
 		slot->caller = image->caller;
+	if (rq->chain->wants & FB_WANTS_SIZES) {
+		slot->size = image->size;
+		slot->old_size = image->old_size;
+	}
 	extents_fill(&rq->mount->shared.has_extents[rq->slot], slot, image);
 }
 

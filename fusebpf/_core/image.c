@@ -122,7 +122,8 @@ void paths_fill(struct request *rq)
 	if (rq->op->canonical == FB_OP_link) {
 		struct inode *linked = inodes_get(m, image->args.link.inode);
 		image->args.link.type = linked ? linked->type : 0;
-		image->path_len = (uint32_t)path_fill(rq, linked, NULL, image->path);
+		if (!image->path_len) // asked again after the op, it may be known by its new name
+			image->path_len = (uint32_t)path_fill(rq, linked, NULL, image->path);
 		image->path2_len = (uint32_t)path_fill(rq, rq->inode, name, image->path2);
 		return;
 	}

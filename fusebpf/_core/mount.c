@@ -30,6 +30,7 @@ struct mount *mount_create(void)
 	notifier_init(m);
 	pthread_mutex_init(&m->negatives.lock, NULL);
 	tags_init(&m->tags);
+	turns_init(&m->turns);
 	watch_init(m);
 	m->ended_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (!pipe2(pipe_fds, O_CLOEXEC | O_NONBLOCK)) {

@@ -25,7 +25,7 @@ void names_keep(struct request *rq, uint64_t edits, uint32_t position)
 	struct kept_names *kept = &rq->worker->kept_names[rq->n_kept];
 
 	// Without a chain there are no post hooks.
-	if (!(edits & (FB_EDIT_NAME | FB_EDIT_NAME2)) || !rq->chain || rq->n_kept == FB_MAX_FILTERS)
+	if (!(edits & (FB_EDIT_NAME | FB_EDIT_NAME2 | FB_EDIT_BACKING)) || !rq->chain || rq->n_kept == FB_MAX_FILTERS)
 		return;
 	rq->n_kept++;
 	*kept = names_now(rq);

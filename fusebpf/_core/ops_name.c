@@ -166,14 +166,24 @@ static void victim_put(struct mount *m, struct inode *victim, int error)
 {
 	struct stat st;
 
-	if (!error && (victim->type == S_IFDIR || fstat(victim->fd, &st) < 0 || st.st_nlink == 0)) {
+	bool is_known = victim->type == S_IFDIR || fstat(victim->fd, &st) == 0;
+
+	if (!error && (!is_known || victim->type == S_IFDIR || st.st_nlink == 0)) {
 		inode_fd_pin(m, victim);
 		backing_id_unlinked(m, victim);
-		atomic_store_explicit(&victim->is_gone, true, memory_order_relaxed);
+		atomic_store_explicit(&victim->is_gone, is_known, memory_order_relaxed);
 		if (victim->type == S_IFDIR)
 			atomic_store_explicit(&m->inodes.dir_gone_ms, now_ms(), memory_order_relaxed);
 	}
 	inode_fd_put(m, victim);
+}
+
+/* Who takes a name of a file has the turn at it until post hooks were told whether it was the last one. Returns 0, or -EINTR. */
+static int victims_turn(struct request *rq, const struct views *victims)
+{
+	bool is_told = victims->n && rq->hooks && rq->hooks->n_post;
+
+	return is_told && !rq->turn.is_taken ? turn_take(rq, victims->all[0], true) : 0;
 }
 
 static void victims_release(struct request *rq, struct views *victims, int error)
@@ -211,7 +221,9 @@ static int remove_entry(struct request *rq, int flags)
 	if (fd < 0)
 		return fd;
 	victims_hold(m, fd, rq->name, &victims);
-	int e = unlinkat(fd, rq->name, flags) < 0 ? -errno : 0;
+	int e = victims_turn(rq, &victims);
+	if (!e)
+		e = unlinkat(fd, rq->name, flags) < 0 ? -errno : 0;
 	rq->has_changed = !e;
 	if (!e && name_is_rewritten(rq->asked, rq->name))
 		cache_forget_name(rq, rq->inode, rq->name);
@@ -260,7 +272,9 @@ static int rename_between(struct request *rq, struct inode *newdir, int fd, int 
 
 	views_at(m, fd, rq->name, &moved);
 	victims_hold(m, new_fd, rq->name2, &victims);
-	int e = AS_CREATOR(rq, (int)syscall(SYS_renameat2, fd, rq->name, new_fd, rq->name2, flags));
+	int e = victims_turn(rq, &victims);
+	if (!e)
+		e = AS_CREATOR(rq, (int)syscall(SYS_renameat2, fd, rq->name, new_fd, rq->name2, flags));
 	if (!e)
 		all_moved(m, &moved, newdir, rq->name2);
 	if (!e && flags & RENAME_EXCHANGE)

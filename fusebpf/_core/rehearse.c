@@ -34,6 +34,7 @@ static int answer(struct request *rq)
 	if (described->error)
 		return -(int)described->error;
 	image->result = described->slot.result;
+	image->size = described->slot.size;
 	if (rq->op->flags & (FB_OP_ENTRY | FB_OP_ATTR))
 		results |= FB_EDIT_ATTR;
 	if (rq->op->flags & FB_OP_STATFS)
@@ -88,6 +89,7 @@ static void image_describe(struct fb_slot *image, const struct rehearsal *r, con
 	image->path2_len = at_most(image->path2_len, sizeof(image->path2));
 	image->text_len = op->flags & FB_OP_TEXT ? 0 : at_most(image->text_len, sizeof(image->text));
 	image->text[image->text_len] = 0;
+	image->size = image->old_size;
 	memset(&image->result, 0, sizeof(image->result));
 }
 

@@ -50,6 +50,8 @@ struct request {
 	uint64_t n_changes; /* watch.n_changes when it began, */
 	uint64_t n_all;	    /* and notifier.n_all */
 	uint32_t n_own;	       /* handles of its own that are open */
+	struct turn turn;      /* at the file whose size it may change, or of which it takes a name */
+	struct inode *sized;   /* that file, if a filter wants sizes and it has one */
 	struct inode *removed; /* for post hooks: what lost its name, with a reference */
 	struct inode *entry;   /* the inode that the reply counts once; taken back if the reply does not arrive */
 	struct handle *opened; /* the handle that the reply hands out; closed if it does not arrive */

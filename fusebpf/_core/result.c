@@ -81,7 +81,7 @@ static void removed_to_slot(struct request *rq)
 	image->flags |= FB_GONE;
 	if (fstat(rq->removed->fd, &st) == 0)
 		image->result.attr = (struct fb_attr){ .nodeid = rq->removed->nodeid,
-						       .ino = st.st_ino,
+						       .ino = inode_number(rq->mount, st.st_dev, st.st_ino),
 						       .mode = st.st_mode,
 						       .size = (uint64_t)st.st_size };
 }

@@ -394,6 +394,7 @@ static void backing_run(struct request *rq)
 	if (!lists && (rq->mount->daemon || slots_are_short(rq->mount)))
 		slot_release(rq); // always where a daemon may take its time
 	op_do(rq);
+	sizes_after(rq);
 	if (has_post(rq) && rq->slot == NO_SLOT)
 		slot_acquire(rq, false);
 }
@@ -413,7 +414,8 @@ void request_route(struct request *rq)
 /** Run an op that is hooked, in a slot of its own, up to its reply. */
 void request_ask(struct request *rq)
 {
-	if (slot_acquire(rq, !(rq->op->flags & FB_OP_UNREFUSABLE))) {
+	if (sizes_begin(rq) || slot_acquire(rq, !(rq->op->flags & FB_OP_UNREFUSABLE))) {
+		turn_give(rq);
 		rq->error = EINTR;
 		rq->chain = NULL; // no hook saw it: there is nothing to record
 		return;
@@ -429,6 +431,7 @@ void request_ask(struct request *rq)
 	memset(rq->cookies, 0, sizeof(rq->cookies[0]) * rq->chain->n_filters);
 	request_route(rq);
 	removed_release(rq);
+	turn_give(rq);
 	slot_release(rq);
 	if (rq->gave_ttl)
 		cache_settle(rq);

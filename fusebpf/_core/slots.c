@@ -7,7 +7,6 @@
 
 #include <sys/mman.h>
 
-#define LOOK_NS 50000000 /* how often who waits for a slot looks whether it is still to */
 
 static size_t round_up_8(size_t n)
 {

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,3 +141,69 @@ def test_a_rename_to_other_names_can_be_rehearsed() -> None:
         run = chain.run("rename", name=b"shown", path=b"d/shown", name2=b"y", path2=b"d/y")
 
     assert run.error == errno.EROFS
+
+
+TYPES = """
+#include "fusebpf.h"
+FILTER(types, .altitude = 600, .wants = FB_WANTS_PATH)
+BPF_ARRAY(types__seen, u32, 2);
+FB_ALWAYS_INLINE int note(struct fb_slot *ctx, u32 at)
+{
+	u32 seen = FIELD;
+
+	types__seen.update(&at, &seen);
+	return FB_CONTINUE;
+}
+PRE(types, OP) { return note(ctx, 0); }
+POST(types, OP) { return note(ctx, 1); }
+"""
+
+
+def types_seen(mounted: support.Mounted) -> list[int]:
+    """What the filter saw before the op, and after it."""
+    return [row["formatted"]["value"] for row in mounted.dump("types/seen")]
+
+
+def test_a_post_hook_above_one_that_changes_the_root_sees_the_type_that_it_was_asked_with(
+    mount: support.Mounter, tmp_path: Path
+) -> None:
+    upper, lower = tmp_path / "types.c", tmp_path / "lower.c"
+    upper.write_text(TYPES.replace("FIELD", "ctx->args.rename.type").replace("OP", "rename"))
+    lower.write_text(
+        '#include "fusebpf.h"\nFILTER(lower, .altitude = 500)\n'
+        "PRE(lower, rename) { ctx->backing = 1; ctx->edits |= FB_EDIT_BACKING; return FB_REWRITE; }\n"
+    )
+    other = mount.new_directory("other")
+    mounted = mount(filters=[upper, lower], options=f"root={other}")
+    (mounted.src / "x").mkdir()
+    (other / "x").touch()
+
+    (mounted.path / "x").rename(mounted.path / "y")
+
+    assert types_seen(mounted) == [stat.S_IFDIR, stat.S_IFDIR]
+    assert os.listdir(other) == ["y"]
+
+
+def test_a_post_hook_of_link_sees_the_path_that_it_was_asked_with_where_the_new_one_is_too_long(
+    mount: support.Mounter, tmp_path: Path
+) -> None:
+    upper, lower = tmp_path / "types.c", tmp_path / "lower.c"
+    upper.write_text(TYPES.replace("FIELD", "ctx->path_len").replace("OP", "link"))
+    lower.write_text(
+        '#include "fusebpf.h"\nFILTER(lower, .altitude = 500)\nPRE(lower, link)\n{\n'
+        "\t__builtin_memset(ctx->name.text, 'b', 200);\n\tctx->name_len = 200;\n"
+        "\tctx->edits |= FB_EDIT_NAME;\n\treturn FB_REWRITE;\n}\n"
+    )
+    mounted = mount(filters=[upper, lower])
+    (mounted.src / "file").touch()
+    deep = os.open(mounted.path, os.O_PATH)
+    try:
+        for _ in range(20):
+            os.mkdir("d" * 196, dir_fd=deep)
+            deep, above = os.open("d" * 196, os.O_PATH, dir_fd=deep), deep
+            os.close(above)
+        os.link(mounted.path / "file", "a", dst_dir_fd=deep)
+    finally:
+        os.close(deep)
+
+    assert types_seen(mounted) == [len("file")] * 2

@@ -1,0 +1,332 @@
+"""What `quota` counts is what is there, whatever is done at once and by whichever view of a file."""
+
+import contextlib
+import errno
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import support
+from filters.test_ways_round import DIGITS, WHITEOUT, renameat2
+
+
+def rule(mounted: support.Mounted) -> dict[str, int]:
+    """Of the first rule."""
+    value: dict[str, int] = mounted.dump("quota/rules")[0]["formatted"]["value"]
+    return value
+
+
+@contextlib.contextmanager
+def meanwhile(n: int, act: Callable[[], object]) -> Iterator[None]:
+    """Have n threads do something over and over for the time of a block."""
+    done = threading.Event()
+
+    def again() -> None:
+        while not done.is_set():
+            act()
+
+    threads = [threading.Thread(target=again) for _ in range(n)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
+def removed(path: Path) -> None:
+    path.unlink()
+
+
+def replaced(path: Path) -> None:
+    path.with_name("other").rename(path)
+
+
+@pytest.mark.parametrize("removes", [removed, replaced])
+def test_what_is_open_of_a_removed_file_gives_nothing_back(
+    mount: support.Mounter, removes: Callable[[Path], None]
+) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "home:10k:5:0:0"})
+    (mounted.src / "home").mkdir()
+    path = mounted.path / "home" / "x"
+
+    for _ in range(3):
+        path.with_name("other").write_bytes(b"")
+        with path.open("wb", buffering=0) as file:
+            file.write(bytes(9000))
+            removes(path)
+            file.truncate(0)
+            file.write(bytes(20_000))
+            os.close(os.open(f"/proc/self/fd/{file.fileno()}", os.O_WRONLY | os.O_TRUNC))
+        for left in (mounted.path / "home").iterdir():
+            left.unlink()
+        assert (rule(mounted)["bytes"], rule(mounted)["files"]) == (0, 0)
+
+
+def test_who_links_and_truncates_what_another_removes_changes_no_count(mount: support.Mounter) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "home:0:0:0:0"})
+    home = mounted.path / "home"
+    for name in ("a", "b"):
+        (home / name).mkdir(parents=True)
+
+    def link() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.link(home / "a" / "x", home / "b" / "x")
+
+    for number in range(200):
+        with (home / "a" / "x").open("wb", buffering=0) as file:
+            file.write(bytes(1000))
+            others = [threading.Thread(target=link)]
+            others += [threading.Thread(target=file.truncate, args=(0,))] * (number % 2)
+            for other in others:
+                other.start()
+            (home / "a" / "x").unlink()
+            for other in others:
+                other.join()
+        left = list((home / "b").iterdir())
+        assert rule(mounted)["files"] == 2 + len(left)
+        assert rule(mounted)["bytes"] == sum(one.stat().st_size for one in left)
+        for one in left:
+            one.unlink()
+
+
+def test_opens_that_truncate_beside_writes_change_no_count(mount: support.Mounter) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "home:0:0:0:0"})
+    (mounted.src / "home").mkdir()
+    path = mounted.path / "home" / "x"
+
+    with path.open("wb", buffering=0) as file, meanwhile(3, lambda: path.open("wb").close()):
+        for _ in range(500):
+            os.pwrite(file.fileno(), bytes(6000), 0)
+
+    assert rule(mounted)["bytes"] == path.stat().st_size
+
+
+def test_what_others_see_of_a_file_does_not_change_what_it_counts(mount: support.Mounter) -> None:
+    sets = {**DIGITS, "redact.allowed": "1234", "redact.paths": "home", "quota.rules": "home:0:0:0:0"}
+    mounted = mount(filters=["redact", "quota"], sets=sets)
+    (mounted.src / "home").mkdir()
+    (mounted.src / "home").chmod(0o777)
+    path = mounted.path / "home" / "b"
+
+    support.run("sh", "-c", f"head -c 9000 /dev/zero > {path}", user=1234)
+    path.stat()
+    assert rule(mounted)["bytes"] == 9000
+    path.unlink()
+
+    assert (rule(mounted)["bytes"], rule(mounted)["files"]) == (0, 0)
+
+
+def test_no_file_is_so_large_that_what_it_counts_goes_round(mount: support.Mounter) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "home:10k:0:0:0"})
+    home = mounted.path / "home"
+    home.mkdir()
+    (home / "x").touch()
+
+    for size in (1 << 54, 1 << 62, (1 << 63) - 1):
+        assert support.refused(os.truncate, home / "x", size) == errno.EDQUOT
+
+    assert rule(mounted)["bytes"] == 0
+
+
+def test_what_rename_makes_and_removes_counts(mount: support.Mounter) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "home:0:5:0:0"})
+    home = mounted.path / "home"
+    home.mkdir()
+    for name in ("a", "b"):
+        (home / name).mkdir()
+    (home / "file").touch()
+
+    assert support.refused(renameat2, home / "file", home / "moved", WHITEOUT) == errno.EINVAL
+    assert rule(mounted)["files"] == 3
+    (home / "a").rename(home / "b")
+    assert rule(mounted)["files"] == 2
+    (home / "b").rmdir()
+    (home / "file").unlink()
+    assert rule(mounted)["files"] == 0
+
+
+def test_looking_at_a_file_that_grows_does_not_change_what_it_counts(mount: support.Mounter) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "home:0:0:0:0"})
+    (mounted.src / "home").mkdir()
+    path = mounted.path / "home" / "x"
+
+    with path.open("wb", buffering=0) as file, meanwhile(2, path.stat):
+        for _ in range(2000):
+            file.write(bytes(1000))
+
+    assert rule(mounted)["bytes"] == path.stat().st_size == 2_000_000
+
+
+# ------------------------------------------------------------------------ files that others see otherwise
+
+USER = 1000
+REDACTED = {**DIGITS, "redact.paths": "home", "quota.rules": "home:0:0:0:0"}
+# Asked word by word, so that what it has open stays so: create, write, size, open, stat, unlink, truncate.
+ACTOR = """
+import os, sys
+for line in sys.stdin:
+    word, path, number = line.split()
+    number, result = int(number), 0
+    try:
+        if word == "create":
+            fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        elif word == "write":
+            os.write(fd, bytes(number))
+        elif word == "size":
+            os.ftruncate(fd, number)
+        elif word == "open":
+            other = os.open(path, number)
+        else:
+            getattr(os, word)(path, *[number] * (word == "truncate"))
+    except OSError as error:
+        result = error.errno
+    print(result, flush=True)
+"""
+
+
+class Actor:
+    """A process of a user's, which does what it is told."""
+
+    def __init__(self, user: int) -> None:
+        command = ["timeout", "-s", "KILL", "60", sys.executable, "-c", ACTOR]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=user, umask=0
+        )
+
+    def does(self, word: str, path: Path, number: int = 0) -> int:
+        """Returns the errno, 0 where it was done."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(f"{word} {path} {number}\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+
+@pytest.fixture
+def actors() -> Iterator[tuple[Actor, Actor]]:
+    """One who sees files redacted, and one who does not."""
+    both = Actor(USER), Actor(0)
+    yield both
+    for actor in both:
+        actor.process.kill()
+        actor.process.communicate()
+
+
+@pytest.fixture
+def redacted(mount: support.Mounter) -> support.Mounted:
+    """A mount on which root sees files in `home` otherwise than others, and both may make some."""
+    mounted = mount(filters=["redact", "quota"], sets=REDACTED)
+    (mounted.src / "home").mkdir()
+    (mounted.src / "home").chmod(0o777)
+    return mounted
+
+
+def counted(mounted: support.Mounted) -> tuple[int, int]:
+    return rule(mounted)["bytes"], rule(mounted)["files"]
+
+
+def test_what_is_written_while_one_who_sees_more_has_it_open_counts_once(
+    redacted: support.Mounted, actors: tuple[Actor, Actor]
+) -> None:
+    user, root = actors
+    path = redacted.path / "home" / "b"
+
+    user.does("create", path)
+    user.does("write", path, 9000)
+    root.does("open", path, os.O_RDONLY)
+    user.does("write", path, 41_000)
+    assert counted(redacted) == (50_000, 1)
+    user.does("size", path, 100)
+    assert counted(redacted) == (100, 1)
+    root.does("unlink", path)
+
+    assert counted(redacted) == (0, 0)
+
+
+def test_a_size_that_is_set_through_another_view_counts_as_what_it_changed(
+    redacted: support.Mounted, actors: tuple[Actor, Actor]
+) -> None:
+    user, root = actors
+    path = redacted.path / "home" / "a"
+    root.does("create", path)
+    root.does("write", path, 1_000_000)
+    user.does("stat", path)
+
+    assert support.refused(os.truncate, path, 2_000_000) is None
+    assert counted(redacted) == (2_000_000, 1)
+    user.does("unlink", path)
+
+    assert counted(redacted) == (0, 0)
+
+
+def test_of_two_who_remove_the_last_names_of_a_file_one_gives_back(
+    redacted: support.Mounted, actors: tuple[Actor, Actor]
+) -> None:
+    user, root = actors
+    home = redacted.path / "home"
+    for name in ("one", "two"):
+        (home / name).mkdir()
+        (home / name).chmod(0o777)
+
+    for _ in range(200):
+        (home / "one" / "x").write_bytes(bytes(1000))
+        os.link(home / "one" / "x", home / "two" / "x")
+        others = [
+            threading.Thread(target=actor.does, args=("unlink", home / name / "x"))
+            for actor, name in ((user, "one"), (root, "two"))
+        ]
+        for other in others:
+            other.start()
+        for other in others:
+            other.join()
+
+    assert counted(redacted) == (0, 2)
+
+
+def test_who_does_not_see_what_is_there_cannot_shorten_it(
+    redacted: support.Mounted, actors: tuple[Actor, Actor]
+) -> None:
+    user, _ = actors
+    path = redacted.path / "home" / "z"
+    path.write_bytes(b"Ann 12")
+    path.chmod(0o666)
+    own = redacted.path / "home" / "own"
+
+    assert user.does("open", path, os.O_RDONLY | os.O_TRUNC) == errno.EACCES
+    assert user.does("truncate", path, 0) == errno.EACCES
+    assert path.read_bytes() == b"Ann 12"
+    assert [user.does("create", own), user.does("write", own, 10), user.does("size", own, 5)] == [0, 0, 0]
+
+
+# ----------------------------------------------------------------------------- writes that nobody waits for
+
+
+@pytest.fixture
+def asynchronous(directory: Path) -> Path:
+    """The program."""
+    program = directory / "asynchronous"
+    support.run("gcc", "-O1", "-Wno-unused-result", "-o", program, Path(__file__).with_name("asynchronous.c"))
+    return program
+
+
+def test_writes_under_way_while_a_file_is_cut_change_no_count(
+    mount: support.Mounter, asynchronous: Path
+) -> None:
+    limit = 1 << 20
+    mounted = mount(filters=["quota"], sets={"quota.rules": f"home:{limit}:0:0:0"})
+    home = mounted.path / "home"
+    (mounted.src / "home").mkdir()
+
+    client = ("timeout", "-s", "KILL", "60", asynchronous, home / "a", home / "b")
+    with support.clients(client, client) as started:
+        assert [one.wait(60) for one in started] == [0, 0]
+
+    assert counted(mounted) == (0, 2)
+    os.truncate(home / "a", limit)
