@@ -19,7 +19,7 @@ void chain_hold(struct chain *c)
 	atomic_fetch_add(&c->refs, 1);
 }
 
-/* Whoever drains waits for its end. */
+/* No op uses it any more. Whoever drains waits for that. */
 static void forget_old(struct mount *m, const struct chain *c)
 {
 	pthread_mutex_lock(&m->chain_lock);
@@ -29,6 +29,9 @@ static void forget_old(struct mount *m, const struct chain *c)
 			break;
 		}
 	}
+	const struct chain *now = atomic_load(&m->chain);
+	if (now)
+		tags_drop_gone(m, now); // until now its ops could set more
 	pthread_mutex_unlock(&m->chain_lock);
 }
 
@@ -124,7 +127,6 @@ uint32_t chain_publish(struct mount *m, struct chain *c)
 	atomic_store(&m->chain, c);
 	uint32_t revision = c->revision;
 	pthread_mutex_unlock(&m->chain_lock);
-	tags_drop_gone(m, c, old);
 	chain_release(old);
 	return revision;
 }

@@ -28,3 +28,11 @@ int request_delay(struct request *rq)
 	} while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR);
 	return 0;
 }
+
+/** The same for an op that is done. Whoever interrupts it is answered at once. */
+void answer_delay(struct request *rq)
+{
+	worker_enter_backing(rq->worker);
+	request_delay(rq);
+	worker_leave_backing(rq->worker);
+}

@@ -149,16 +149,21 @@ int op_link(struct request *rq)
 
 /* ------------------------------------------------------------------------------- removing */
 
-/* The inodes of a file that may be about to lose its last link: hold their descriptors. */
-static void victims_hold(struct mount *m, int parent_fd, const char *name, struct views *victims)
+/* The inodes of a file that may be about to lose its last link: hold their descriptors. Returns 0, or -errno: for one there is none. */
+static int victims_hold(struct mount *m, int parent_fd, const char *name, struct views *victims)
 {
+	int e = 0;
+
 	views_at(m, parent_fd, name, victims);
 	for (uint32_t i = 0; i < victims->n; i++) {
-		if (inode_fd_get(m, victims->all[i]) >= 0)
+		int fd = inode_fd_get(m, victims->all[i]);
+		if (fd >= 0)
 			continue;
+		e = fd;
 		inode_release(m, victims->all[i]);
 		victims->all[i--] = victims->all[--victims->n];
 	}
+	return e;
 }
 
 /* Let go of one; if its last link is gone its descriptor stays, since its handle leads nowhere now. */
@@ -178,12 +183,16 @@ static void victim_put(struct mount *m, struct inode *victim, int error)
 	inode_fd_put(m, victim);
 }
 
-/* Who takes a name of a file has the turn at it until post hooks were told whether it was the last one. Returns 0, or -EINTR. */
-static int victims_turn(struct request *rq, const struct views *victims)
+/* Who takes a name of a file has the turn at it until post hooks were told whether it was the last one. `held` is what victims_hold
+ * says. Returns 0, -EINTR, -EBUSY, or what is held where filters that want sizes would not be told. */
+static int victims_turn(struct request *rq, const struct views *victims, int held)
 {
-	bool is_told = victims->n && rq->hooks && rq->hooks->n_post;
-
-	return is_told && !rq->turn.is_taken ? turn_take(rq, victims->all[0], true) : 0;
+	turn_give(rq); // of another try
+	if (!rq->hooks || !rq->hooks->n_post)
+		return 0;
+	if (held && rq->chain->wants & FB_WANTS_SIZES)
+		return held;
+	return victims->n ? turn_take(rq, victims->all[0], true) : 0;
 }
 
 static void victims_release(struct request *rq, struct views *victims, int error)
@@ -220,8 +229,7 @@ static int remove_entry(struct request *rq, int flags)
 
 	if (fd < 0)
 		return fd;
-	victims_hold(m, fd, rq->name, &victims);
-	int e = victims_turn(rq, &victims);
+	int held = victims_hold(m, fd, rq->name, &victims), e = victims_turn(rq, &victims, held);
 	if (!e)
 		e = unlinkat(fd, rq->name, flags) < 0 ? -errno : 0;
 	rq->has_changed = !e;
@@ -271,8 +279,7 @@ static int rename_between(struct request *rq, struct inode *newdir, int fd, int 
 	struct views moved, victims;
 
 	views_at(m, fd, rq->name, &moved);
-	victims_hold(m, new_fd, rq->name2, &victims);
-	int e = victims_turn(rq, &victims);
+	int held = victims_hold(m, new_fd, rq->name2, &victims), e = victims_turn(rq, &victims, held);
 	if (!e)
 		e = AS_CREATOR(rq, (int)syscall(SYS_renameat2, fd, rq->name, new_fd, rq->name2, flags));
 	if (!e)

@@ -51,7 +51,10 @@ struct request {
 	uint64_t n_all;	    /* and notifier.n_all */
 	uint32_t n_own;	       /* handles of its own that are open */
 	struct turn turn;      /* at the file whose size it may change, or of which it takes a name */
-	struct inode *sized;   /* that file, if a filter wants sizes and it has one */
+	struct inode *sized;   /* that file, if a filter wants sizes, */
+	int sized_fd;	       /* and a descriptor of it: */
+	bool has_sized_fd;     /* the inode's, */
+	struct handle *sized_by; /* or that of another who has it open, or else the op's own */
 	struct inode *removed; /* for post hooks: what lost its name, with a reference */
 	struct inode *entry;   /* the inode that the reply counts once; taken back if the reply does not arrive */
 	struct handle *opened; /* the handle that the reply hands out; closed if it does not arrive */
@@ -137,6 +140,7 @@ const char *root_edit(struct request *rq, uint32_t root);
 
 /* delay.c */
 int request_delay(struct request *rq);
+void answer_delay(struct request *rq);
 
 /* verdict.c */
 void fail_closed(struct request *rq, const struct op *op, const struct chain_hook *hook, enum fb_phase phase,

@@ -339,7 +339,7 @@ static int op_run(struct request *rq)
 		creds_enter(rq, rq->create_uid, rq->create_gid, false);
 	worker_enter_backing(rq->worker);
 	if (rq->delay_ns)
-		e = request_delay(rq);
+		e = sizes_delay(rq);
 	if (!e)
 		e = run_once(rq);
 	// A kick that was meant for the op before this one, or for an idle worker, is not the caller's business.
@@ -414,9 +414,11 @@ void request_route(struct request *rq)
 /** Run an op that is hooked, in a slot of its own, up to its reply. */
 void request_ask(struct request *rq)
 {
-	if (sizes_begin(rq) || slot_acquire(rq, !(rq->op->flags & FB_OP_UNREFUSABLE))) {
-		turn_give(rq);
-		rq->error = EINTR;
+	int e = sizes_begin(rq);
+
+	if (e || (e = slot_acquire(rq, !(rq->op->flags & FB_OP_UNREFUSABLE)))) {
+		sizes_end(rq);
+		rq->error = -e;
 		rq->chain = NULL; // no hook saw it: there is nothing to record
 		return;
 	}
@@ -431,15 +433,12 @@ void request_ask(struct request *rq)
 	memset(rq->cookies, 0, sizeof(rq->cookies[0]) * rq->chain->n_filters);
 	request_route(rq);
 	removed_release(rq);
-	turn_give(rq);
+	sizes_end(rq);
 	slot_release(rq);
 	if (rq->gave_ttl)
 		cache_settle(rq);
-	if (rq->delay_ns) {
-		worker_enter_backing(rq->worker);
-		request_delay(rq); // whoever interrupts it is answered at once: what is done is done
-		worker_leave_backing(rq->worker);
-	}
+	if (rq->delay_ns)
+		answer_delay(rq);
 }
 
 /* Which hooks stand at this op? */

@@ -7,13 +7,12 @@
 
 #include <sys/stat.h>
 
+#define SOON_NS 50000000 /* for so long a worker waits in its place, since most turns are short, and is then parked */
+
 void turns_init(struct turns *t)
 {
-	for (int i = 0; i < N_SHARDS; i++) {
+	for (int i = 0; i < N_SHARDS; i++)
 		pthread_mutex_init(&t->shards[i].lock, NULL);
-		clock_cond_init(&t->shards[i].given);
-		t->shards[i].taken = NULL;
-	}
 }
 
 /* ------------------------------------------------------------------------------- turns */
@@ -23,76 +22,127 @@ static struct turn_shard *shard_of(struct request *rq, uint32_t hash)
 	return &rq->mount->turns.shards[hash % N_SHARDS];
 }
 
-/* Take the turn if nobody has it. Two files with one hash share theirs. Called with the shard's lock held. */
-static bool take(struct turn_shard *s, struct turn *mine)
+/* The one in a list that is about a file, or NULL; two files with one hash share their turns. The three: called with the shard's lock. */
+static struct turn **find(struct turn **list, uint32_t hash)
 {
-	for (const struct turn *other = s->taken; other; other = other->next)
-		if (other->hash == mine->hash)
-			return false;
-	mine->next = s->taken;
-	s->taken = mine;
-	return mine->is_taken = true;
+	while (*list && (*list)->hash != hash)
+		list = &(*list)->next;
+	return *list ? list : NULL;
 }
 
-/** Wait for the turn at a file. Returns 0, or -EINTR. The worker may be one that is in the backing already. */
+static void give_to(struct turn_shard *s, struct turn *turn)
+{
+	turn->next = s->taken;
+	s->taken = turn;
+	turn->is_taken = true;
+}
+
+static void take_out(struct turn **list, struct turn *turn)
+{
+	while (*list != turn)
+		list = &(*list)->next;
+	*list = turn->next;
+}
+
+/* In the order in which they came. A worker is parked meanwhile, so that those who have turns find rings. */
+static int turn_wait(struct request *rq, struct turn_shard *s)
+{
+	struct turn *mine = &rq->turn, **last = &s->waiting;
+	bool is_parked = false, may_wait = true;
+
+	clock_cond_init(&mine->given);
+	mine->next = NULL;
+	while (*last)
+		last = &(*last)->next;
+	*last = mine;
+	while (!mine->is_taken && may_wait && !request_is_interrupted(rq)) {
+		clock_wait(&mine->given, &s->lock, is_parked ? LOOK_NS : SOON_NS);
+		if (mine->is_taken || is_parked)
+			continue;
+		pthread_mutex_unlock(&s->lock);
+		may_wait = is_parked = worker_park(rq->worker, MAX_LOCK_WAITERS);
+		pthread_mutex_lock(&s->lock);
+	}
+	if (!mine->is_taken)
+		take_out(&s->waiting, mine);
+	pthread_cond_destroy(&mine->given);
+	return mine->is_taken ? 0 : may_wait ? -EINTR : -EBUSY;
+}
+
+/** Wait for the turn at a file. Returns 0, -EINTR, or -EBUSY: too many wait. The worker may be one that is in the backing already. */
 int turn_take(struct request *rq, const struct inode *inode, bool is_in_backing)
 {
 	struct turn_shard *s = shard_of(rq, inode->key_hash);
+	int e = 0;
 
 	rq->turn.hash = inode->key_hash;
 	pthread_mutex_lock(&s->lock);
-	bool is_taken = take(s, &rq->turn);
+	bool is_free = !find(&s->taken, rq->turn.hash);
+	if (is_free)
+		give_to(s, &rq->turn);
 	pthread_mutex_unlock(&s->lock);
-	if (is_taken)
+	if (is_free)
 		return 0;
 	if (!is_in_backing)
 		worker_enter_backing(rq->worker);
 	pthread_mutex_lock(&s->lock);
-	while (!(is_taken = take(s, &rq->turn)) && !request_is_interrupted(rq))
-		clock_wait(&s->given, &s->lock, LOOK_NS);
+	if (!find(&s->taken, rq->turn.hash))
+		give_to(s, &rq->turn);
+	else
+		e = turn_wait(rq, s);
 	pthread_mutex_unlock(&s->lock);
 	if (!is_in_backing)
 		worker_leave_backing(rq->worker);
-	return is_taken ? 0 : -EINTR;
+	return e;
 }
 
-/** The op and its post hooks are through. */
+/** Let the next one have it. */
 void turn_give(struct request *rq)
 {
 	if (!rq->turn.is_taken)
 		return;
 	struct turn_shard *s = shard_of(rq, rq->turn.hash);
 	pthread_mutex_lock(&s->lock);
-	struct turn **at = &s->taken;
-	while (*at != &rq->turn)
-		at = &(*at)->next;
-	*at = rq->turn.next;
+	take_out(&s->taken, &rq->turn);
 	rq->turn.is_taken = false;
-	pthread_cond_broadcast(&s->given);
+	struct turn **next = find(&s->waiting, rq->turn.hash);
+	if (next) {
+		struct turn *turn = *next;
+		*next = turn->next;
+		give_to(s, turn);
+		pthread_cond_signal(&turn->given);
+	}
 	pthread_mutex_unlock(&s->lock);
 }
 
 /* ------------------------------------------------------------------------------- sizes */
 
-/* The file whose size an op may change, or NULL. */
-static struct inode *file_of(const struct request *rq)
+/* The file whose size an op may change, or NULL; *fh is the handle that the op has, 0: none. */
+static struct inode *file_of(const struct request *rq, uint64_t *fh)
 {
 	const struct fb_slot *image = rq->image;
 	struct inode *inode = NULL;
 
+	*fh = 0;
 	switch (rq->op->canonical) {
 	case FB_OP_write:
+		inode = rq->inode;
+		*fh = image->args.rw.fh;
+		break;
 	case FB_OP_fallocate:
 		inode = rq->inode;
+		*fh = image->args.fallocate.fh;
 		break;
 	case FB_OP_setattr:
 		inode = image->args.setattr.valid & FB_SET_SIZE ? rq->inode : NULL;
+		*fh = image->args.setattr.valid & FB_SET_FH ? image->args.setattr.fh : 0;
 		break;
 	case FB_OP_open:
 		inode = image->args.open.flags & O_TRUNC ? rq->inode : NULL;
 		break;
 	case FB_OP_copy_file_range:
 		inode = op_other(rq);
+		*fh = image->args.copy.fh_out;
 		break;
 	default:
 		break;
@@ -100,47 +150,83 @@ static struct inode *file_of(const struct request *rq)
 	return inode && inode->type == S_IFREG && !inode->is_virtual ? inode : NULL;
 }
 
-static bool file_stat(struct request *rq, struct inode *inode, struct stat *st)
+/* A descriptor of the file for as long as the op takes: its own, the inode's, or where there can be none another's who has it open. */
+static int sized_open(struct request *rq, uint64_t fh)
 {
-	int fd = inode_fd_get(rq->mount, inode);
+	const struct handle *own = fh ? handle_get(rq->mount, fh, false) : NULL;
 
+	if (own)
+		return atomic_load_explicit(&own->fd, memory_order_acquire);
+	int fd = inode_fd_get(rq->mount, rq->sized);
+	rq->has_sized_fd = fd >= 0;
 	if (fd < 0)
-		return false;
-	bool is_known = fstat(fd, st) == 0;
-	inode_fd_put(rq->mount, inode);
-	return is_known;
+		rq->sized_by = opened_get(rq->mount, rq->sized);
+	return rq->sized_by ? atomic_load_explicit(&rq->sized_by->fd, memory_order_acquire) : fd;
 }
 
-/** For filters that want it: have the turn at the file whose size the op may change, and show it. Returns 0, or -EINTR. */
+static int size_read(struct request *rq, __u64 *size)
+{
+	struct stat st;
+
+	if (fstat(rq->sized_fd, &st) < 0)
+		return -errno;
+	*size = (__u64)st.st_size;
+	if (!st.st_nlink && rq->sized == rq->inode)
+		rq->image->flags |= FB_GONE;
+	return 0;
+}
+
+/** For filters that want it: have the turn at the file whose size the op may change, and show it. Returns 0 or -errno, since what is not
+ * known cannot be judged; sizes_end is to follow. */
 int sizes_begin(struct request *rq)
 {
 	struct fb_slot *image = rq->image;
-	struct stat st;
+	uint64_t fh;
 
 	if (!(rq->chain->wants & FB_WANTS_SIZES))
 		return 0;
 	image->size = image->old_size = 0;
-	rq->sized = file_of(rq);
-	if (!rq->sized)
-		return 0;
-	int e = turn_take(rq, rq->sized, false);
-	if (e)
+	rq->sized = file_of(rq, &fh);
+	int e = rq->sized ? turn_take(rq, rq->sized, false) : 0;
+	if (!rq->sized || e)
 		return e;
-	if (!file_stat(rq, rq->sized, &st)) {
-		rq->sized = NULL;
-		return 0;
-	}
-	image->size = image->old_size = (uint64_t)st.st_size;
-	if (!st.st_nlink)
-		image->flags |= FB_GONE;
-	return 0;
+	rq->sized_fd = sized_open(rq, fh);
+	e = rq->sized_fd < 0 ? rq->sized_fd : size_read(rq, &image->old_size);
+	image->size = image->old_size;
+	return e;
+}
+
+/** Wait for as long as filters ordered, and let others have the turn meanwhile: the op begins with the size that it finds then. */
+int sizes_delay(struct request *rq)
+{
+	struct fb_slot *image = rq->image;
+
+	turn_give(rq);
+	int e = request_delay(rq);
+	if (e || !rq->sized)
+		return e;
+	e = turn_take(rq, rq->sized, true);
+	if (!e)
+		e = size_read(rq, &image->old_size);
+	image->size = image->old_size;
+	return e;
 }
 
 /** The op was done, or failed: what size has the file now? */
 void sizes_after(struct request *rq)
 {
-	struct stat st;
+	if (rq->sized && rq->turn.is_taken)
+		size_read(rq, &rq->image->size);
+}
 
-	if (rq->sized && file_stat(rq, rq->sized, &st))
-		rq->image->size = (uint64_t)st.st_size;
+/** The post hooks are through. */
+void sizes_end(struct request *rq)
+{
+	if (rq->has_sized_fd)
+		inode_fd_put(rq->mount, rq->sized);
+	if (rq->sized_by)
+		opened_put(rq->mount, rq->sized_by);
+	rq->has_sized_fd = false;
+	rq->sized_by = NULL;
+	turn_give(rq);
 }

@@ -7,15 +7,15 @@
 
 /* One op's, in its request. */
 struct turn {
-	struct turn *next; /* of those taken */
+	struct turn *next; /* of those taken, or of those who wait, the first of them first */
 	uint32_t hash;	   /* the file's, the same for all its views */
 	bool is_taken;
+	pthread_cond_t given; /* while it waits */
 };
 
 struct turn_shard {
 	pthread_mutex_t lock;
-	pthread_cond_t given;
-	struct turn *taken;
+	struct turn *taken, *waiting;
 };
 
 struct turns {
@@ -27,6 +27,8 @@ void turns_init(struct turns *t);
 int turn_take(struct request *rq, const struct inode *inode, bool is_in_backing);
 void turn_give(struct request *rq);
 int sizes_begin(struct request *rq);
+int sizes_delay(struct request *rq);
 void sizes_after(struct request *rq);
+void sizes_end(struct request *rq);
 
 #endif

@@ -321,10 +321,10 @@ void tags_adopt(struct mount *m, struct chain *c, const struct chain *old)
 	}
 }
 
-/** Drop the tags of filters that are no longer in the chain. */
-void tags_drop_gone(struct mount *m, const struct chain *c, const struct chain *old)
+/** Drop the tags of filters that are no longer in the chain. Called with chain_lock held. */
+void tags_drop_gone(struct mount *m, const struct chain *c)
 {
-	for (int i = 0; old && i < N_SHARDS; i++) {
+	for (int i = 0; i < N_SHARDS; i++) {
 		struct tag_shard *s = &m->tags.shards[i];
 		pthread_mutex_lock(&s->lock);
 		for (uint32_t b = 0; b < s->n_buckets; b++) {

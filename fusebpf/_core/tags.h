@@ -53,6 +53,6 @@ bool tags_judge_first(const struct mount *m, const struct inode *inode, const st
 void tags_reached(struct request *rq, struct inode *inode, struct inode *parent, const char *name, uint32_t n_links);
 void tags_moved(struct mount *m, const struct inode *inode);
 void tags_adopt(struct mount *m, struct chain *c, const struct chain *old);
-void tags_drop_gone(struct mount *m, const struct chain *c, const struct chain *old);
+void tags_drop_gone(struct mount *m, const struct chain *c);
 
 #endif

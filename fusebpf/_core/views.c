@@ -71,7 +71,8 @@ static int view_switch(struct request *rq, uint32_t view)
 	if (e)
 		return e;
 	inode->root = rq->entry->root;
-	inode->is_gone = rq->entry->is_gone;
+	if (rq->entry->is_gone)
+		inode->is_gone = true;
 	if (tags_are_used(&rq->mount->tags))
 		tags_reached(rq, inode, rq->inode, rq->name, out->attr.nlink);
 	inodes_forget(rq->mount, rq->entry, 1);

@@ -54,6 +54,7 @@ static void unpark(struct worker *w)
 	struct workers *p = &w->mount->workers;
 
 	pthread_mutex_lock(&p->lock);
+	p->n_parked--; // first, so that another may be parked in its place
 	atomic_fetch_add(&p->n_returning, 1);
 	if (!~p->rings_taken)
 		pthread_cond_broadcast(&p->changed); // the janitor parks those that block
@@ -61,7 +62,6 @@ static void unpark(struct worker *w)
 		pthread_cond_wait(&p->changed, &p->lock);
 	atomic_fetch_sub(&p->n_returning, 1);
 	take_ring(w);
-	p->n_parked--;
 	atomic_store(&w->state, WORKER_RUNS);
 	pthread_mutex_unlock(&p->lock);
 }

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -330,3 +331,74 @@ def test_writes_under_way_while_a_file_is_cut_change_no_count(
 
     assert counted(mounted) == (0, 2)
     os.truncate(home / "a", limit)
+
+
+# ------------------------------------------------------------------------------- what stands in the way
+
+
+def test_what_is_written_counts_also_where_the_server_has_no_descriptor_left(mount: support.Mounter) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "home:100000:0:0:0"})
+    home = mounted.path / "home"
+    home.mkdir()
+    resource.prlimit(mounted.pid, resource.RLIMIT_NOFILE, (600, 600))
+    fds: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while len(fds) < 1000:
+                fds.append(os.open(home / f"f{len(fds)}", os.O_CREAT | os.O_RDWR))
+        assert 100 < len(fds) < 600
+        refused = [support.refused(os.write, fd, bytes(1000)) for fd in fds]
+        assert refused == [None] * 100 + [errno.EDQUOT] * (len(fds) - 100)
+        for fd in fds[:50]:
+            os.ftruncate(fd, 10)
+        assert rule(mounted)["bytes"] == 50_500
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def n_delayed(mounted: support.Mounted) -> int:
+    return sum(row["formatted"]["value"]["seen"] for row in mounted.dump("fault/seen"))
+
+
+def test_who_waits_for_what_a_filter_delays_lets_others_go_on(mount: support.Mounter) -> None:
+    sets = {
+        "quota.rules": "home:0:0:0:0",
+        "fault.delays": "open:*:f:1500",
+        "fault.when": "open:*:f:0:1:0",
+    }
+    mounted = mount(filters=["fault", "quota"], sets=sets)
+    home = mounted.path / "home"
+    home.mkdir()
+    (home / "f").write_bytes(bytes(500))
+    (home / "f2").hardlink_to(home / "f")
+    truncate = (sys.executable, "-c", "import sys; open(sys.argv[1], 'w').close()", os.fspath(home / "f"))
+
+    with support.clients(*[("timeout", "-s", "KILL", "30", *truncate)] * 3) as started:
+        support.wait_until(lambda: n_delayed(mounted) == 3)
+        os.truncate(home / "f2", 700)
+        assert counted(mounted)[0] == 700
+        (home / "f2").unlink()
+        assert [one.poll() for one in started] == [None] * 3
+        assert [one.wait(30) for one in started] == [0] * 3
+
+    assert counted(mounted) == (0, 1)
+
+
+def test_many_who_truncate_one_file_at_once_get_their_turns(mount: support.Mounter) -> None:
+    mounted = mount(filters=["quota"], sets={"quota.rules": "home:0:0:0:0"})
+    (mounted.path / "home").mkdir()
+    path = mounted.path / "home" / "x"
+    path.touch()
+
+    def write() -> None:
+        for _ in range(10):
+            path.write_bytes(bytes(1000))
+
+    threads = [threading.Thread(target=write) for _ in range(100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert counted(mounted) == (path.stat().st_size, 1)
