@@ -134,6 +134,44 @@ struct fb_filter_source {
 #define PRE(filter, op) FB_DEFINE_HOOK(filter, pre, op)
 #define POST(filter, op) FB_DEFINE_HOOK(filter, post, op)
 
+/* ------------------------------------------------------------------------ helpers: loops */
+
+/* Keep a value inside a mask that is a literal, where the verifier sees it: with it every path through the
+ * loops below reaches the next round in a state that it has seen, so it walks each round once. */
+#define FB_BOUND(value, mask) asm volatile("%0 &= " #mask : "+r"(value))
+
+/* A 0, made of a number that the verifier does not know, so that it takes this one for any. */
+FB_ALWAYS_INLINE u64 fb_zero_of(u64 number)
+{
+	u64 wide = number * 0x9e3779b97f4a7c15ull, zero = wide; /* all bits of what it has bounds for become unknown */
+
+	asm volatile("%0 ^= %1" : "+&r"(zero) : "r"(wide));
+	return zero;
+}
+
+/* `FB_ROUNDS(i, zero, most, head) statement` is a loop of at most `most` rounds, 0xffff at the most. `zero` is a 0 that the verifier does
+ * not know to be one (ctx->zero), `head` is done before each round.
+ *
+ * Since Linux 6.9 the kernel counts the rounds itself (may_goto), and the verifier goes through them until one tells it nothing
+ * new: if all numbers that change began as such zeros, and `head` keeps them in bounds, in a round or two. Before, it goes through all. */
+#ifdef FB_HAS_MAY_GOTO
+#define FB_ROUNDS(i, zero, most, head) \
+	_Pragma("clang loop unroll(disable)") for (i = (zero); ({ FB_BOUND(i, 0xffff); head; i < (most) && !fb_is_over(); }); i++)
+
+FB_ALWAYS_INLINE u32 fb_is_over(void)
+{
+	u32 is_over;
+
+	/* Its code, no registers, one instruction on (over the last one, where the count is at its end), no more: compilers lack a name. */
+	asm volatile("%0 = 1\n\t.byte 0xe5, 0\n\t.short 1\n\t.long 0\n\t%0 = 0" : "=r"(is_over));
+	return is_over;
+}
+#else
+/* The compiler is not to know `i`: it would count down from a number that the verifier does not know. */
+#define FB_ROUNDS(i, zero, most, head) \
+	_Pragma("clang loop unroll(disable)") for (i = 0; ({ asm volatile("" : "+r"(i)); head; i < (most); }); i++)
+#endif
+
 /* ------------------------------------------------------------------------ helpers: names */
 
 /* An index that the verifier knows to be inside a name. */
@@ -192,17 +230,14 @@ FB_ALWAYS_INLINE int fb_glob(const char *text, u32 text_len, const char *glob, u
 #pragma clang loop unroll(full)
 	for (p = 0; p < glob_len; p++)
 		reached |= (reached & stars & 1ull << p) << 1;
-#pragma clang loop unroll(disable)
-	for (i = 0; i < FB_NAME_SIZE - 1; i++) {
-		u64 next = 0;
+	FB_ROUNDS(i, fb_zero_of(text_len), FB_NAME_SIZE - 1, (void)0) {
+		u64 next = 0, at = i;
 		u8 c;
 
-		/* Kept opaque: where the glob reads no byte of the text (`??`) the compiler would count down from
-		 * text_len, and the verifier sees no end to that. */
-		asm volatile("" : "+r"(i));
+		FB_BOUND(at, 0xff);
 		if (i >= text_len)
 			break;
-		c = text[FB_INDEX(i)];
+		c = text[at];
 #pragma clang loop unroll(full)
 		for (p = 0; p < glob_len; p++) {
 			if (glob[p] == '*')
@@ -251,25 +286,20 @@ FB_ALWAYS_INLINE u64 *fb_word(struct fb_window *data, u64 i)
 /* Do a statement for each word of `len` bytes: `at` is its index, *fb_word(data, at) the word. The statement has no
  * branch, or the verifier walks each way through all words. Words are gone through in eights, so that up to 63 bytes
  * behind `len` may be touched; within the window, where they are nobody's. */
-#define FB_EACH_WORD(at, len)                                                         \
-	_Pragma("clang loop unroll(disable)")                                          \
-	for (u32 at##_first = 0, at##_end = fb_word_end(len); fb_word_goes_on(&at##_first, at##_end); \
-	     at##_first += 8)                                                          \
-		_Pragma("clang loop unroll(full)")                                     \
-		for (u32 at = at##_first, at##_n = 0; at##_n < 8; at##_n++, at++)
+#define FB_EACH_WORD(at, len)                                                                                          \
+	for (u32 at##_round, at##_end = fb_word_end(len), at##_once = 1; at##_once; at##_once = 0)                      \
+		FB_ROUNDS(at##_round, fb_zero_of(len), FB_DATA_SIZE / 64, (void)0)                                     \
+			if (at##_round * 8 >= at##_end)                                                                 \
+				break;                                                                                  \
+			else                                                                                            \
+				_Pragma("clang loop unroll(full)")                                                      \
+				for (u32 at = at##_round * 8, at##_n = 0; at##_n < 8; at##_n++, at++)
 
 FB_ALWAYS_INLINE u32 fb_word_end(u32 len)
 {
 	u32 end = (len + 7) / 8;
 
 	return end < FB_DATA_SIZE / 8 ? end : FB_DATA_SIZE / 8;
-}
-
-FB_ALWAYS_INLINE int fb_word_goes_on(u32 *first, u32 end)
-{
-	/* Kept opaque: the compiler would count down from a number that the verifier does not know. */
-	asm volatile("" : "+r"(*first));
-	return *first < FB_DATA_SIZE / 8 && *first < end;
 }
 
 /* Make bytes `from` up to, not including, `to` of the window zeros. Both may be any number. */
@@ -295,9 +325,7 @@ FB_ALWAYS_INLINE void fb_data_zero(struct fb_window *data, u32 from, u32 to)
 	n = last - first - 1;
 	first++;
 	/* Eights, then the rest: the verifier keeps each end of a loop pending, of at most 8,192. */
-#pragma clang loop unroll(disable)
-	for (i = 0; i < FB_DATA_SIZE / 64; i++) {
-		asm volatile("" : "+r"(i));
+	FB_ROUNDS(i, fb_zero_of(to), FB_DATA_SIZE / 64, FB_BOUND(first, 0x1fff)) {
 		if (i >= n / 8)
 			break;
 #pragma clang loop unroll(full)
@@ -324,36 +352,31 @@ FB_ALWAYS_INLINE u64 fb_bytes_between(u64 word, u8 low, u8 high)
 	return ((is_low & ~is_high & ~word & tops) >> 7) * 0xff;
 }
 
-/* Keep a value inside a mask that is a literal, where the verifier sees it: with it every path through the
- * loops below reaches the next round in a state that it has seen, so it walks each round once. */
-#define FB_BOUND(value, mask) asm volatile("%0 &= " #mask : "+r"(value))
-
 /* Give an op without a name the last part of its path (FB_WANTS_PATH) as ctx->name: for looking it up, nothing else
  * sees it. "" stays where there is no path, and for the root. */
 FB_ALWAYS_INLINE void fb_take_name(struct fb_slot *ctx)
 {
 	/* Read anew for each use: what a loop's end tells the verifier of it would make each end a state of its own. */
 	const volatile u32 *len = &ctx->path_len;
-	u64 last = ctx->zero, is_slash;
+	u64 last = ctx->zero, is_slash, at;
 	u32 i;
 
 	if (ctx->name_len)
 		return;
-#pragma clang loop unroll(disable)
-	for (i = 0; i < FB_PATH_SIZE - 1; i++) {
-		asm volatile("" : "+r"(i)); // as in fb_glob
+	FB_ROUNDS(i, ctx->zero, FB_PATH_SIZE - 1, FB_BOUND(last, 0xfff)) {
+		at = i;
+		FB_BOUND(at, 0xfff);
 		if (i >= *len)
 			break;
-		is_slash = fb_is_zero((u8)ctx->path[i & (FB_PATH_SIZE - 1)] ^ '/');
+		is_slash = fb_is_zero((u8)ctx->path[at] ^ '/');
 		last = (last & (is_slash - 1)) | ((i + 1) & -is_slash);
-		FB_BOUND(last, 0xfff);
 	}
-#pragma clang loop unroll(disable)
-	for (i = 0; i < FB_NAME_SIZE - 1; i++) {
-		asm volatile("" : "+r"(i));
+	FB_ROUNDS(i, ctx->zero, FB_NAME_SIZE - 1, (void)0) {
+		at = i;
+		FB_BOUND(at, 0xff);
 		if (last + i >= *len)
 			break;
-		ctx->name.text[FB_INDEX(i)] = ctx->path[(last + i) & (FB_PATH_SIZE - 1)];
+		ctx->name.text[at] = ctx->path[(last + i) & (FB_PATH_SIZE - 1)];
 	}
 	ctx->name_len = i;
 }

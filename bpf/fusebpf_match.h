@@ -6,9 +6,13 @@
 #define FUSEBPF_MATCH_H
 
 /* How many rounds one match may take in all: one for each byte of a pattern that fits, each pattern that does not, and
- * each byte that a star skips. A list that needs more fails closed. The verifier bounds it: each branch of a round is
- * a jump that it keeps pending, of at most 8,192 (kernel/bpf/verifier.c: BPF_COMPLEXITY_LIMIT_JMP_SEQ). */
+ * each byte that a star skips. A list that needs more fails closed. Where the verifier goes through each round it is what bounds
+ * them: each branch of one is a jump that it keeps pending, of at most 8,192 (kernel/bpf/verifier.c: BPF_COMPLEXITY_LIMIT_JMP_SEQ). */
+#ifdef FB_HAS_MAY_GOTO
+#define FB_MATCH_STEPS 0xffff
+#else
 #define FB_MATCH_STEPS 384
+#endif
 
 enum fb_match { FB_MATCH_NONE = 0, FB_MATCH_FOUND = 1, FB_MATCH_TOO_LONG = 2 };
 
@@ -41,21 +45,14 @@ FB_ALWAYS_INLINE int fb_match_as(const struct fb_slot *ctx, const struct fb_patt
 	is_not_above = (is_not_above | !(mode & FB_MATCH_ABOVE)) + ctx->zero;
 	if (!__builtin_constant_p(mode))
 		slash += ctx->zero;
-	FB_BOUND(start, 0x3fff);
-	FB_BOUND(p, 0x3fff);
-	FB_BOUND(t, 0xfff);
-	FB_BOUND(star_p, 0x3fff);
-	FB_BOUND(star_t, 0xfff);
-	FB_BOUND(base, 0x1100);
-#pragma clang loop unroll(disable)
-	for (i = 0; i < FB_MATCH_STEPS; i++, ({
-		     FB_BOUND(start, 0x3fff);
-		     FB_BOUND(p, 0x3fff);
-		     FB_BOUND(t, 0xfff);
-		     FB_BOUND(star_p, 0x3fff);
-		     FB_BOUND(star_t, 0xfff);
-		     FB_BOUND(base, 0x1100);
-	     })) {
+	FB_ROUNDS(i, ctx->zero, FB_MATCH_STEPS, ({
+		FB_BOUND(start, 0x3fff);
+		FB_BOUND(p, 0x3fff);
+		FB_BOUND(t, 0xfff);
+		FB_BOUND(star_p, 0x3fff);
+		FB_BOUND(star_t, 0xfff);
+		FB_BOUND(base, 0x1100);
+	})) {
 		u64 pc, tc;
 
 		pc = (u8)pattern[p];
@@ -74,7 +71,10 @@ FB_ALWAYS_INLINE int fb_match_as(const struct fb_slot *ctx, const struct fb_patt
 			if (base == second)
 				return FB_MATCH_NONE;
 			base = second;
-			start = p = t = star_p = 0;
+			start = ctx->zero;
+			p = ctx->zero;
+			t = ctx->zero;
+			star_p = ctx->zero;
 			continue;
 		}
 		if (!pc && (!tc || tc == slash))
@@ -91,8 +91,8 @@ FB_ALWAYS_INLINE int fb_match_as(const struct fb_slot *ctx, const struct fb_patt
 		}
 		start += FB_NAME_SIZE;
 		p = start;
-		t = 0;
-		star_p = 0;
+		t = ctx->zero;
+		star_p = ctx->zero;
 	}
 	return FB_MATCH_TOO_LONG;
 }

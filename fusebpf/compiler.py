@@ -259,7 +259,7 @@ def _segments(shown: str, text: str) -> list[tuple[str, int, str]]:
     header = (bpf_dir() / "fusebpf.h").read_text("utf-8")
     before, include, after = header.partition('#include "fusebpf_filter.h"\n')
     return [
-        ("fusebpf.h", 1, before),
+        ("fusebpf.h", 1, ("#define FB_HAS_MAY_GOTO\n" if bpf.has_may_goto() else "") + "#line 1\n" + before),
         ("fusebpf_filter.h", 1, (bpf_dir() / "fusebpf_filter.h").read_text("utf-8")),
         ("fusebpf.h", before.count("\n") + 1 + len(include.splitlines()), after),
         ("fusebpf.h", 1, _SHARED_TYPES),

@@ -64,16 +64,14 @@ FB_ALWAYS_INLINE u64 quota_named(struct fb_slot *ctx)
 
 	if (ctx->path_len >= PATH_SIZE)
 		return 0;
-#pragma clang loop unroll(disable)
-	for (at = 0; at < PATH_SIZE; at++) {
-		asm volatile("" : "+r"(at));
+	FB_ROUNDS(at, ctx->zero, PATH_SIZE, (void)0) {
 		i = at;
+		FB_BOUND(i, 0x7f);
 		mask = (u64)((s64)(i - ctx->path_len) >> 63);
 		asm volatile("" : "+r"(mask));
-		ctx->path[at & (PATH_SIZE - 1)] &= mask;
+		ctx->path[i] &= mask;
 	}
-#pragma clang loop unroll(disable)
-	for (index = 0; index < N_RULES; index++) {
+	FB_ROUNDS(index, ctx->zero, N_RULES, (void)0) {
 		struct quota_rule *rule = quota__rules.lookup(&index);
 		if (!rule || !rule->path[0])
 			continue; /* taken out; those behind it hold */
@@ -88,13 +86,12 @@ FB_ALWAYS_INLINE u64 quota_named(struct fb_slot *ctx)
 }
 
 /* The number of the rule for the whole mount, 0 if there is none. */
-FB_ALWAYS_INLINE u64 quota_of_root(void)
+FB_ALWAYS_INLINE u64 quota_of_root(const struct fb_slot *ctx)
 {
 	u64 found = 0;
 	u32 index;
 
-#pragma clang loop unroll(disable)
-	for (index = 0; index < N_RULES; index++) {
+	FB_ROUNDS(index, ctx->zero, N_RULES, (void)0) {
 		struct quota_rule *rule = quota__rules.lookup(&index);
 		if (rule && rule->path[0] == '/')
 			found = index + 1;
@@ -106,7 +103,7 @@ FB_ALWAYS_INLINE u64 quota_of_root(void)
  * seen to here. */
 PRE(quota, lookup)
 {
-	u64 rule = ctx->nodeid == ROOT ? quota_of_root() : ctx->tag;
+	u64 rule = ctx->nodeid == ROOT ? quota_of_root(ctx) : ctx->tag;
 
 	ctx->cookie = rule;
 	if (ctx->nodeid != ROOT || ctx->tag == rule)
@@ -169,7 +166,7 @@ POST(quota, symlink) { return quota_made(ctx); }
 /* Files without a name come and go unseen. */
 PRE(quota, tmpfile)
 {
-	return ctx->tag || (ctx->nodeid == ROOT && quota_of_root()) ? -EOPNOTSUPP : FB_CONTINUE;
+	return ctx->tag || (ctx->nodeid == ROOT && quota_of_root(ctx)) ? -EOPNOTSUPP : FB_CONTINUE;
 }
 
 /* What lost its last name counts no longer: its bytes for its own rule, and it for its directory's. */
@@ -199,7 +196,7 @@ POST(quota, unlink) { return quota_gone(ctx); }
 POST(quota, rmdir) { return quota_gone(ctx); }
 
 /* Is this a rule's path, or one above it? All ones for yes: a branch in the loop would be walked both ways. */
-FB_ALWAYS_INLINE u64 quota_is_above(const char *path, u64 len)
+FB_ALWAYS_INLINE u64 quota_is_above(const struct fb_slot *ctx, const char *path, u64 len)
 {
 	u64 found = 0, difference, mask, end, i;
 	u32 index, at;
@@ -207,20 +204,18 @@ FB_ALWAYS_INLINE u64 quota_is_above(const char *path, u64 len)
 
 	if (len >= PATH_SIZE)
 		return 0;
-#pragma clang loop unroll(disable)
-	for (index = 0; index < N_RULES; index++) {
+	FB_ROUNDS(index, ctx->zero, N_RULES, (void)0) {
 		struct quota_rule *rule = quota__rules.lookup(&index);
 		if (!rule || !rule->path[0])
 			continue; /* taken out; those behind it hold */
 		difference = 0;
-#pragma clang loop unroll(disable)
-		for (at = 0; at < PATH_SIZE; at++) {
-			asm volatile("" : "+r"(at));
+		FB_ROUNDS(at, ctx->zero, PATH_SIZE, (void)0) {
 			i = at;
+			FB_BOUND(i, 0x7f);
 			before = (s64)(i - len);
 			asm volatile("" : "+r"(before));
 			mask = (u64)(before >> 63);
-			difference |= (u8)(path[at & (PATH_SIZE - 1)] ^ rule->path[at & (PATH_SIZE - 1)]) & mask;
+			difference |= (u8)(path[i] ^ rule->path[i]) & mask;
 		}
 		end = (u8)rule->path[len & (PATH_SIZE - 1)];
 		found |= fb_is_zero(difference) & (fb_is_zero(end) | fb_is_zero(end ^ '/'));
@@ -239,7 +234,7 @@ PRE(quota, rename)
 	if (ctx->tag != ctx->tag2)
 		return -EXDEV;
 	ctx->cookie = ctx->tag2;
-	return quota_is_above(ctx->path, ctx->path_len) || quota_is_above(ctx->path2, ctx->path2_len) ? -EXDEV : FB_CONTINUE;
+	return quota_is_above(ctx, ctx->path, ctx->path_len) || quota_is_above(ctx, ctx->path2, ctx->path2_len) ? -EXDEV : FB_CONTINUE;
 }
 
 POST(quota, rename) { return quota_gone(ctx); }

@@ -45,12 +45,12 @@ FB_ALWAYS_INLINE u64 redirect_same(const struct fb_name *a, const struct fb_name
 {
 	const u64 *x = (const u64 *)a->text, *y = (const u64 *)b->text;
 	u64 difference = 0;
-	u32 i;
+	u32 i, at;
 
-#pragma clang loop unroll(disable)
-	for (i = 0; i < N_WORDS; i++) {
-		asm volatile("" : "+r"(i));
-		difference |= x[i & (N_WORDS - 1)] ^ y[i & (N_WORDS - 1)];
+	FB_ROUNDS(i, fb_zero_of(*x), N_WORDS, (void)0) {
+		at = i;
+		FB_BOUND(at, 0x1f);
+		difference |= x[at] ^ y[at];
 	}
 	return redirect_mask(fb_is_zero(difference));
 }
@@ -59,23 +59,21 @@ FB_ALWAYS_INLINE void redirect_copy(char *to, const struct fb_name *from)
 {
 	const u64 *y = (const u64 *)from->text;
 	u64 *x = (u64 *)to;
-	u32 i;
+	u32 i, at;
 
-#pragma clang loop unroll(disable)
-	for (i = 0; i < N_WORDS; i++) {
-		asm volatile("" : "+r"(i));
-		x[i & (N_WORDS - 1)] = y[i & (N_WORDS - 1)];
+	FB_ROUNDS(i, fb_zero_of(*y), N_WORDS, (void)0) {
+		at = i;
+		FB_BOUND(at, 0x1f);
+		x[at] = y[at];
 	}
 }
 
 /* The length of a text in a buffer of `size` bytes, a power of two. */
 FB_ALWAYS_INLINE u32 redirect_len(const char *text, u32 size)
 {
-	u64 i, len = 0, goes_on = 1;
+	u64 zero = fb_zero_of(*(const u64 *)text), i, len = zero, goes_on = zero | 1;
 
-#pragma clang loop unroll(disable)
-	for (i = 0; i < size; i++) {
-		asm volatile("" : "+r"(i));
+	FB_ROUNDS(i, zero, size, FB_BOUND(len, 0xff)) {
 		goes_on &= fb_is_zero((u8)text[i & (size - 1)]) ^ 1;
 		len += goes_on;
 	}
@@ -106,11 +104,9 @@ FB_ALWAYS_INLINE u32 redirect_replace(struct fb_name *name, const char *scratch,
 
 	if (new_len >= FB_NAME_SIZE || !new_len)
 		return 0;
-#pragma clang loop unroll(disable)
-	for (i = 0; i < FB_NAME_SIZE; i++) {
+	FB_ROUNDS(i, fb_zero_of(*(const u64 *)scratch), FB_NAME_SIZE, (void)0) {
 		u64 in_prefix, inside;
 
-		asm volatile("" : "+r"(i));
 		in_prefix = redirect_mask((i - to_len) >> 63);
 		inside = redirect_mask((i - new_len) >> 63);
 		name->text[FB_INDEX(i)] = ((to[i & (PREFIX_SIZE - 1)] & in_prefix) |
@@ -138,8 +134,7 @@ FB_ALWAYS_INLINE int redirect_name(struct fb_slot *ctx, struct fb_name *name, u3
 	FB_BOUND(named, 0x1f);
 	FB_BOUND(prefixed, 0x1f);
 	FB_BOUND(gone, 0x1);
-#pragma clang loop unroll(disable)
-	for (i = 0; i < N_RULES; i++) {
+	FB_ROUNDS(i, ctx->zero, N_RULES, (void)0) {
 		struct redirect_pair *pair = redirect__names.lookup(&i);
 		if (!pair || !pair->shown.text[0])
 			break;
@@ -147,8 +142,7 @@ FB_ALWAYS_INLINE int redirect_name(struct fb_slot *ctx, struct fb_name *name, u3
 		gone |= redirect_same(name, to_stored ? &pair->stored : &pair->shown);
 		FB_BOUND(gone, 0x1);
 	}
-#pragma clang loop unroll(disable)
-	for (i = 0; i < N_PREFIXES; i++) {
+	FB_ROUNDS(i, ctx->zero, N_PREFIXES, (void)0) {
 		struct redirect_prefix *p = redirect__prefixes.lookup(&i);
 		if (!p || !p->shown[0])
 			break;
@@ -200,9 +194,7 @@ PRE(redirect, rename)
 	u64 found = ctx->zero, edits = ctx->zero, base;
 	u32 i;
 
-#pragma clang loop unroll(disable)
-	for (i = 0; i < 2; i++) {
-		asm volatile("" : "+r"(i));
+	FB_ROUNDS(i, ctx->zero, 2, (void)0) {
 		base = (ctx->zero + i) * FB_NAME_SIZE;
 		FB_BOUND(base, 0x100);
 		found |= 1 << redirect_name(ctx, (struct fb_name *)((char *)&ctx->name + base),

@@ -11,8 +11,9 @@ from collections.abc import Callable
 import pytest
 from loader_support import HEAD, OPCODES, HookRunner
 
-from fusebpf import _core
+from fusebpf import _core, bpf, loader
 from fusebpf.loader import Filter
+from fusebpf.shared_maps import SharedMaps
 
 _N_PER_HOOK = 4
 _OPS = [name for name, *_, kind, _ in _core.OPS if kind == "hook" and name != "dirent"]
@@ -87,6 +88,7 @@ def test_a_glob_alone_in_its_file_is_verified(glob: str, load_text: Load, runner
         assert is_hidden == fnmatch.fnmatchcase(name, glob), name
 
 
+@pytest.mark.usefixtures("counts_rounds")
 def test_a_glob_of_63_bytes_is_matched(load_text: Load, runner: HookRunner) -> None:
     glob = "*" + "a" * 61 + "?"
     one = load_text(_hooks_of_tests([f'fb_name_glob(ctx, "{glob}")']))
@@ -95,6 +97,66 @@ def test_a_glob_of_63_bytes_is_matched(load_text: Load, runner: HookRunner) -> N
         assert _answers(one, runner, 1, name) == [fnmatch.fnmatchcase(name, glob)], name
 
 
+@pytest.fixture(params=[True, False], ids=["the kernel counts", "the verifier walks"])
+def counts_rounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Loops are compiled as for kernels of either kind."""
+    if request.param and not bpf.has_may_goto():
+        pytest.skip("the kernel does not count the rounds of loops")
+    monkeypatch.setattr(bpf, "has_may_goto", lambda: request.param)
+    return bool(request.param)
+
+
+def test_a_list_that_takes_more_rounds_than_there_are_counts_as_a_match(
+    load_text: Load, runner: HookRunner, counts_rounds: bool
+) -> None:
+    one = load_text(
+        HEAD + "BPF_ARRAY(f__names, struct fb_patterns, 1);\nPRE(f, lookup)\n{\n\tu32 i = 0;\n"
+        "\treturn fb_match_name(ctx, f__names.lookup(&i));\n}\n"
+    )
+    name = "a" * 250
+
+    for n, n_rounds in ((1, 252), (63, 16_000)):
+        one.set("names", ",".join(f"*{index}" for index in range(n)))
+        is_judged = counts_rounds or n_rounds <= 384
+        verdict = runner.run(one, "pre", "lookup", name=name).verdict
+        assert (verdict == "FB_CONTINUE") == is_judged
+        assert runner.run(one, "pre", "lookup", name=f"{name}0").verdict != "FB_CONTINUE"
+    one.set("names", "*aab" + "*a" * 100 + "b")  # it goes back at each star
+    assert (runner.run(one, "pre", "lookup", name=name).verdict == "FB_CONTINUE") == counts_rounds
+
+
+@pytest.mark.usefixtures("counts_rounds")
+def test_a_loop_of_rounds_ends_where_it_says_and_may_have_branches(
+    load_text: Load, runner: HookRunner
+) -> None:
+    one = load_text(
+        HEAD + "PRE(f, lookup)\n{\n\tu64 n = ctx->zero, at;\n\tu32 i;\n\n"
+        "\tFB_ROUNDS(i, ctx->zero, 200, FB_BOUND(n, 0xff)) {\n\t\tat = i;\n\t\tFB_BOUND(at, 0xff);\n"
+        "\t\tif (!ctx->name.text[at])\n\t\t\tbreak;\n\t\tif (ctx->name.text[at] == '.')\n\t\t\tn++;\n\t}\n"
+        "\treturn n == 3 ? -EPERM : i == 200 ? -EACCES : FB_CONTINUE;\n}\n"
+    )
+
+    for name, error in (("a.b.c.", "FB_EPERM"), ("...", "FB_EPERM"), ("a" * 200, "FB_EACCES")):
+        assert runner.run(one, "pre", "lookup", name=name).error == error
+    for name in ("a.b.", "....", "a" * 197 + "..", "a" * 199, ""):
+        assert runner.run(one, "pre", "lookup", name=name).verdict == "FB_CONTINUE"
+    assert runner.run(one, "pre", "lookup", name="a" * 198 + "....").error == "FB_EACCES"
+
+
+@pytest.mark.parametrize("name", ["quota", "redact", "redirect", "worm"])
+def test_stock_filters_are_verified_where_the_verifier_walks_each_round(
+    name: str, shared: SharedMaps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bpf, "has_may_goto", lambda: False)
+
+    loaded = loader.load(loader.stock(name), shared)
+
+    for each in loaded:
+        each.close()
+    assert [each.name for each in loaded] == [name]
+
+
+@pytest.mark.usefixtures("counts_rounds")
 def test_a_path_is_above_a_pattern_where_a_move_would_take_what_matches_away(
     load_text: Load, runner: HookRunner
 ) -> None:
