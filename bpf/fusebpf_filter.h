@@ -124,8 +124,10 @@ struct fb_filter_source {
 	int filter##__##phase##__##op(void *none)                                      \
 	{                                                                              \
 		struct fb_hook *hook = fb_hook_here();                                 \
-		struct fb_slot *ctx = hook ? fb_slot_of(hook) : 0;                  \
-		return ctx ? fb_emit(hook, ctx, filter##__##phase##__##op##__body(ctx)) : 1; \
+		struct fb_slot *ctx = hook ? fb_slot_of(hook) : 0;                     \
+		int verdict = ctx ? filter##__##phase##__##op##__body(ctx) : 0;        \
+		/* Where the kernel has ended a loop nobody knows what it would have found: no verdict. */ \
+		return ctx && !fb_is_over() ? fb_emit(hook, ctx, verdict) : 1;         \
 	}                                                                              \
 	FB_ALWAYS_INLINE int filter##__##phase##__##op##__body(struct fb_slot *ctx)
 
@@ -152,8 +154,9 @@ FB_ALWAYS_INLINE u64 fb_zero_of(u64 number)
 /* `FB_ROUNDS(i, zero, most, head) statement` is a loop of at most `most` rounds, 0xffff at the most. `zero` is a 0 that the verifier does
  * not know to be one (ctx->zero), `head` is done before each round.
  *
- * Since Linux 6.9 the kernel counts the rounds itself (may_goto), and the verifier goes through them until one tells it nothing
- * new: if all numbers that change began as such zeros, and `head` keeps them in bounds, in a round or two. Before, it goes through all. */
+ * Since Linux 6.14 the kernel counts the rounds itself (may_goto), and the verifier goes through them until one tells it nothing
+ * new: if all numbers that change began as such zeros, and `head` keeps them in bounds, in a round or two. Before, it goes through all.
+ * A program whose loops take more than 250 ms leaves no verdict, so that the op fails. */
 #ifdef FB_HAS_MAY_GOTO
 #define FB_ROUNDS(i, zero, most, head) \
 	_Pragma("clang loop unroll(disable)") for (i = (zero); ({ FB_BOUND(i, 0xffff); head; i < (most) && !fb_is_over(); }); i++)
@@ -167,6 +170,7 @@ FB_ALWAYS_INLINE u32 fb_is_over(void)
 	return is_over;
 }
 #else
+#define fb_is_over() 0
 /* The compiler is not to know `i`: it would count down from a number that the verifier does not know. */
 #define FB_ROUNDS(i, zero, most, head) \
 	_Pragma("clang loop unroll(disable)") for (i = 0; ({ asm volatile("" : "+r"(i)); head; i < (most); }); i++)
@@ -306,7 +310,7 @@ FB_ALWAYS_INLINE u32 fb_word_end(u32 len)
 FB_ALWAYS_INLINE void fb_data_zero(struct fb_window *data, u32 from, u32 to)
 {
 	u32 first, last, n, i, k;
-	u64 head, tail;
+	u64 head, tail, zero;
 
 	if (to > FB_DATA_SIZE)
 		to = FB_DATA_SIZE;
@@ -320,12 +324,13 @@ FB_ALWAYS_INLINE void fb_data_zero(struct fb_window *data, u32 from, u32 to)
 		*fb_word(data, first) &= head | tail;
 		return;
 	}
+	zero = fb_zero_of(*fb_word(data, last));
 	*fb_word(data, first) &= head;
 	*fb_word(data, last) &= tail;
 	n = last - first - 1;
-	first++;
+	first += 1 + zero;
 	/* Eights, then the rest: the verifier keeps each end of a loop pending, of at most 8,192. */
-	FB_ROUNDS(i, fb_zero_of(to), FB_DATA_SIZE / 64, FB_BOUND(first, 0x1fff)) {
+	FB_ROUNDS(i, zero, FB_DATA_SIZE / 64, FB_BOUND(first, 0x1fff)) {
 		if (i >= n / 8)
 			break;
 #pragma clang loop unroll(full)

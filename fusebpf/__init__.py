@@ -18,7 +18,7 @@ General layout, from the user down to the kernel:
     checks, registry    what must hold before; which mounts there are, and what dead ones left
     testing, slot, new  unit tests for filters without a mount; a filter to begin with
     loader, compiler    C source to loaded filters and maps
-    compiler_child, kernel_stub, compile_cache, refusal  the compiler's process; why the verifier said no
+    compiler_child, kernel_stub, loops, compile_cache, refusal  its process; why the verifier said no
     policy_map, btf     the content of maps and its types; set_text; shared_maps, pins
     mounts, bpf         mount(2) and its table; bpf(2)
     _core               the native engine: the FUSE protocol and the way of one operation

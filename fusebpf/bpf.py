@@ -7,7 +7,6 @@ belong to the caller and are closed on exec. The calls run without the GIL.
 import contextlib
 import ctypes
 import errno
-import functools
 import os
 import platform
 import struct
@@ -454,20 +453,6 @@ def _is_bpffs(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return f"{os.major(here)}:{os.minor(here)}" == device
-
-
-@functools.cache
-def has_may_goto() -> bool:
-    """Whether the kernel counts the rounds of loops, so that its verifier need not (Linux 6.9).
-
-    Source: kernel/bpf/verifier.c: BPF_MAY_GOTO; its code stands in bpf/fusebpf_filter.h (fb_is_over) too.
-    """
-    loop = bytes.fromhex("b700000000000000 e500000000000000 9500000000000000")  # r0 = 0; may_goto +0; exit
-    try:
-        os.close(_prog_load(loop, "fusebpf_probe", 0, None))
-    except OSError:
-        return False
-    return True
 
 
 def require() -> None:

@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fusebpf import bpf, compile_cache, compiler_child, kernel_stub, tables
+from fusebpf import bpf, compile_cache, compiler_child, kernel_stub, loops, tables
 from fusebpf.errors import CompileError, FilterError, PlatformError
 from fusebpf.paths import bpf_dir
 
@@ -259,7 +259,7 @@ def _segments(shown: str, text: str) -> list[tuple[str, int, str]]:
     header = (bpf_dir() / "fusebpf.h").read_text("utf-8")
     before, include, after = header.partition('#include "fusebpf_filter.h"\n')
     return [
-        ("fusebpf.h", 1, ("#define FB_HAS_MAY_GOTO\n" if bpf.has_may_goto() else "") + "#line 1\n" + before),
+        ("fusebpf.h", 1, before),
         ("fusebpf_filter.h", 1, (bpf_dir() / "fusebpf_filter.h").read_text("utf-8")),
         ("fusebpf.h", before.count("\n") + 1 + len(include.splitlines()), after),
         ("fusebpf.h", 1, _SHARED_TYPES),
@@ -277,7 +277,7 @@ def _compile(shown: str, segments: list[tuple[str, int, str]], place: Path) -> C
     bpf.require()
     text = "".join(f"#line {line} {json.dumps(file)}\n{part}" for file, line, part in segments)
     # A kept one was compiled without a warning, so that those are said each time.
-    kept_as = compile_cache.key(segments[-1][2], text + _headers(), place, _FLAGS)
+    kept_as = compile_cache.key(segments[-1][2], text + _headers(), place, (*_FLAGS, *loops.loop_flags()))
     answer = compile_cache.load(kept_as) if kept_as else None
     messages = ""
     if answer is None:
@@ -307,7 +307,7 @@ def _run_child(text: str, place: Path, debug: int) -> tuple[int, bytes, str]:
     job = {
         "parent": os.getpid(),
         "text": text,
-        "flags": [f"-I{bpf_dir()}", f"-I{place}", *_FLAGS],
+        "flags": [f"-I{bpf_dir()}", f"-I{place}", *_FLAGS, *loops.loop_flags()],
         "debug": debug,
     }
     # Nothing else of the environment: C_INCLUDE_PATH and its like would change what the compiler reads.

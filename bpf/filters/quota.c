@@ -255,10 +255,11 @@ FB_ALWAYS_INLINE int quota_grow(struct fb_slot *ctx, u64 end)
 
 FB_ALWAYS_INLINE int quota_sized(struct fb_slot *ctx)
 {
-	struct quota_rule *rule = quota_of_file(ctx);
+	struct quota_rule *rule = quota_rule_of(ctx->tag);
+	u64 grown = ctx->flags & FB_GONE ? 0 : ctx->size - ctx->old_size;
 
 	if (rule)
-		quota_give(rule, ctx->old_size + ctx->cookie - ctx->size, 0);
+		quota_give(rule, ctx->cookie - grown, 0);
 	return FB_CONTINUE;
 }
 

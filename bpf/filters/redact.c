@@ -77,15 +77,18 @@ PRE(redact, tmpfile) { return redact_look(ctx); }
 POST(redact, create) { return redact_made(ctx); }
 POST(redact, tmpfile) { return redact_made(ctx); }
 
-/* Is the new entry of a link or rename one whose file is redacted? `name` is where its name stands; is_not_above is fb_match_as's. */
+/* Is the new entry of a link or rename one whose file is redacted? `name` is where its name stands; is_not_above is fb_match_as's. 2:
+ * that cannot be judged. */
 FB_ALWAYS_INLINE int redact_stays(struct fb_slot *ctx, const struct fb_name *name, int is_by_path, u64 is_not_above)
 {
 	u32 first = 0;
 
-	if (!is_by_path && fb_match(ctx, redact__names.lookup(&first), name->text, 0, FB_MATCH_WHOLE))
-		return 1;
+	int is_named = is_by_path ? 0 : fb_match(ctx, redact__names.lookup(&first), name->text, 0, FB_MATCH_WHOLE);
+
+	if (is_named)
+		return is_named;
 	ctx->path[0] = 0; /* of the two paths only the new one is asked for */
-	return !!fb_match_as(ctx, redact__paths.lookup(&first), ctx->path, FB_PATH_SIZE, FB_MATCH_BELOW | FB_MATCH_ABOVE, is_not_above);
+	return fb_match_as(ctx, redact__paths.lookup(&first), ctx->path, FB_PATH_SIZE, FB_MATCH_BELOW | FB_MATCH_ABOVE, is_not_above);
 }
 
 FB_ALWAYS_INLINE int redact_is_all(void)
@@ -113,7 +116,7 @@ PRE(redact, rename)
 {
 	u32 first = 0;
 	struct fb_patterns *paths = redact__paths.lookup(&first), *names = redact__names.lookup(&first);
-	int is_by_path, is_about;
+	int is_by_path, is_named, is_about;
 	u64 is_exchanged = !!(ctx->args.rename.flags & RENAME_EXCHANGE); /* it leaves both of its places */
 
 	if (redact__allowed.lookup(&ctx->uid) || redact_is_all())
@@ -122,8 +125,9 @@ PRE(redact, rename)
 		return -EACCES;
 	is_by_path = fb_match_as(ctx, paths, ctx->path, is_exchanged * FB_PATH_SIZE, FB_MATCH_BELOW | FB_MATCH_ABOVE,
 				 !fb_moves_directory(ctx));
-	is_about = is_by_path || fb_match(ctx, names, ctx->name.text, is_exchanged * FB_NAME_SIZE, FB_MATCH_WHOLE);
-	if (is_exchanged)
+	is_named = fb_match(ctx, names, ctx->name.text, is_exchanged * FB_NAME_SIZE, FB_MATCH_WHOLE);
+	is_about = is_by_path || is_named;
+	if (is_exchanged || is_by_path == FB_MATCH_TOO_LONG || is_named == FB_MATCH_TOO_LONG)
 		return is_about ? -EACCES : FB_CONTINUE;
 	return redact_stays(ctx, &ctx->name2, is_by_path, is_about | !fb_moves_directory(ctx)) == is_about ? FB_CONTINUE : -EACCES;
 }

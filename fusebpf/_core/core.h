@@ -163,6 +163,7 @@ void creds_leave(void);
 bool creds_are_users(void);
 uid_t creds_caller_uid(const struct request *rq);
 bool creds_caller_is_admin(const struct request *rq);
+bool acts_as_caller(const struct request *rq);
 gid_t creds_caller_gid(const struct request *rq);
 void creds_lift(void);
 void creds_unlift(void);

@@ -92,7 +92,7 @@ void result_to_slot(struct request *rq)
 	struct fb_slot *image = rq->image;
 	uint32_t flags = rq->op->flags;
 
-	if (rq->inode && rq->inode->is_gone)
+	if (rq->inode && rq->inode->is_gone && !rq->sized) // else it is as its turn began
 		image->flags |= FB_GONE;
 	if (rq->removed && rq->removed->is_gone)
 		removed_to_slot(rq);

@@ -98,6 +98,10 @@ static void pre_run(struct request *rq)
 		const struct chain_hook *hook = &rq->hooks->pre[i];
 		int joined_fd = joined_program(rq, FB_PRE, hook);
 
+		if (!sizes_wait(rq)) {
+			stopped = hook;
+			break;
+		}
 		if (joined_fd >= 0) {
 			i += pre_ask_joined(rq, hook, joined_fd, &stopped);
 			continue;
@@ -307,12 +311,6 @@ bool dirent_allowed(struct request *rq, uint64_t ino, uint32_t type, const char 
 }
 
 /* ------------------------------------------------------------------------------ the whole way */
-
-/* Does the backing file system judge the caller, since the kernel was told not to? */
-static bool acts_as_caller(const struct request *rq)
-{
-	return !rq->mount->default_permissions && !(rq->image->flags & FB_NO_CALLER);
-}
 
 /* Is the op to be tried once more, since a descriptor that it went by is stale? The kernel does the same with names. */
 static bool renews_stale(struct request *rq, int e, bool *was_stale)

@@ -7,6 +7,7 @@
 
 #include <sys/stat.h>
 
+#define MAX_TURN_WAITERS 1024
 #define SOON_NS 50000000 /* for so long a worker waits in its place, since most turns are short, and is then parked */
 
 void turns_init(struct turns *t)
@@ -48,25 +49,30 @@ static void take_out(struct turn **list, struct turn *turn)
 static int turn_wait(struct request *rq, struct turn_shard *s)
 {
 	struct turn *mine = &rq->turn, **last = &s->waiting;
-	bool is_parked = false, may_wait = true;
+	bool is_parked = false;
 
+	if (atomic_fetch_add(&rq->mount->turns.n_waiting, 1) >= MAX_TURN_WAITERS) {
+		atomic_fetch_sub(&rq->mount->turns.n_waiting, 1);
+		return -EBUSY;
+	}
 	clock_cond_init(&mine->given);
 	mine->next = NULL;
 	while (*last)
 		last = &(*last)->next;
 	*last = mine;
-	while (!mine->is_taken && may_wait && !request_is_interrupted(rq)) {
+	while (!mine->is_taken && !request_is_interrupted(rq)) {
 		clock_wait(&mine->given, &s->lock, is_parked ? LOOK_NS : SOON_NS);
 		if (mine->is_taken || is_parked)
 			continue;
 		pthread_mutex_unlock(&s->lock);
-		may_wait = is_parked = worker_park(rq->worker, MAX_LOCK_WAITERS);
+		is_parked = worker_park(rq->worker, MAX_PARKED);
 		pthread_mutex_lock(&s->lock);
 	}
 	if (!mine->is_taken)
 		take_out(&s->waiting, mine);
 	pthread_cond_destroy(&mine->given);
-	return mine->is_taken ? 0 : may_wait ? -EINTR : -EBUSY;
+	atomic_fetch_sub(&rq->mount->turns.n_waiting, 1);
+	return mine->is_taken ? 0 : -EINTR;
 }
 
 /** Wait for the turn at a file. Returns 0, -EINTR, or -EBUSY: too many wait. The worker may be one that is in the backing already. */
@@ -164,15 +170,17 @@ static int sized_open(struct request *rq, uint64_t fh)
 	return rq->sized_by ? atomic_load_explicit(&rq->sized_by->fd, memory_order_acquire) : fd;
 }
 
-static int size_read(struct request *rq, __u64 *size)
+/* Before the op: how large it is, and whether it has a name. */
+static int size_read(struct request *rq)
 {
+	struct fb_slot *image = rq->image;
 	struct stat st;
 
 	if (fstat(rq->sized_fd, &st) < 0)
 		return -errno;
-	*size = (__u64)st.st_size;
+	image->size = image->old_size = (__u64)st.st_size;
 	if (!st.st_nlink && rq->sized == rq->inode)
-		rq->image->flags |= FB_GONE;
+		image->flags |= FB_GONE;
 	return 0;
 }
 
@@ -191,32 +199,56 @@ int sizes_begin(struct request *rq)
 	if (!rq->sized || e)
 		return e;
 	rq->sized_fd = sized_open(rq, fh);
-	e = rq->sized_fd < 0 ? rq->sized_fd : size_read(rq, &image->old_size);
-	image->size = image->old_size;
-	return e;
+	return rq->sized_fd < 0 ? rq->sized_fd : size_read(rq);
 }
 
-/** Wait for as long as filters ordered, and let others have the turn meanwhile: the op begins with the size that it finds then. */
+/* Was a filter asked that wants sizes? */
+static bool size_is_judged(const struct request *rq)
+{
+	for (uint32_t i = 0; i < rq->chain->n_filters; i++)
+		if (rq->chain->filters[i].wants & FB_WANTS_SIZES && rq->pre_ran & 1U << rq->chain->filters[i].id)
+			return true;
+	return false;
+}
+
+/** Wait for as long as filters ordered. Others have the turn meanwhile, unless a filter has judged the size. Between worker_enter_backing
+ * and worker_leave_backing. Returns 0 or -errno. */
 int sizes_delay(struct request *rq)
 {
-	struct fb_slot *image = rq->image;
-
+	if (!rq->sized || size_is_judged(rq))
+		return request_delay(rq);
 	turn_give(rq);
 	int e = request_delay(rq);
-	if (e || !rq->sized)
-		return e;
-	e = turn_take(rq, rq->sized, true);
 	if (!e)
-		e = size_read(rq, &image->old_size);
-	image->size = image->old_size;
-	return e;
+		e = turn_take(rq, rq->sized, true);
+	return e ? e : size_read(rq);
+}
+
+/** Before a pre hook is asked: wait for what those above ordered, so that a size that is judged stays so until the op is done. Returns
+ * whether the op goes on. */
+bool sizes_wait(struct request *rq)
+{
+	if (!rq->sized || !rq->delay_ns || size_is_judged(rq))
+		return true;
+	slot_release(rq);
+	worker_enter_backing(rq->worker);
+	int e = sizes_delay(rq);
+	worker_leave_backing(rq->worker);
+	slot_acquire(rq, false);
+	if (!e)
+		return true;
+	rq->error = -e;
+	rq->route = FB_ROUTE_REPLY;
+	return false;
 }
 
 /** The op was done, or failed: what size has the file now? */
 void sizes_after(struct request *rq)
 {
-	if (rq->sized && rq->turn.is_taken)
-		size_read(rq, &rq->image->size);
+	struct stat st;
+
+	if (rq->sized && rq->turn.is_taken && fstat(rq->sized_fd, &st) == 0)
+		rq->image->size = (__u64)st.st_size;
 }
 
 /** The post hooks are through. */

@@ -19,6 +19,7 @@ struct turn_shard {
 };
 
 struct turns {
+	_Atomic uint32_t n_waiting;
 	struct turn_shard shards[N_SHARDS]; /* by hash */
 };
 
@@ -28,6 +29,7 @@ int turn_take(struct request *rq, const struct inode *inode, bool is_in_backing)
 void turn_give(struct request *rq);
 int sizes_begin(struct request *rq);
 int sizes_delay(struct request *rq);
+bool sizes_wait(struct request *rq);
 void sizes_after(struct request *rq);
 void sizes_end(struct request *rq);
 

@@ -24,7 +24,8 @@ bool worker_park_locked(struct worker *w, int expected)
 {
 	struct workers *p = &w->mount->workers;
 
-	if (p->n_parked >= MAX_PARKED || !atomic_compare_exchange_strong(&w->state, &expected, WORKER_PARKED))
+	// In the place of one that wants to return it may be parked always: the two change places.
+	if (p->n_parked >= MAX_PARKED + atomic_load(&p->n_returning) || !atomic_compare_exchange_strong(&w->state, &expected, WORKER_PARKED))
 		return false;
 	hook_leave(w);
 	p->rings_taken &= ~(1ULL << w->index);
@@ -54,7 +55,6 @@ static void unpark(struct worker *w)
 	struct workers *p = &w->mount->workers;
 
 	pthread_mutex_lock(&p->lock);
-	p->n_parked--; // first, so that another may be parked in its place
 	atomic_fetch_add(&p->n_returning, 1);
 	if (!~p->rings_taken)
 		pthread_cond_broadcast(&p->changed); // the janitor parks those that block
@@ -62,6 +62,7 @@ static void unpark(struct worker *w)
 		pthread_cond_wait(&p->changed, &p->lock);
 	atomic_fetch_sub(&p->n_returning, 1);
 	take_ring(w);
+	p->n_parked--;
 	atomic_store(&w->state, WORKER_RUNS);
 	pthread_mutex_unlock(&p->lock);
 }

@@ -180,6 +180,8 @@ for line in sys.stdin:
             fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
         elif word == "write":
             os.write(fd, bytes(number))
+        elif word == "rewrite":
+            os.pwrite(fd, bytes(number), 0)
         elif word == "size":
             os.ftruncate(fd, number)
         elif word == "open":
@@ -402,3 +404,54 @@ def test_many_who_truncate_one_file_at_once_get_their_turns(mount: support.Mount
         thread.join()
 
     assert counted(mounted) == (path.stat().st_size, 1)
+
+
+@pytest.fixture
+def delayed(mount: support.Mounter) -> support.Mounted:
+    """A mount on which a user waits before he writes, and sees files otherwise than root."""
+    sets = {
+        **REDACTED,
+        "quota.rules": "home:10000:0:0:0",
+        "fault.delays": f"write:{USER}:*:1500",
+        "fault.when": f"write:{USER}:*:0:1:0",
+    }
+    mounted = mount(filters=["fault", "redact", "quota"], sets=sets)
+    (mounted.src / "home").mkdir()
+    (mounted.src / "home").chmod(0o777)
+    return mounted
+
+
+def test_who_waited_is_judged_by_what_is_there_then(
+    delayed: support.Mounted, actors: tuple[Actor, Actor]
+) -> None:
+    user, root = actors
+    path, other = delayed.path / "home" / "a", delayed.path / "home" / "b"
+    user.does("create", path)
+    assert user.does("write", path, 8000) == 0
+    refused = []
+    thread = threading.Thread(target=lambda: refused.append(user.does("rewrite", path, 8000)))
+    thread.start()
+    support.wait_until(lambda: n_delayed(delayed) == 2)
+
+    assert root.does("truncate", path, 0) == 0
+    assert [root.does("create", other), root.does("write", other, 8000)] == [0, 0]
+    thread.join()
+
+    assert refused == [errno.EDQUOT]
+    assert counted(delayed) == (8000, 2)
+
+
+def test_what_is_removed_while_somebody_waits_to_write_it_takes_no_room(
+    delayed: support.Mounted, actors: tuple[Actor, Actor]
+) -> None:
+    user, root = actors
+    path = delayed.path / "home" / "c"
+    user.does("create", path)
+    thread = threading.Thread(target=user.does, args=("write", path, 9000))
+    thread.start()
+    support.wait_until(lambda: n_delayed(delayed) == 1)
+
+    assert root.does("unlink", path) == 0
+    thread.join()
+
+    assert counted(delayed) == (0, 0)

@@ -5,10 +5,12 @@ import mmap
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import support
 
-from fusebpf import loader
+from fusebpf import loader, loops
 from fusebpf.testing import Chain
 
 TEXT = b"name=Ann pin=1234 " * 8000
@@ -138,3 +140,25 @@ def test_every_stock_filter_is_documented() -> None:
         maps = [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")]
         source = Path(loader.stock(name)).read_text()
         assert [one for one in maps if f"{name}__{one}" not in source] == []
+
+
+@pytest.mark.parametrize(("n_patterns", "length"), [(1, 504), (3, 304), (3, 20)])
+def test_nothing_moves_to_or_from_where_it_cannot_be_judged(
+    monkeypatch: pytest.MonkeyPatch, n_patterns: int, length: int
+) -> None:
+    """With as few rounds as older kernels have for a match."""
+    monkeypatch.setattr(loops, "has_may_goto", lambda: False)
+    patterns = ",".join(f"*.k{number}" for number in range(n_patterns))
+    maps = {"redact.paths": f"secret,{patterns}", "redact.allowed": "0"}
+    file: dict[str, Any] = {
+        "name": b"f",
+        "name2": b"f",
+        "uid": 1234,
+        "phase": "pre",
+        "args": {"type": 0o100000},
+    }
+    near, far = b"secret/f", b"u/" + b"d" * length + b"/f"
+
+    with Chain("redact", maps=maps) as chain:
+        assert chain.run("rename", path=near, path2=far, **file).error == errno.EACCES
+        assert chain.run("rename", path=far, path2=near, **file).error == errno.EACCES

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 from loader_support import HEAD, OPCODES, HookRunner
 
-from fusebpf import _core, bpf, loader
+from fusebpf import _core, loader, loops
 from fusebpf.loader import Filter
 from fusebpf.shared_maps import SharedMaps
 
@@ -100,9 +100,9 @@ def test_a_glob_of_63_bytes_is_matched(load_text: Load, runner: HookRunner) -> N
 @pytest.fixture(params=[True, False], ids=["the kernel counts", "the verifier walks"])
 def counts_rounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Loops are compiled as for kernels of either kind."""
-    if request.param and not bpf.has_may_goto():
+    if request.param and not loops.has_may_goto():
         pytest.skip("the kernel does not count the rounds of loops")
-    monkeypatch.setattr(bpf, "has_may_goto", lambda: request.param)
+    monkeypatch.setattr(loops, "has_may_goto", lambda: request.param)
     return bool(request.param)
 
 
@@ -147,7 +147,7 @@ def test_a_loop_of_rounds_ends_where_it_says_and_may_have_branches(
 def test_stock_filters_are_verified_where_the_verifier_walks_each_round(
     name: str, shared: SharedMaps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bpf, "has_may_goto", lambda: False)
+    monkeypatch.setattr(loops, "has_may_goto", lambda: False)
 
     loaded = loader.load(loader.stock(name), shared)
 

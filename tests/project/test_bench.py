@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from support import CHECKOUT, run, wait_until
 
+pytestmark = pytest.mark.alone
+
 RUN = CHECKOUT / "bench/run.py"
+SECONDS = 60
 
 
 @pytest.mark.parametrize(
@@ -38,7 +41,7 @@ def test_what_no_line_matches_is_said(directory: Path) -> None:
     run("make", "bench/out/client", cwd=CHECKOUT)
     where = ["--quick", "--match", "no such line", "--dir", str(directory)]
 
-    done = run(sys.executable, RUN, *where, check=False, cwd=CHECKOUT)
+    done = run(sys.executable, RUN, *where, check=False, cwd=CHECKOUT, seconds=SECONDS)
 
     assert done.returncode == 1
     assert "matches 'no such line'" in done.stderr
@@ -70,7 +73,7 @@ def test_quick_measures_a_line_of_each_part_and_leaves_nothing(directory: Path, 
     measured.mkdir()
     words = ["--quick", "--only", part, "--peers", "^$", "--dir", str(measured), "--json", str(saved)]
 
-    done = run(sys.executable, RUN, *words, "--match", f"^{re.escape(line)}", cwd=CHECKOUT)
+    done = run(sys.executable, RUN, *words, "--match", f"^{re.escape(line)}", cwd=CHECKOUT, seconds=SECONDS)
 
     assert [text for text in done.stdout.splitlines() if text.strip().startswith(line)]
     results = json.loads(saved.read_text())["results"]
