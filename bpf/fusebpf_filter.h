@@ -125,9 +125,7 @@ struct fb_filter_source {
 	{                                                                              \
 		struct fb_hook *hook = fb_hook_here();                                 \
 		struct fb_slot *ctx = hook ? fb_slot_of(hook) : 0;                     \
-		int verdict = ctx ? filter##__##phase##__##op##__body(ctx) : 0;        \
-		/* Where the kernel has ended a loop nobody knows what it would have found: no verdict. */ \
-		return ctx && !fb_is_over() ? fb_emit(hook, ctx, verdict) : 1;         \
+		return ctx ? fb_leave(hook, ctx, filter##__##phase##__##op##__body(ctx)) : 1; \
 	}                                                                              \
 	FB_ALWAYS_INLINE int filter##__##phase##__##op##__body(struct fb_slot *ctx)
 
@@ -175,6 +173,13 @@ FB_ALWAYS_INLINE u32 fb_is_over(void)
 #define FB_ROUNDS(i, zero, most, head) \
 	_Pragma("clang loop unroll(disable)") for (i = 0; ({ asm volatile("" : "+r"(i)); head; i < (most); }); i++)
 #endif
+
+/* Where the kernel has ended a loop nobody knows what it would have found: then there is no verdict. */
+FB_ALWAYS_INLINE int fb_leave(struct fb_hook *hook, struct fb_slot *ctx, int verdict)
+{
+	asm volatile("" : "+r"(verdict)); /* not put together behind the question, where the verifier would name other lines */
+	return fb_is_over() ? 1 : fb_emit(hook, ctx, verdict);
+}
 
 /* ------------------------------------------------------------------------ helpers: names */
 
